@@ -1,0 +1,19 @@
+"""Shared fixtures: small molecules, random rotations, and where the reference data lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("TORCHMDNET_SHARED_DATA", REPOSITORY.parent / "shared"))
+
+
+def shared(relative: str) -> Path:
+    """A file of the reference data beside the checkout; the calling test is skipped when it is not there."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"reference data not found: {relative} (set TORCHMDNET_SHARED_DATA)")
+    return path

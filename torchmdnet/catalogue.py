@@ -1,0 +1,58 @@
+"""Tables of named parts, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torchmdnet.errors import ConfigError, did_you_mean
+
+__all__ = ["Catalogue"]
+
+
+class Catalogue(Mapping[str, Any]):
+    """Names of one kind of part, each with the address of the object that implements it.
+
+    Looking a name up imports its module. An address, ``"my_package.nets:MyNet"``, works in place of a name, so
+    that a configuration can use parts from other packages.
+
+    Args:
+        key: Configuration key these names are values of; it opens the error message.
+        addresses: ``name -> "module:object"``.
+    """
+
+    def __init__(self, key: str, addresses: Mapping[str, str]) -> None:
+        self.key = key
+        self.addresses = dict(addresses)
+
+    def __getitem__(self, name: str) -> Any:
+        address = self.addresses.get(name, name) if isinstance(name, str) else ""
+        module, colon, attribute = address.partition(":")
+        if not colon:
+            raise ConfigError(
+                f"{self.key}: {name!r} is not available.{did_you_mean(name, self)} "
+                f"Choose from {', '.join(self)}, or give 'my_package.module:Class'."
+            )
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
+                raise ConfigError(f"{self.key}: {name!r} names module {module!r}, which cannot be found.") from error
+            raise
+        except AttributeError as error:
+            raise ConfigError(f"{self.key}: module {module!r} has no {attribute!r}.") from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.addresses
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.addresses)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def name_of(self, cls: type) -> str:
+        """The catalogue name of a class, or its import address when it is not listed."""
+        address = f"{cls.__module__}:{cls.__qualname__}"
+        return next((name for name, known in self.addresses.items() if known == address), address)

@@ -1,0 +1,26 @@
+"""Errors meant for people: each names what came, what would do, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "did_you_mean"]
+
+
+class ConfigError(ValueError):
+    """An option, a name or a combination of options that cannot work."""
+
+
+class DataError(ValueError):
+    """Reference data that cannot be used; the message names the file and the frame."""
+
+
+class CheckpointError(ValueError):
+    """A model file that cannot be read, or must not be trusted."""
+
+
+def did_you_mean(word: object, options: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest of ``options``, or an empty string."""
+    close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.55)
+    return f" Did you mean {close[0]!r}?" if close else ""
