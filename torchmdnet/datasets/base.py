@@ -1,0 +1,108 @@
+"""What every data set of ours offers: samples, batches without per-sample work, and the facts about its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from torchmdnet.datasets.frames import Frames, Indices, JoinedFrames
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch, Data
+
+__all__ = ["FramesDataset", "atomref_table"]
+
+
+class FramesDataset(Dataset):
+    """A data set on top of :class:`~torchmdnet.datasets.frames.Frames`.
+
+    ``ds[i]`` is a ``torch_geometric.data.Data`` with ``z`` (N,), ``pos`` (N, 3), ``y`` (1, 1), ``neg_dy`` (N, 3) and
+    whatever else the set holds; ``ds.__getitems__(indices)`` is a ``Batch`` collected with one gather per quantity.
+
+    A subclass states its source in the class attributes and hands its frames to this constructor.
+
+    Args:
+        frames: The stored systems.
+        transform: Called with each sample. Batches are then collated sample by sample, which is slower.
+        reference_energies: Energy of each element (atomic number to energy), if the source states them.
+    """
+
+    #: Unit of ``y``; forces are in this unit per :attr:`length_unit`.
+    energy_unit: str | None = None
+    #: Unit of ``pos`` and ``box``.
+    length_unit: str | None = None
+    #: The method that produced the labels.
+    level_of_theory: str | None = None
+    #: What to cite when these data are used.
+    citation: str | None = None
+    #: Whether batches are collected in the calling process at memory speed, so that loader workers would only cost.
+    gathers_in_process: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        frames: Frames | JoinedFrames,
+        transform: Callable[[Data], Data] | None = None,
+        *,
+        reference_energies: Mapping[int, float] | None = None,
+    ) -> None:
+        self.frames = frames
+        self.transform = transform
+        self.reference_energies = dict(reference_energies) if reference_energies else None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def len(self) -> int:
+        """The number of systems, as ``torch_geometric`` data sets say it."""
+        return len(self)
+
+    def get(self, index: int) -> Data:
+        """One system before :attr:`transform`."""
+        return self.frames.data(index)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One system as ``Data``; for a slice, a list of numbers or a mask, a ``torch.utils.data.Subset``."""
+        if isinstance(index, slice):
+            return Subset(self, range(len(self))[index])
+        if np.ndim(index) == 0:
+            sample = self.get(int(index))
+            return sample if self.transform is None else self.transform(sample)
+        chosen = np.asarray(index)
+        return Subset(self, (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist())
+
+    def __getitems__(self, indices: Indices) -> Batch:
+        """Systems as one batch, in the order asked for."""
+        if self.transform is None:
+            return self.frames.batch(indices)
+        from torch_geometric.data import Batch
+
+        return Batch.from_data_list([self[int(i)] for i in indices])
+
+    @property
+    def splits(self) -> dict[str, np.ndarray] | None:
+        """``idx_train``, ``idx_val`` and ``idx_test`` where the source publishes a split."""
+        return None
+
+    def get_atomref(self, max_z: int = 100) -> Tensor | None:
+        """Energy of each element, (max_z, 1) float32 in :attr:`energy_unit`, or None where the source states none."""
+        return None if self.reference_energies is None else atomref_table(self.reference_energies, max_z)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+
+def atomref_table(energies: Mapping[int, float], max_z: int = 100) -> Tensor:
+    """A table of element energies, (max_z, 1) float32, zero for elements that are not given."""
+    table = np.zeros((max_z, 1), dtype=np.float64)
+    for z, energy in energies.items():
+        if z < max_z:
+            table[z, 0] = energy
+    return torch.from_numpy(table).float()
