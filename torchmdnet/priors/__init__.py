@@ -17,7 +17,7 @@ PRIORS = Catalogue(
     },
 )
 
-__all__ = ["Atomref", "LearnableAtomref", "D2", "ZBL", "Coulomb"]  # noqa: F822, RUF022 (the established order; see __getattr__)
+__all__ = list(PRIORS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,200 @@
+"""From a configuration to a potential."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchmdnet.errors import ConfigError
+from torchmdnet.heads import HEADS
+from torchmdnet.heads.base import OutputModel
+from torchmdnet.models import ARCHITECTURES
+from torchmdnet.potential import TorchMD_Net
+from torchmdnet.priors import PRIORS
+from torchmdnet.priors.base import BasePrior
+
+__all__ = ["PRECISIONS", "create_model", "create_prior_models", "representation_arguments"]
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {16: torch.float16, 32: torch.float32, 64: torch.float64}
+
+#: Constructor parameters whose configuration key has another name.
+KEY_OF_PARAMETER = {"hidden_channels": "embedding_dimension", "num_filters": "embedding_dimension"}
+
+
+def create_model(
+    args: Mapping[str, Any],
+    prior_model: BasePrior | Sequence[BasePrior] | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> TorchMD_Net:
+    """Build a potential from its configuration.
+
+    Args:
+        args: Configuration keys, see the configuration reference; not modified. Keys an architecture does not read
+            are ignored.
+        prior_model: Priors to use in place of the ones the configuration names.
+        mean: See :class:`torchmdnet.potential.TorchMD_Net`.
+        std: See :class:`torchmdnet.potential.TorchMD_Net`.
+
+    Raises:
+        ConfigError: For an unknown architecture, head, prior or option value.
+    """
+    args = dict(args)
+    dtype = precision_of(args)
+    architecture = ARCHITECTURES[_required(args, "model")]
+    representation = architecture(**_arguments(architecture, args, dtype))
+    if args.get("atom_filter", -1) is not None and int(args.get("atom_filter", -1)) > -1:
+        if args.get("derivative"):
+            raise ConfigError(
+                "atom_filter: cannot be combined with derivative, forces need every atom. Set one of them."
+            )
+        from torchmdnet.models.wrappers import AtomFilter
+
+        representation = AtomFilter(representation, int(args["atom_filter"]))
+    if args.get("prior_model") and prior_model is None:
+        prior_model = create_prior_models(args)
+    output_model = _create_head(architecture, args, dtype)
+    return TorchMD_Net(
+        representation,
+        output_model,
+        prior_model=prior_model,
+        mean=mean,
+        std=std,
+        derivative=bool(args.get("derivative", False)),
+        dtype=dtype,
+    )
+
+
+def precision_of(args: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of ``precision: 16 | 32 | 64``."""
+    precision = args.get("precision", 32)
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision: {precision!r} is not available. Choose from {', '.join(map(str, PRECISIONS))}.")
+    return PRECISIONS[precision]
+
+
+def _required(args: Mapping[str, Any], key: str) -> Any:
+    if key not in args:
+        raise ConfigError(f"{key}: missing from the model configuration.")
+    return args[key]
+
+
+def representation_arguments(architecture: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The configuration keys an architecture reads, with the constructor parameter behind each."""
+    parameters = inspect.signature(architecture).parameters
+    return {KEY_OF_PARAMETER.get(name, name): parameter for name, parameter in parameters.items() if name != "dtype"}
+
+
+def _arguments(architecture: type[nn.Module], args: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Keyword arguments of an architecture, taken from the configuration by name."""
+    chosen: dict[str, Any] = {}
+    for key, parameter in representation_arguments(architecture).items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if key == "box_vecs":
+            chosen[key] = box_from_config(args.get(key), dtype)
+        elif key == "static_shapes":
+            chosen[key] = bool(args.get(key, False))
+        elif key == "output_charges":
+            chosen[key] = "Coul" in str(args.get("output_model", ""))
+        elif key in args:
+            chosen[parameter.name] = float(args[key]) if key.startswith("cutoff_") else args[key]
+    if "dtype" in inspect.signature(architecture).parameters:
+        chosen["dtype"] = dtype
+    return chosen
+
+
+def box_from_config(box_vecs: Any, dtype: torch.dtype) -> Tensor | None:
+    """A box given as nested lists; None and all zeros mean no box.
+
+    Raises:
+        ConfigError: If the shape is neither (3, 3) nor (S, 3, 3).
+    """
+    if box_vecs is None:
+        return None
+    box = torch.as_tensor(box_vecs, dtype=dtype)
+    if box.dim() not in (2, 3) or box.shape[-2:] != (3, 3):
+        raise ConfigError(f"box_vecs: shape {tuple(box.shape)} given. Give three lattice vectors, [[ax, ay, az], ...].")
+    return box if bool(box.any()) else None
+
+
+def _create_head(architecture: type[Any], args: Mapping[str, Any], dtype: torch.dtype) -> OutputModel:
+    name = _required(args, "output_model")
+    prefix = getattr(architecture, "head_prefix", "")
+    if prefix and ":" not in name:
+        if name in HEADS and prefix + name not in HEADS:
+            raise ConfigError(f"output_model: {name!r} is not available for model {args['model']!r}.")
+        name = prefix + name
+    head = HEADS[name]
+    options = {
+        "activation": args.get("activation", "silu"),
+        "reduce_op": args.get("reduce_op", "sum"),
+        "dtype": dtype,
+        "static_shapes": bool(args.get("static_shapes", False)),
+        "num_layers": args.get("output_mlp_num_layers", 0),
+        "q_dim": args.get("q_dim", 0),
+        "q_weights": args.get("q_weights", []),
+        "coulomb_cutoff": args.get("coulomb_cutoff"),
+        "coulomb_max_num_neighbors": args.get("coulomb_max_num_neighbors"),
+        "coulomb_neighbor_strategy": args.get("coulomb_neighbor_strategy", "brute"),
+        "box_vecs": box_from_config(args.get("box_vecs"), dtype),
+    }
+    accepted = inspect.signature(head).parameters
+    if "q_weights" in accepted:  # a head that reads the charges of every layer, and its depth under another name
+        options |= {"num_layers": args.get("num_layers", 0), "num_hidden_layers": options["num_layers"]}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        options = {key: value for key, value in options.items() if key in accepted}
+    return head(args["embedding_dimension"], **options)
+
+
+def create_prior_models(args: Mapping[str, Any], dataset: Any = None) -> list[BasePrior]:
+    """Build the priors a configuration names.
+
+    Args:
+        args: ``prior_model`` is a name, ``{name: keywords}``, or a list of either; ``prior_args``, one dictionary for
+            each prior as a checkpoint stores them, takes the place of the keywords.
+        dataset: Asked by priors for what was not given, such as reference energies.
+
+    Raises:
+        ConfigError: For an unknown prior or keyword, or if ``prior_args`` does not match.
+    """
+    named = _named_priors(args.get("prior_model"))
+    stored = args.get("prior_args")
+    if stored is not None:
+        stored = [stored] if isinstance(stored, Mapping) else list(stored)
+        if len(stored) != len(named):
+            raise ConfigError(
+                f"prior_args: {len(stored)} given for {len(named)} priors ({', '.join(name for name, _ in named)}). "
+                "Give one dictionary for each prior, in the same order."
+            )
+        named = [(name, dict(keywords or {})) for (name, _), keywords in zip(named, stored, strict=True)]
+    priors = []
+    for name, keywords in named:
+        prior = PRIORS[name]
+        try:
+            priors.append(prior(dataset=dataset, **keywords))
+        except TypeError as error:
+            raise ConfigError(f"prior_model: {name} cannot be built from {keywords}: {error}") from error
+    return priors
+
+
+def _named_priors(prior_model: Any) -> list[tuple[str, dict[str, Any]]]:
+    """All forms of ``prior_model`` as a list of names with keywords."""
+    if not prior_model:
+        return []
+    if isinstance(prior_model, str):
+        return [(prior_model, {})]
+    if isinstance(prior_model, Mapping):
+        return [(name, dict(keywords or {})) for name, keywords in prior_model.items()]
+    if isinstance(prior_model, Sequence):
+        return [pair for entry in prior_model for pair in _named_priors(entry)]
+    raise ConfigError(
+        f"prior_model: {prior_model!r} is neither a name, a mapping of names to keywords, nor a list of these."
+    )

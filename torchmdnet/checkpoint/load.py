@@ -1,0 +1,183 @@
+"""From a model file to a potential."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchmdnet.build import box_from_config, create_model, precision_of, representation_arguments
+from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate
+from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
+from torchmdnet.config.flags import OPTIONS
+from torchmdnet.errors import CheckpointError, did_you_mean
+from torchmdnet.models import ARCHITECTURES
+from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.priors.atomref import Atomref
+
+__all__ = ["load_ensemble", "load_model", "load_weights"]
+
+log = logging.getLogger(__name__)
+
+#: Options that may differ from the file without changing the physics.
+_FREE_TO_CHANGE = {"precision", "max_num_neighbors", "static_shapes", "box_vecs"}
+
+
+def load_model(
+    filepath: str | Path | Sequence[str | Path],
+    args: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    return_std: bool = False,
+    *,
+    weights_only: bool = True,
+    **kwargs: Any,
+) -> TorchMD_Net | Ensemble:
+    """Load a potential, or an ensemble from several files or a zip of them.
+
+    Args:
+        filepath: A checkpoint; a list of checkpoints or a ``.zip`` gives an :class:`Ensemble`.
+        args: Hyper-parameters to use in place of the ones in the file; not modified.
+        device: Where the model goes.
+        return_std: Whether an ensemble returns standard deviations too.
+        weights_only: See :func:`torchmdnet.checkpoint.read.read_checkpoint`.
+        **kwargs: Hyper-parameters to change. ``remove_ref_energy=False`` makes a delta-learned model predict total
+            energies. ``box_vecs`` replaces the stored box. ``compatibility_load`` says whether a TensorNet file has
+            the tensor layout of releases before 3.0, where the file does not say. Unknown names warn.
+
+    Returns:
+        The model, in evaluation mode; call ``.train()`` to train it further.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged, untrusted, or does not fit its configuration.
+    """
+    if isinstance(filepath, (list, tuple)) or str(filepath).endswith(".zip"):
+        return load_ensemble(
+            filepath, args=args, device=device, return_std=return_std, weights_only=weights_only, **kwargs
+        )
+    assert isinstance(filepath, (str, Path))
+    checkpoint = read_checkpoint(filepath, weights_only=weights_only)
+    stored = hyper_parameters_of(checkpoint, filepath) if args is None else dict(args)
+    state, chosen = migrate(checkpoint["state_dict"], {**stored, **_overrides(stored, kwargs)})
+    if "box_vecs" in kwargs:
+        box = box_from_config(kwargs["box_vecs"], precision_of(chosen))
+        state["representation_model.distance.box"] = torch.zeros(3, 3) if box is None else box
+    model = create_model(chosen)
+    _load_state(model, state, filepath)
+    if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:
+        _add_reference_energies(model, filepath)
+    return model.to(device).eval()
+
+
+def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool = True) -> None:
+    """Copy the weights of a checkpoint of any release into a model of the same architecture.
+
+    Raises:
+        CheckpointError: If the file is damaged, untrusted, or holds another architecture.
+    """
+    checkpoint = read_checkpoint(filepath, weights_only=weights_only)
+    args = hyper_parameters_of(checkpoint, filepath) if checkpoint.get("hyper_parameters") else {}
+    state, _ = migrate(checkpoint["state_dict"], args)
+    _load_state(model, state, filepath)
+
+
+def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check keywords against what there is, and warn of those that change what the weights mean."""
+    known = OPTIONS.keys() | stored.keys() | RETIRED_KEYS | {"handedness"}
+    for key in kwargs.keys() - known:
+        warnings.warn(f"Unknown hyperparameter: {key}.{did_you_mean(key, known)}", stacklevel=4)
+    name = kwargs.get("model", stored.get("model"))
+    shaping = set(representation_arguments(ARCHITECTURES[name])) if name in ARCHITECTURES else set()
+    for key in sorted(shaping & kwargs.keys() & stored.keys() - _FREE_TO_CHANGE):
+        if kwargs[key] != stored[key]:
+            log.warning(
+                "%s: the model was trained with %r and is loaded with %r; it computes something else.",
+                key,
+                stored[key],
+                kwargs[key],
+            )
+    return {key: value for key, value in kwargs.items() if key != "check_errors"}
+
+
+def _load_state(model: TorchMD_Net, state: dict[str, torch.Tensor], filepath: str | Path) -> None:
+    state = fill_boxes(state, model)
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or unexpected or misshapen:
+        told = [
+            f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+            for what, names in (("missing", missing), ("not expected", unexpected), ("other shape", misshapen))
+            if names
+        ]
+        raise CheckpointError(
+            f"The weights in {filepath} do not fit the model its options describe; {'; '.join(told)}."
+        )
+    model.load_state_dict(state)
+
+
+def _add_reference_energies(model: TorchMD_Net, filepath: str | Path) -> None:
+    """Let the reference energies a delta-learned model was trained without count again."""
+    priors = list(model.prior_model or [])
+    if not priors or not isinstance(priors[-1], Atomref):
+        raise CheckpointError(
+            f"remove_ref_energy=False: {filepath} has no Atomref as its last prior, so it cannot give total energies."
+        )
+    priors[-1].enable = True
+
+
+def load_ensemble(
+    filepath: str | Path | Sequence[str | Path],
+    args: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    return_std: bool = False,
+    *,
+    weights_only: bool = True,
+    **kwargs: Any,
+) -> Ensemble:
+    """Load several potentials as one.
+
+    Args:
+        filepath: A list of checkpoints, or a zip file with ``.ckpt`` members.
+        args: See :func:`load_model`.
+        device: See :func:`load_model`.
+        return_std: Whether calls return standard deviations too.
+        weights_only: See :func:`load_model`.
+        **kwargs: See :func:`load_model`.
+
+    Raises:
+        CheckpointError: If the zip is damaged or holds no checkpoint.
+        ValueError: If ``filepath`` is neither a list nor a zip file.
+    """
+
+    def members(paths: Sequence[str | Path]) -> Ensemble:
+        models = [load_model(path, args=args, device=device, weights_only=weights_only, **kwargs) for path in paths]
+        return Ensemble(models, return_std=return_std)
+
+    if isinstance(filepath, (list, tuple)):
+        return members(filepath)
+    if not str(filepath).endswith(".zip"):
+        raise ValueError(f"An ensemble is a list of checkpoints or a .zip of them, not {filepath!r}.")
+    path = Path(str(filepath)).expanduser()
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is missing or no zip file.")
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        names = sorted(name for name in archive.namelist() if name.endswith(".ckpt"))
+        if not names:
+            raise CheckpointError(f"{path} holds no .ckpt member.")
+        copies = []
+        for number, name in enumerate(names):  # the member's own path is never used to write
+            copies.append(Path(folder, f"{number}.ckpt"))
+            copies[-1].write_bytes(archive.read(name))
+        return members(copies)

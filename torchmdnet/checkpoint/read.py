@@ -1,0 +1,97 @@
+"""Reading checkpoint files without running any code they may hold."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import pickle
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmdnet.errors import CheckpointError
+
+__all__ = ["hyper_parameters_of", "read_checkpoint"]
+
+
+def _harmless() -> list[Any]:
+    """Types that older files hold beside tensors and plain Python values; building one runs no code of the file."""
+    scalar = getattr(np, "_core", np).__dict__.get("multiarray") or np.core.multiarray  # type: ignore[attr-defined]
+    types: list[Any] = [
+        argparse.Namespace,
+        collections.OrderedDict,
+        collections.defaultdict,
+        pathlib.PosixPath,
+        pathlib.PurePosixPath,
+        np.dtype,
+        np.ndarray,
+        scalar.scalar,
+        scalar._reconstruct,
+    ]
+    types += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    return types
+
+
+def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: A Lightning checkpoint, or any file with ``hyper_parameters`` and ``state_dict``.
+        weights_only: Refuse files that need more than tensors and plain values. Set it to False only for a file you
+            trust like a program: unpickling it can run code.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged, is no checkpoint, or needs objects that are not trusted; the message
+            names them.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}.")
+    try:
+        with ExitStack() as stack:
+            if weights_only:
+                stack.enter_context(torch.serialization.safe_globals(_harmless()))
+            content = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, error)) from None
+    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint; it may be truncated or damaged ({error})."
+        ) from error
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        found = f"keys {sorted(map(str, content))[:8]}" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path} is no checkpoint: expected a dictionary with 'state_dict', found {found}.")
+    return dict(content)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:
+        names = []
+    if not names:
+        return f"{path} cannot be read as a checkpoint; it may be truncated or damaged ({str(error).splitlines()[0]})."
+    return (
+        f"{path} is refused: beside tensors it holds {', '.join(names)}, and loading such objects can run code. "
+        "If you trust the file like a program, pass weights_only=False."
+    )
+
+
+def hyper_parameters_of(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> dict[str, Any]:
+    """The hyper-parameters of a checkpoint as a new dictionary; older files keep a Namespace.
+
+    Raises:
+        CheckpointError: If there are none.
+    """
+    stored = checkpoint.get("hyper_parameters")
+    if isinstance(stored, argparse.Namespace):
+        stored = vars(stored)
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{path} holds no hyper_parameters, so the model cannot be rebuilt. Pass args=.")
+    return dict(stored)

@@ -1,0 +1,241 @@
+"""The one value that travels through a model: a batch of systems and the edges within the cutoff."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchmdnet.neighbors import neighbor_pairs
+from torchmdnet.typing import (
+    AtomicNumbers,
+    Boxes,
+    EdgeIndex,
+    EdgeScalars,
+    EdgeVectors,
+    Positions,
+    SystemIndex,
+    SystemScalars,
+)
+
+__all__ = ["Graph", "as_boxes", "bare_graph", "build_graph", "edges_within", "sum_to_atoms", "sum_to_systems"]
+
+
+class Graph(NamedTuple):
+    """A batch of S systems with N atoms and the E directed edges within the cutoff.
+
+    Row 0 of ``edge_index`` receives (i), row 1 sends (j); edges are sorted by receiver. ``edge_vec`` points from
+    j to i, image shift included, and like ``edge_dist`` it is differentiable in ``pos`` and ``box``. A self loop has
+    a zero vector and distance 0.
+    """
+
+    z: AtomicNumbers  # (N,)
+    pos: Positions  # (N, 3) Å
+    batch: SystemIndex  # (N,)
+    num_systems: int
+    edge_index: EdgeIndex  # (2, E)
+    edge_vec: EdgeVectors  # (E, 3) Å
+    edge_dist: EdgeScalars  # (E,) Å
+    box: Boxes | None  # (1, 3, 3) or (S, 3, 3) Å; a zero row is an open direction
+    q: SystemScalars | None  # (S,) total charge, e
+    s: SystemScalars | None  # (S,) spin
+    extra: dict[str, Tensor]  # whatever else the data set brought, by name
+
+    @property
+    def num_atoms(self) -> int:
+        """Number of atoms N in the batch."""
+        return self.z.shape[0]
+
+
+def as_boxes(box: Tensor | None, num_systems: int, dtype: torch.dtype, device: torch.device) -> Boxes | None:
+    """Bring a box argument into the shape (1, 3, 3) or (S, 3, 3).
+
+    Raises:
+        ValueError: If the shape fits neither one shared box nor one box per system.
+    """
+    if box is None:
+        return None
+    if box.dim() == 2 and box.shape == (3, 3):
+        box = box[None]
+    if box.dim() != 3 or box.shape[1:] != (3, 3) or box.shape[0] not in (1, num_systems):
+        raise ValueError(
+            f'Expected "box_vectors" to have shape (n_batch, 3, 3): box has shape {tuple(box.shape)} but batch holds '
+            f"{num_systems} systems. Pass (3, 3) to share one box, or ({num_systems}, 3, 3)."
+        )
+    return box.to(device=device, dtype=dtype)
+
+
+def edges_within(
+    pos: Positions,
+    batch: SystemIndex,
+    box: Boxes | None,
+    num_systems: int,
+    *,
+    cutoff_upper: float,
+    cutoff_lower: float = 0.0,
+    loop: bool = False,
+) -> tuple[EdgeIndex, EdgeVectors, EdgeScalars]:
+    """Directed edges with cutoff_lower <= distance < cutoff_upper, sorted by receiver, differentiable in pos and box.
+
+    Args:
+        loop: Add the edge (i, i) of every atom, with zero vector, whatever the lower cutoff.
+
+    Returns:
+        ``edge_index`` (2, E), ``edge_vec`` (E, 3) Å and ``edge_dist`` (E,) Å.
+    """
+    i, j, shifts = neighbor_pairs(pos, batch, box, num_systems, cutoff_upper)
+    vec = pos.index_select(0, i) - pos.index_select(0, j)
+    if shifts is not None:
+        assert box is not None
+        vec = vec + (shifts @ box[0] if box.shape[0] == 1 else torch.einsum("ek,ekl->el", shifts, box[batch[i]]))
+    dist = _length(vec)
+    if cutoff_lower > 0:
+        far = (dist >= cutoff_lower).nonzero()[:, 0]
+        i, j, vec, dist = i[far], j[far], vec[far], dist[far]
+    edge_index = torch.stack([i, j])
+    if loop:
+        edge_index, vec, dist = _with_loops(edge_index, vec, dist, pos.shape[0])
+    return edge_index, vec, dist
+
+
+def _length(vec: EdgeVectors) -> EdgeScalars:
+    """Euclidean length with zero, not undefined, derivative where the vector vanishes."""
+    square = vec.square().sum(dim=-1)
+    is_zero = square == 0
+    return torch.where(is_zero, square, torch.where(is_zero, 1.0, square).sqrt())
+
+
+def _with_loops(
+    edge_index: EdgeIndex, vec: EdgeVectors, dist: EdgeScalars, num_atoms: int
+) -> tuple[EdgeIndex, EdgeVectors, EdgeScalars]:
+    """Insert the self loop of each atom in front of its other edges, keeping the order by receiver."""
+    i = edge_index[0]
+    atoms = torch.arange(num_atoms, device=i.device)
+    degree = torch.bincount(i, minlength=num_atoms)
+    place_of_loop = torch.cumsum(degree, 0) - degree + atoms
+    place_of_edge = torch.arange(i.shape[0], device=i.device) + i + 1
+    source = i.new_full((i.shape[0] + num_atoms,), i.shape[0])  # every loop reads the zero row put at the end
+    source[place_of_edge] = torch.arange(i.shape[0], device=i.device)
+    both = edge_index.new_empty(2, source.shape[0])
+    both[:, place_of_edge] = edge_index
+    both[:, place_of_loop] = atoms
+    vec = torch.cat([vec, vec.new_zeros(1, 3)]).index_select(0, source)
+    dist = torch.cat([dist, dist.new_zeros(1)]).index_select(0, source)
+    return both, vec, dist
+
+
+def build_graph(
+    z: AtomicNumbers,
+    pos: Positions,
+    batch: SystemIndex | None = None,
+    box: Boxes | None = None,
+    q: SystemScalars | None = None,
+    s: SystemScalars | None = None,
+    *,
+    cutoff_upper: float,
+    cutoff_lower: float = 0.0,
+    loop: bool = False,
+    num_systems: int | None = None,
+    extra: dict[str, Tensor] | None = None,
+) -> Graph:
+    """Turn the established call ``z, pos, batch, box, q, s`` into a graph.
+
+    Args:
+        z: Atomic numbers, (N,), any integer type.
+        pos: Positions in Å, (N, 3).
+        batch: System of each atom, (N,), any integer type; None is one system.
+        box: (3, 3) to share one box or (S, 3, 3), rows are lattice vectors in Å; a zero row is an open direction.
+        q: Total charge of each system in e, (S,), (S, 1) or a scalar for a single system.
+        s: Spin of each system, shapes as ``q``.
+        cutoff_upper: Edges are shorter than this, in Å.
+        cutoff_lower: Edges are at least this long, in Å; self loops are exempt.
+        loop: Whether atoms receive from themselves.
+        num_systems: Number of systems S; None reads it from ``batch``.
+        extra: Per-atom or per-system tensors for heads and priors, by name.
+
+    Raises:
+        ValueError: If a shape does not fit the others; the message names the argument.
+    """
+    if z.dim() != 1 or z.is_floating_point():
+        raise ValueError(f"z must hold one integer per atom, shape (N,); it has shape {tuple(z.shape)}, {z.dtype}.")
+    num_atoms = z.shape[0]
+    if pos.shape != (num_atoms, 3):
+        raise ValueError(f"pos has shape {tuple(pos.shape)} but z holds {num_atoms} atoms. Pass ({num_atoms}, 3).")
+    if batch is None:
+        batch = torch.zeros(num_atoms, dtype=torch.long, device=z.device)
+        num_systems = 1 if num_systems is None else num_systems
+    elif batch.shape != (num_atoms,) or batch.is_floating_point():
+        raise ValueError(
+            f"batch must hold one integer per atom, ({num_atoms},); it has shape {tuple(batch.shape)}, {batch.dtype}."
+        )
+    else:
+        batch = batch.long()
+    if num_systems is None:
+        num_systems = int(batch.max()) + 1 if num_atoms else 0
+    box = as_boxes(box, num_systems, pos.dtype, pos.device)
+    edge_index, edge_vec, edge_dist = edges_within(
+        pos, batch, box, num_systems, cutoff_upper=cutoff_upper, cutoff_lower=cutoff_lower, loop=loop
+    )
+    return Graph(
+        z=z.long(),
+        pos=pos,
+        batch=batch,
+        num_systems=num_systems,
+        edge_index=edge_index,
+        edge_vec=edge_vec,
+        edge_dist=edge_dist,
+        box=box,
+        q=_per_system(q, "q", num_systems, pos),
+        s=_per_system(s, "s", num_systems, pos),
+        extra=extra or {},
+    )
+
+
+def bare_graph(
+    z: AtomicNumbers,
+    pos: Positions,
+    batch: SystemIndex,
+    box: Boxes | None = None,
+    extra: dict[str, Tensor] | None = None,
+    num_systems: int | None = None,
+) -> Graph:
+    """A graph without edges, for parts that only look at atoms or search neighbours of their own."""
+    if num_systems is None:
+        num_systems = int(batch.max()) + 1 if batch.numel() else 0
+    return Graph(
+        z=z,
+        pos=pos,
+        batch=batch,
+        num_systems=num_systems,
+        edge_index=torch.empty(2, 0, dtype=torch.long, device=z.device),
+        edge_vec=pos.new_empty(0, 3),
+        edge_dist=pos.new_empty(0),
+        box=as_boxes(box, num_systems, pos.dtype, pos.device),
+        q=None,
+        s=None,
+        extra=extra or {},
+    )
+
+
+def _per_system(value: Tensor | None, name: str, num_systems: int, pos: Positions) -> SystemScalars | None:
+    """One number per system, in the precision of the positions."""
+    if value is None:
+        return None
+    value = torch.as_tensor(value)
+    if value.numel() != num_systems or value.dim() > 2:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)} but batch holds {num_systems} systems. "
+            f"Pass one value per system, shape ({num_systems},)."
+        )
+    return value.reshape(num_systems).to(device=pos.device, dtype=pos.dtype)
+
+
+def sum_to_atoms(x: Tensor, graph: Graph) -> Tensor:
+    """Sum edges to the atoms that receive them: (E, ...) -> (N, ...)."""
+    return x.new_zeros(graph.z.shape[0], *x.shape[1:]).index_add(0, graph.edge_index[0], x)
+
+
+def sum_to_systems(x: Tensor, graph: Graph) -> Tensor:
+    """Sum atoms to the systems they belong to: (N, ...) -> (S, ...)."""
+    return x.new_zeros(graph.num_systems, *x.shape[1:]).index_add(0, graph.batch, x)

@@ -1,0 +1,65 @@
+"""What every output head shares."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Graph, bare_graph
+from torchmdnet.models.base import Features
+from torchmdnet.ops.scatter import REDUCTIONS, scatter
+
+__all__ = ["OutputModel"]
+
+
+class OutputModel(nn.Module):
+    """Base of all heads: per-atom values, reduced to systems.
+
+    A subclass writes ``per_atom(features, graph)`` and, where a property is more than a sum, ``per_system(y, graph)``.
+
+    Args:
+        allow_prior_model: Whether priors may be added to the output.
+        reduce_op: How atoms are reduced to systems; see :func:`torchmdnet.ops.scatter.scatter`.
+        static_shapes: Kept for compatibility.
+    """
+
+    def __init__(self, *, allow_prior_model: bool = True, reduce_op: str = "sum", static_shapes: bool = False) -> None:
+        super().__init__()
+        if reduce_op not in REDUCTIONS:
+            raise ConfigError(f"reduce_op: {reduce_op!r} is not available. Choose from {', '.join(REDUCTIONS)}.")
+        self.allow_prior_model = allow_prior_model
+        self.reduce_op = reduce_op
+        self.static_shapes = static_shapes
+        self.dim_size = 0
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+
+    def per_atom(self, features: Features, graph: Graph) -> Tensor:
+        """Contribution of each atom, (N, 1) or (N, 3)."""
+        if type(self).pre_reduce is OutputModel.pre_reduce:
+            raise NotImplementedError(f"{type(self).__name__} defines neither per_atom nor pre_reduce.")
+        return self.pre_reduce(features.x, features.v, graph.z, graph.pos, graph.batch, graph.box)
+
+    def per_system(self, y: Tensor, graph: Graph) -> Tensor:
+        """Turn reduced values, (S, ...), into the property."""
+        return self.post_reduce(y)
+
+    def reduce(self, x: Tensor, batch: Tensor, num_systems: int | None = None) -> Tensor:
+        """Reduce atoms to systems: (N, ...) -> (S, ...)."""
+        if num_systems is None:
+            num_systems = int(batch.max()) + 1 if batch.numel() else 0
+        self.dim_size = num_systems
+        return scatter(x, batch, dim=0, dim_size=num_systems, reduce=self.reduce_op)
+
+    # The established hooks: for code that calls a head without a graph, and for heads that override them.
+
+    def pre_reduce(
+        self, x: Tensor, v: Tensor | None, z: Tensor, pos: Tensor, batch: Tensor, box: Tensor | None = None
+    ) -> Tensor:
+        """:meth:`per_atom` from separate tensors."""
+        return self.per_atom(Features(x, v), bare_graph(z, pos, batch, box))
+
+    def post_reduce(self, x: Tensor) -> Tensor:
+        """:meth:`per_system` from the reduced values alone, (S, ...)."""
+        return x

@@ -1,0 +1,138 @@
+"""What every architecture shares: turning the established call into a graph, and checking it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchmdnet.elements import SYMBOLS
+from torchmdnet.graph import Graph, build_graph
+from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
+
+__all__ = ["Features", "Representation"]
+
+
+class Features(NamedTuple):
+    """What an architecture knows of each atom."""
+
+    x: AtomFeatures  # (N, F) invariant
+    v: AtomVectors | None = None  # (N, 3, F) equivariant
+
+
+class Representation(nn.Module):
+    """Base of all architectures: a graph of atoms in, features of atoms out.
+
+    A subclass writes ``encode(graph) -> Features``. Its constructor calls this one, then :meth:`reset_parameters`.
+
+    Args:
+        cutoff_lower: Edges are at least this long, in Å.
+        cutoff_upper: Edges are shorter than this, in Å.
+        max_z: Atomic numbers below this can be embedded.
+        loop: Whether the architecture wants self loops.
+        box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+        max_num_neighbors: Kept for compatibility; pairs are never dropped.
+    """
+
+    #: Heads are looked up under this prefix first, ``"Equivariant"`` for architectures with vector features.
+    head_prefix = ""
+
+    def __init__(
+        self,
+        *,
+        cutoff_lower: float,
+        cutoff_upper: float,
+        max_z: int,
+        loop: bool,
+        box_vecs: Tensor | None = None,
+        max_num_neighbors: int = 32,
+    ) -> None:
+        super().__init__()
+        self.cutoff_lower = cutoff_lower
+        self.cutoff_upper = cutoff_upper
+        self.max_z = max_z
+        self.max_num_neighbors = max_num_neighbors
+        self.distance = OptimizedDistance(
+            cutoff_lower,
+            cutoff_upper,
+            max_num_pairs=-max_num_neighbors,
+            return_vecs=True,
+            loop=loop,
+            box=box_vecs,
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+        raise NotImplementedError
+
+    def encode(self, graph: Graph) -> Features:
+        """Features of every atom of the graph."""
+        raise NotImplementedError
+
+    def select(self, features: Features, graph: Graph) -> tuple[Features, Graph]:
+        """The atoms a head gets to see; all of them unless a wrapper says otherwise."""
+        return features, graph
+
+    def graph(
+        self,
+        z: AtomicNumbers,
+        pos: Positions,
+        batch: SystemIndex | None = None,
+        box: Boxes | None = None,
+        q: SystemScalars | None = None,
+        s: SystemScalars | None = None,
+        *,
+        num_systems: int | None = None,
+        extra: dict[str, Tensor] | None = None,
+    ) -> Graph:
+        """Find the edges this architecture works on; see :func:`torchmdnet.graph.build_graph` for the arguments.
+
+        Raises:
+            ValueError: If a shape does not fit, or an element lies outside the embedding.
+        """
+        self.check_elements(z)
+        return build_graph(
+            z,
+            pos,
+            batch,
+            self.distance.stored_box if box is None else box,
+            q,
+            s,
+            cutoff_upper=self.cutoff_upper,
+            cutoff_lower=self.cutoff_lower,
+            loop=self.distance.loop,
+            num_systems=num_systems,
+            extra=extra,
+        )
+
+    def check_elements(self, z: AtomicNumbers) -> None:
+        """Refuse atomic numbers without a row in the embedding (on CPU, where looking costs nothing)."""
+        if z.device.type != "cpu" or z.numel() == 0 or torch.compiler.is_compiling():
+            return
+        for number in (int(z.min()), int(z.max())):
+            if not 0 <= number < self.max_z:
+                name = SYMBOLS[number] if 0 < number < len(SYMBOLS) else "not an element"
+                raise ValueError(
+                    f"z holds {number} ({name}), but the embedding of this model ends at {self.max_z - 1} "
+                    f"(max_z={self.max_z}). Train with a larger max_z."
+                )
+
+    def forward(
+        self,
+        z: AtomicNumbers,
+        pos: Positions,
+        batch: SystemIndex | None = None,
+        box: Boxes | None = None,
+        q: SystemScalars | None = None,
+        s: SystemScalars | None = None,
+    ) -> tuple[AtomFeatures, AtomVectors | None, AtomicNumbers, Positions, SystemIndex]:
+        """The established call.
+
+        Returns:
+            Features x (N, F) and v (N, 3, F) or None, then z, pos and batch of the atoms they belong to.
+        """
+        graph = self.graph(z, pos, batch, box, q, s)
+        features, graph = self.select(self.encode(graph), graph)
+        return features.x, features.v, graph.z, graph.pos, graph.batch

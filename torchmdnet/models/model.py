@@ -1,0 +1,7 @@
+"""Established address of the potential and its loaders."""
+
+from torchmdnet.build import create_model, create_prior_models
+from torchmdnet.checkpoint.load import load_ensemble, load_model
+from torchmdnet.potential import Ensemble, TorchMD_Net
+
+__all__ = ["Ensemble", "TorchMD_Net", "create_model", "create_prior_models", "load_ensemble", "load_model"]

@@ -1,0 +1,328 @@
+"""TensorNet: Cartesian tensor features, 3×3 matrices on every atom."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Graph
+from torchmdnet.models.base import Features, Representation
+from torchmdnet.nn.activation import make_activation
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.modules import reset_all, weights_of
+from torchmdnet.nn.radial import RADIAL_BASES
+from torchmdnet.ops.cartesian import (
+    compose_tensor,
+    decompose_tensor,
+    tensor_matmul_o3,
+    tensor_matmul_so3,
+)
+from torchmdnet.ops.irreps import (
+    anticommutator,
+    harmonics,
+    matrix_product,
+    mix_channels,
+    norms_by_part,
+    scale_parts,
+    squared_norm,
+)
+from torchmdnet.ops.messages import embed_edges, gather_weight_sum
+from torchmdnet.typing import AtomicNumbers, AtomTensors, EdgeFeatures, EdgeScalars, SystemIndex
+
+__all__ = ["TensorNet"]
+
+Group = Literal["O(3)", "SO(3)"]
+Handedness = Literal["mirror", "legacy"]
+
+#: Established names; there is one arithmetic here, so the switch to another one is off.
+OPT = False
+_compose_tensor, _decompose_tensor = compose_tensor, decompose_tensor
+_tensor_matmul_o3, _tensor_matmul_so3 = tensor_matmul_o3, tensor_matmul_so3
+
+
+class TensorNet(Representation):
+    r"""TensorNet (Simeon and De Fabritiis, NeurIPS 2023).
+
+    Each atom carries F channels of 3×3 matrices :math:`X = I + A + S`, embedded from its surroundings and refined by
+    layers of message passing and matrix products. The invariant output is
+
+    .. math:: x = \sigma(W\, \mathrm{LN}[\|I\|^2, \|A\|^2, \|S\|^2] + b).
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        num_layers: Interaction layers.
+        num_rbf: Radial basis functions per edge (K).
+        rbf_type: Kind of radial basis.
+        trainable_rbf: Whether the radial basis is trained.
+        activation: Activation function.
+        cutoff_lower: Edges are at least this long, in Å.
+        cutoff_upper: Edges are shorter than this, in Å.
+        max_num_neighbors: Kept for compatibility; pairs are never dropped.
+        max_z: Rows of the element embedding; atomic numbers are below this.
+        equivariance_invariance_group: ``O(3)``, blind to reflections, or ``SO(3)``, which tells mirror images apart.
+        static_shapes: Kept for compatibility; results never depended on it.
+        dtype: Precision of the weights.
+        box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+        handedness: Sign of the antisymmetric embedding, which only ``SO(3)`` can see. ``legacy`` is the sign of files
+            in the old tensor layout.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        num_layers: int = 2,
+        num_rbf: int = 32,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = False,
+        activation: str = "silu",
+        cutoff_lower: float = 0,
+        cutoff_upper: float = 4.5,
+        max_num_neighbors: int = 64,
+        max_z: int = 128,
+        equivariance_invariance_group: Group = "O(3)",
+        static_shapes: bool = True,
+        dtype: torch.dtype = torch.float32,
+        box_vecs: Tensor | None = None,
+        handedness: Handedness = "mirror",
+    ) -> None:
+        super().__init__(
+            cutoff_lower=cutoff_lower,
+            cutoff_upper=cutoff_upper,
+            max_z=max_z,
+            loop=True,
+            box_vecs=box_vecs,
+            max_num_neighbors=max_num_neighbors,
+        )
+        check_group(equivariance_invariance_group)
+        self.hidden_channels = hidden_channels
+        self.equivariance_invariance_group = equivariance_invariance_group
+        self.num_layers = num_layers
+        self.num_rbf = num_rbf
+        self.rbf_type = rbf_type
+        self.activation = activation
+        self.static_shapes = static_shapes
+        self.opt = OPT
+        self.distance_expansion = make_radial_basis(rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf)
+        self.envelope = CosineCutoff(cutoff_lower, cutoff_upper)
+        self.tensor_embedding = TensorEmbedding(
+            hidden_channels=hidden_channels,
+            num_rbf=num_rbf,
+            activation=activation,
+            max_z=max_z,
+            dtype=dtype,
+            handedness=handedness,
+        )
+        self.layers = nn.ModuleList(
+            Interaction(
+                num_rbf=num_rbf,
+                hidden_channels=hidden_channels,
+                activation=activation,
+                group=equivariance_invariance_group,
+                dtype=dtype,
+            )
+            for _ in range(num_layers)
+        )
+        self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
+        self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
+        self.act = make_activation(activation)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_all(self.tensor_embedding, *self.layers, self.linear, self.out_norm)
+
+    def setup_for_inference(self, z: AtomicNumbers, batch: SystemIndex) -> None:
+        """Kept for compatibility: inference needs no preparation."""
+
+    def encode(self, graph: Graph) -> Features:
+        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
+        envelope = self.envelope(graph.edge_dist)  # (E,)
+        charge = None if graph.q is None else 1 + 0.1 * graph.q[graph.batch][:, None, None]  # (N, 1, 1)
+        X = self.tensor_embedding(rbf, envelope, graph)  # (N, 9, F)
+        for layer in self.layers:
+            X = layer(X, rbf, envelope, charge, graph)
+        return Features(self.act(self.linear(self.out_norm(norms_by_part(X)))))
+
+
+class TensorEmbedding(nn.Module):
+    r"""Tensors of an atom from the elements and directions around it (eqs. 5 to 9 of the paper).
+
+    .. math::
+        X_i = \sum_j C(r_{ij})\, Z_{ij} \odot (f_0 1 + f_1 [u_{ij}]_\times + f_2 (u_{ij} u_{ij}^T - 1/3)), \quad
+        Z_{ij} = W [z_i \| z_j] + b
+
+    followed by gates from an MLP of :math:`\|X_i\|^2`. The pair factor is a sum of one term for each atom, so it is
+    computed on atoms, not on edges.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        num_rbf: Radial basis functions per edge (K).
+        activation: Activation function.
+        max_z: Rows of the element embedding.
+        dtype: Precision of the weights.
+        handedness: Sign of the antisymmetric part; see :class:`TensorNet`.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_channels: int,
+        num_rbf: int,
+        activation: str,
+        max_z: int,
+        dtype: torch.dtype,
+        handedness: Handedness,
+    ) -> None:
+        super().__init__()
+        channels = hidden_channels
+        if handedness not in ("mirror", "legacy"):
+            raise ConfigError(f"handedness: {handedness!r} is not available. Choose from mirror, legacy.")
+        self.hidden_channels = channels
+        self.handedness = handedness
+        self.opt = OPT
+        self.distance_proj1 = nn.Linear(num_rbf, channels, dtype=dtype)
+        self.distance_proj2 = nn.Linear(num_rbf, channels, dtype=dtype)
+        self.distance_proj3 = nn.Linear(num_rbf, channels, dtype=dtype)
+        self.emb = nn.Embedding(max_z, channels, dtype=dtype)
+        self.emb2 = nn.Linear(2 * channels, channels, dtype=dtype)
+        self.act = make_activation(activation)
+        self.linears_tensor = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.linears_scalar = nn.ModuleList(
+            [
+                nn.Linear(channels, 2 * channels, dtype=dtype),
+                nn.Linear(2 * channels, 3 * channels, dtype=dtype),
+            ]
+        )
+        self.init_norm = nn.LayerNorm(channels, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_all(
+            self.distance_proj1,
+            self.distance_proj2,
+            self.distance_proj3,
+            self.emb,
+            self.emb2,
+            *self.linears_tensor,
+            *self.linears_scalar,
+            self.init_norm,
+        )
+
+    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
+        """Radial weights of the three parts, a function of distance alone: (E, K), (E,) -> (E, 3, F)."""
+        projections = (self.distance_proj1, self.distance_proj2, self.distance_proj3)
+        weight = torch.cat([projection.weight for projection in projections])
+        bias = torch.cat([projection.bias for projection in projections])
+        return (envelope[:, None] * F.linear(rbf, weight, bias)).unflatten(1, (3, self.hidden_channels))
+
+    def pair_factor(self, graph: Graph) -> Tensor:
+        """The element factor Z of each edge, (E, F)."""
+        i, j = graph.edge_index
+        element = self.emb.weight.index_select(0, graph.z)  # (N, F)
+        receiving, sending = self.emb2.weight.split(self.hidden_channels, dim=1)
+        return F.linear(element, receiving, self.emb2.bias).index_select(0, i) + F.linear(
+            element, sending
+        ).index_select(0, j)
+
+    def forward(self, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomTensors:
+        """Embed the atoms of a graph: (N, 9, F)."""
+        r = graph.edge_dist[:, None]
+        direction = graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), zero for self loops
+        Y = harmonics(direction, handedness=-1.0 if self.handedness == "mirror" else 1.0)  # (E, 9)
+        weight = self.radial(rbf, envelope) * self.pair_factor(graph)[:, None]  # (E, 3, F)
+        X = embed_edges(Y, weight, graph.edge_index[0], graph.num_atoms)  # (N, 9, F)
+
+        gate = self.init_norm(squared_norm(X))  # (N, F)
+        for linear in self.linears_scalar:
+            gate = self.act(linear(gate))
+        gate = gate.unflatten(1, (3, self.hidden_channels))  # (N, 3, F)
+        return scale_parts(mix_channels(X, weights_of(self.linears_tensor)), gate)
+
+
+class Interaction(nn.Module):
+    r"""One layer of message passing (eqs. 10 to 13 of the paper).
+
+    .. math::
+        X &\leftarrow X / (\|X\|^2 + 1), \quad Y = W X \text{ by parts}, \quad
+        M_i = \sum_j h(r_{ij}) \odot Y_j \\
+        P &= \kappa\, (Y M + M Y) \text{ for O(3)}, \quad 2\, Y M \text{ for SO(3)} \\
+        X &\leftarrow X + \Delta X + \kappa\, \Delta X^2, \quad \Delta X = W' P / (\|P\|^2 + 1)
+
+    with :math:`\kappa = 1 + 0.1\, q` of the system's total charge q.
+
+    Args:
+        num_rbf: Radial basis functions per edge (K).
+        hidden_channels: Feature channels per atom (F).
+        activation: Activation function.
+        group: ``O(3)`` or ``SO(3)``.
+        dtype: Precision of the weights.
+    """
+
+    def __init__(
+        self, *, num_rbf: int, hidden_channels: int, activation: str, group: Group, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        channels = hidden_channels
+        self.hidden_channels = channels
+        self.group = group
+        self.opt = OPT
+        self.linears_scalar = nn.ModuleList(
+            [
+                nn.Linear(num_rbf, channels, dtype=dtype),
+                nn.Linear(channels, 2 * channels, dtype=dtype),
+                nn.Linear(2 * channels, 3 * channels, dtype=dtype),
+            ]
+        )
+        self.linears_tensor = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(6))
+        self.act = make_activation(activation)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_all(*self.linears_scalar, *self.linears_tensor)
+
+    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
+        """Radial weights of the three parts, a function of distance alone: (E, K), (E,) -> (E, 3, F)."""
+        weight = rbf
+        for linear in self.linears_scalar:
+            weight = self.act(linear(weight))
+        return (envelope[:, None] * weight).unflatten(1, (3, self.hidden_channels))
+
+    def forward(
+        self, X: AtomTensors, rbf: EdgeFeatures, envelope: EdgeScalars, charge: Tensor | None, graph: Graph
+    ) -> AtomTensors:
+        """Refine the tensors X (N, 9, F); ``charge`` is the factor κ of each atom, (N, 1, 1)."""
+        return self.update(X, self.radial(rbf, envelope), charge, graph)
+
+    def update(self, X: AtomTensors, weight: Tensor, charge: Tensor | None, graph: Graph) -> AtomTensors:
+        """The layer, given the radial weights of the edges, (E, 3, F)."""
+        weights = weights_of(self.linears_tensor)
+        before, after = weights[:3], weights[3:]
+        X = X / (squared_norm(X) + 1)[:, None]
+        Y = mix_channels(X, before)
+        M = gather_weight_sum(Y, weight, graph.edge_index)
+        if self.group == "O(3)":
+            P = anticommutator(Y, M)
+            P = P if charge is None else charge * P
+        else:
+            P = 2 * matrix_product(Y, M)
+        dX = mix_channels(P / (squared_norm(P) + 1)[:, None], after)
+        square = matrix_product(dX, dX)
+        return X + dX + (square if charge is None else charge * square)
+
+
+def make_radial_basis(
+    rbf_type: str, cutoff_lower: float, cutoff_upper: float, num_rbf: int, trainable: bool, **kwargs: torch.dtype
+) -> nn.Module:
+    """Build a radial basis from its configuration."""
+    if rbf_type not in RADIAL_BASES:
+        raise ConfigError(f"rbf_type: {rbf_type!r} is not available. Choose from {', '.join(RADIAL_BASES)}.")
+    return RADIAL_BASES[rbf_type](cutoff_lower, cutoff_upper, num_rbf, trainable, **kwargs)
+
+
+def check_group(group: str) -> None:
+    """Refuse a group other than O(3) and SO(3)."""
+    if group not in ("O(3)", "SO(3)"):
+        raise ConfigError(f"equivariance_invariance_group: {group!r} is not available. Choose from O(3), SO(3).")

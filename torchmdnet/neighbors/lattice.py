@@ -1,0 +1,67 @@
+"""What the neighbour searches need to know of the lattices of a batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Lattice", "lattice_of"]
+
+
+class Lattice(NamedTuple):
+    """The lattices of S systems, in float64, made invertible where directions are open."""
+
+    cell: Tensor  # (S, 3, 3) Å, open rows replaced by unit vectors orthogonal to the others
+    is_open: Tensor  # (S, 3) bool
+    reach: Tensor  # (S, 3) int64, images to visit on either side so that no pair within the cutoff is missed
+
+
+def lattice_of(box: Tensor, num_systems: int, cutoff: float) -> Lattice:
+    """Prepare lattices for a search.
+
+    Args:
+        box: Lattice vectors as rows, (1, 3, 3) shared or (S, 3, 3) Å; a zero row is an open direction.
+        num_systems: Number of systems S.
+        cutoff: Search radius in Å.
+
+    Raises:
+        ValueError: If the periodic vectors of a box are not finite or linearly dependent.
+    """
+    cell = box.detach().to(torch.float64)
+    is_open = (cell == 0).all(dim=-1)
+    if bool(is_open.any()):
+        cell = _completed(cell.clone(), is_open)
+    volume = torch.linalg.det(cell).abs()
+    is_flat = ~(volume > 1e-9 * cell.norm(dim=-1).prod(dim=-1))
+    if bool(is_flat.any()):
+        which = int(is_flat.nonzero()[0, 0])
+        raise ValueError(
+            f"box {which} spans no volume: its lattice vectors are {box[which].tolist()}. "
+            "Give three independent, finite vectors; use a zero vector for an open direction."
+        )
+    heights = 1.0 / torch.linalg.inv(cell).norm(dim=-2)  # distance between opposite faces
+    reach = (cutoff / heights).floor().long() + 1
+    reach = torch.where(is_open, torch.zeros_like(reach), reach)
+    return Lattice(cell.expand(num_systems, 3, 3), is_open.expand(num_systems, 3), reach.expand(num_systems, 3))
+
+
+def _completed(cell: Tensor, is_open: Tensor) -> Tensor:
+    """Fill open rows, in place, with unit vectors orthogonal to the periodic ones."""
+    cell[is_open.all(dim=-1)] = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    for which in (is_open.any(dim=-1) & ~is_open.all(dim=-1)).nonzero()[:, 0].tolist():
+        vectors = cell[which]
+        known = [k for k in range(3) if not bool(is_open[which, k])]
+        for k in range(3):
+            if k in known:
+                continue
+            if len(known) == 2:
+                normal = torch.linalg.cross(vectors[known[0]], vectors[known[1]])
+            else:
+                axis = torch.zeros_like(vectors[k])
+                axis[int(vectors[known[0]].abs().argmin())] = 1.0
+                normal = torch.linalg.cross(vectors[known[0]], axis)
+            vectors[k] = normal / normal.norm()
+            known.append(k)
+    return cell

@@ -1,0 +1,21 @@
+"""Small helpers over the modules of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["reset_all", "weights_of"]
+
+
+def reset_all(*modules: Any) -> None:
+    """Call ``reset_parameters`` of each module, in this order; seeded results depend on it."""
+    for module in modules:
+        module.reset_parameters()
+
+
+def weights_of(linears: Iterable[nn.Module]) -> list[Tensor]:
+    """The weight matrix of each layer."""
+    return [linear.get_parameter("weight") for linear in linears]

@@ -1,0 +1,131 @@
+r"""3×3 tensor features as irreducible parts: one trace, three antisymmetric, five symmetric traceless components.
+
+A feature tensor :math:`X = I + A + S` travels as its nine coordinates in an *orthonormal* basis of 3×3 matrices, laid
+out (N, 9, F) = trace | antisymmetric | symmetric traceless. Because the basis is orthonormal, the squared Frobenius
+norm is a plain sum of squares, and a map that mixes channels acts on each part by a plain matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchmdnet.typing import AtomFeatures, AtomTensors, EdgeVectors
+
+__all__ = [
+    "PARTS",
+    "anticommutator",
+    "from_matrix",
+    "harmonics",
+    "matrix_product",
+    "mix_channels",
+    "norms_by_part",
+    "scale_parts",
+    "squared_norm",
+    "to_matrix",
+]
+
+#: Components of the trace, the antisymmetric and the symmetric traceless part.
+PARTS = (1, 3, 5)
+
+_R2, _R3, _R6 = 2**-0.5, 3**-0.5, 6**-0.5
+
+#: The basis, (9, 3, 3). Antisymmetric: the matrices of the cross product, v -> e_k × v, over √2.
+_BASIS = (
+    ((_R3, 0, 0), (0, _R3, 0), (0, 0, _R3)),
+    ((0, 0, 0), (0, 0, -_R2), (0, _R2, 0)),
+    ((0, 0, _R2), (0, 0, 0), (-_R2, 0, 0)),
+    ((0, -_R2, 0), (_R2, 0, 0), (0, 0, 0)),
+    ((0, _R2, 0), (_R2, 0, 0), (0, 0, 0)),
+    ((0, 0, 0), (0, 0, _R2), (0, _R2, 0)),
+    ((0, 0, _R2), (0, 0, 0), (_R2, 0, 0)),
+    ((_R2, 0, 0), (0, -_R2, 0), (0, 0, 0)),
+    ((-_R6, 0, 0), (0, -_R6, 0), (0, 0, 2 * _R6)),
+)
+_basis_cache: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _basis(like: Tensor) -> Tensor:
+    """The basis as a (9, 9) orthogonal matrix, rows are components, columns matrix entries."""
+    key = (like.dtype, like.device)
+    if key not in _basis_cache:
+        _basis_cache[key] = torch.tensor(_BASIS, dtype=torch.float64).reshape(9, 9).to(like.device, like.dtype)
+    return _basis_cache[key]
+
+
+def to_matrix(X: AtomTensors) -> Tensor:
+    """Components to matrices: (N, 9, F) -> (N, 3, 3, F)."""
+    return torch.matmul(_basis(X).t(), X).unflatten(1, (3, 3))
+
+
+def from_matrix(X: Tensor) -> AtomTensors:
+    """Matrices to components: (N, 3, 3, F) -> (N, 9, F)."""
+    return torch.matmul(_basis(X), X.flatten(1, 2))
+
+
+def harmonics(u: EdgeVectors, handedness: float = 1.0) -> Tensor:
+    r"""Components of :math:`1`, of :math:`v \mapsto u × v` and of :math:`u u^T - |u|^2/3`: (E, 3) -> (E, 9).
+
+    Args:
+        u: Directions; a zero vector has only the first component.
+        handedness: Sign of the antisymmetric part.
+    """
+    x, y, z = u.unbind(dim=-1)
+    a = handedness * 2**0.5
+    return torch.stack(
+        [
+            torch.full_like(x, 3**0.5),
+            a * x,
+            a * y,
+            a * z,
+            2**0.5 * x * y,
+            2**0.5 * y * z,
+            2**0.5 * x * z,
+            _R2 * (x * x - y * y),
+            _R6 * (2 * z * z - x * x - y * y),
+        ],
+        dim=-1,
+    )
+
+
+def squared_norm(X: AtomTensors) -> AtomFeatures:
+    """Squared Frobenius norm of each channel: (N, 9, F) -> (N, F)."""
+    return X.square().sum(dim=1)
+
+
+def norms_by_part(X: AtomTensors) -> Tensor:
+    """Squared Frobenius norms of trace, antisymmetric and symmetric part: (N, 9, F) -> (N, 3 F)."""
+    square = X.square()
+    return torch.cat([square[:, 0], square[:, 1:4].sum(dim=1), square[:, 4:9].sum(dim=1)], dim=-1)
+
+
+def mix_channels(X: AtomTensors, weights: Sequence[Tensor]) -> AtomTensors:
+    """Apply one (F', F) matrix to the channels of each part: (N, 9, F) -> (N, 9, F')."""
+    return torch.cat(
+        [F.linear(part, weight) for part, weight in zip(X.split(PARTS, dim=1), weights, strict=True)], dim=1
+    )
+
+
+def scale_parts(X: AtomTensors, scale: Tensor) -> AtomTensors:
+    """Multiply each part by its own factor per channel: (N, 9, F), (N, 3, F) -> (N, 9, F)."""
+    parts = X.split(PARTS, dim=1)
+    return torch.cat([part * scale[:, k, None] for k, part in enumerate(parts)], dim=1)
+
+
+def _channelwise(A: Tensor, B: Tensor) -> Tensor:
+    """Product of the 3×3 matrices of each channel: (N, 3, 3, F) × 2 -> (N, 3, 3, F)."""
+    return (A.unsqueeze(3) * B.unsqueeze(1)).sum(dim=2)
+
+
+def matrix_product(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
+    """X Y, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
+    return from_matrix(_channelwise(to_matrix(X), to_matrix(Y)))
+
+
+def anticommutator(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
+    """X Y + Y X, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
+    A, B = to_matrix(X), to_matrix(Y)
+    return from_matrix(_channelwise(A, B) + _channelwise(B, A))

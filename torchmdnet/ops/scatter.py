@@ -1,0 +1,39 @@
+"""Reductions by index, with the conventions stored models were trained with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["REDUCTIONS", "scatter"]
+
+_TORCH_NAMES = {"mean": "mean", "max": "amax", "min": "amin", "mul": "prod"}
+REDUCTIONS = ("add", "sum", *_TORCH_NAMES)
+
+
+def scatter(src: Tensor, index: Tensor, dim: int = 0, dim_size: int | None = None, reduce: str = "sum") -> Tensor:
+    """Reduce the rows of ``src`` that share an index.
+
+    All but the sum reduce **onto a zero that takes part itself**: mean is the sum over count + 1, max and min compare
+    with 0, mul is 0. Models trained with ``reduce_op: mean`` or ``aggr: mean | max`` depend on it.
+
+    Args:
+        src: Values, any shape.
+        index: Target row of each entry along ``dim``, (src.shape[dim],).
+        dim: Axis to reduce.
+        dim_size: Number of rows in the result; None is ``index.max() + 1``.
+        reduce: ``add`` (= ``sum``), ``mean``, ``max``, ``min`` or ``mul``.
+
+    Raises:
+        ValueError: For an unknown ``reduce``.
+    """
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce: {reduce!r} is not available. Choose from {', '.join(REDUCTIONS)}.")
+    if dim_size is None:
+        dim_size = int(index.max()) + 1 if index.numel() else 0
+    shape = list(src.shape)
+    shape[dim] = dim_size
+    result = src.new_zeros(shape)
+    if reduce in ("add", "sum"):
+        return result.index_add(dim, index, src)
+    column = index.reshape([-1 if axis == dim % src.dim() else 1 for axis in range(src.dim())]).expand_as(src)
+    return result.scatter_reduce(dim, column, src, reduce=_TORCH_NAMES[reduce], include_self=True)
