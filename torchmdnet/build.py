@@ -95,19 +95,22 @@ def representation_arguments(architecture: type[nn.Module]) -> dict[str, inspect
 def _arguments(architecture: type[nn.Module], args: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Keyword arguments of an architecture, taken from the configuration by name."""
     chosen: dict[str, Any] = {}
-    for key, parameter in representation_arguments(architecture).items():
+    for name, parameter in inspect.signature(architecture).parameters.items():
+        key = KEY_OF_PARAMETER.get(name, name)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if key == "box_vecs":
-            chosen[key] = box_from_config(args.get(key), dtype)
+        if key == "dtype":
+            chosen[name] = dtype
+        elif key == "box_vecs":
+            chosen[name] = box_from_config(args.get(key), dtype)
         elif key == "static_shapes":
-            chosen[key] = bool(args.get(key, False))
+            chosen[name] = bool(args.get(key, False))
+        elif key == "q_dim":
+            chosen[name] = int(args.get(key, 0))
         elif key == "output_charges":
-            chosen[key] = "Coul" in str(args.get("output_model", ""))
+            chosen[name] = "Coul" in str(args.get("output_model", ""))
         elif key in args:
-            chosen[parameter.name] = float(args[key]) if key.startswith("cutoff_") else args[key]
-    if "dtype" in inspect.signature(architecture).parameters:
-        chosen["dtype"] = dtype
+            chosen[name] = float(args[key]) if key.startswith("cutoff_") else args[key]
     return chosen
 
 

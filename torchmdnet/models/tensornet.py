@@ -14,7 +14,7 @@ from torchmdnet.models.base import Features, Representation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.modules import reset_all, weights_of
-from torchmdnet.nn.radial import RADIAL_BASES
+from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.ops.cartesian import (
     compose_tensor,
     decompose_tensor,
@@ -311,15 +311,6 @@ class Interaction(nn.Module):
         dX = mix_channels(P / (squared_norm(P) + 1)[:, None], after)
         square = matrix_product(dX, dX)
         return X + dX + (square if charge is None else charge * square)
-
-
-def make_radial_basis(
-    rbf_type: str, cutoff_lower: float, cutoff_upper: float, num_rbf: int, trainable: bool, **kwargs: torch.dtype
-) -> nn.Module:
-    """Build a radial basis from its configuration."""
-    if rbf_type not in RADIAL_BASES:
-        raise ConfigError(f"rbf_type: {rbf_type!r} is not available. Choose from {', '.join(RADIAL_BASES)}.")
-    return RADIAL_BASES[rbf_type](cutoff_lower, cutoff_upper, num_rbf, trainable, **kwargs)
 
 
 def check_group(group: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["reset_all", "weights_of"]
+__all__ = ["reset_all", "weights_of", "xavier_all"]
 
 
 def reset_all(*modules: Any) -> None:
@@ -19,3 +19,12 @@ def reset_all(*modules: Any) -> None:
 def weights_of(linears: Iterable[nn.Module]) -> list[Tensor]:
     """The weight matrix of each layer."""
     return [linear.get_parameter("weight") for linear in linears]
+
+
+def xavier_all(*linears: nn.Module) -> None:
+    """Draw Xavier-uniform weights and set biases to zero, in this order; seeded results depend on it."""
+    for linear in linears:
+        nn.init.xavier_uniform_(linear.get_parameter("weight"))
+        bias = getattr(linear, "bias", None)
+        if bias is not None:
+            nn.init.zeros_(bias)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.nn.cutoff import CosineCutoff
 
-__all__ = ["RADIAL_BASES", "ExpNormalSmearing", "GaussianSmearing"]
+__all__ = ["RADIAL_BASES", "ExpNormalSmearing", "GaussianSmearing", "make_radial_basis"]
 
 
 class GaussianSmearing(nn.Module):
@@ -127,3 +128,24 @@ class ExpNormalSmearing(nn.Module):
 
 
 RADIAL_BASES = {"gauss": GaussianSmearing, "expnorm": ExpNormalSmearing}
+
+
+def make_radial_basis(
+    rbf_type: str,
+    cutoff_lower: float,
+    cutoff_upper: float,
+    num_rbf: int,
+    trainable: bool,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Build a radial basis from its configuration.
+
+    Raises:
+        ConfigError: For an unknown ``rbf_type``.
+    """
+    if rbf_type not in RADIAL_BASES:
+        raise ConfigError(
+            f"rbf_type: {rbf_type!r} is not available.{did_you_mean(rbf_type, RADIAL_BASES)} "
+            f"Choose from {', '.join(RADIAL_BASES)}."
+        )
+    return RADIAL_BASES[rbf_type](cutoff_lower, cutoff_upper, num_rbf, trainable, dtype=dtype)

@@ -1,0 +1,235 @@
+"""TorchMD-GN: continuous-filter convolutions on invariant features, SchNet with a wider choice of parts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.graph import Graph, sum_to_atoms
+from torchmdnet.models.base import Features, Representation
+from torchmdnet.nn.activation import make_activation
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.modules import reset_all, xavier_all
+from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.ops.scatter import scatter
+from torchmdnet.typing import AtomFeatures, EdgeFeatures, EdgeScalars
+
+__all__ = ["CFConv", "InteractionBlock", "TorchMD_GN"]
+
+Aggregation = Literal["add", "mean", "max"]
+AGGREGATIONS = ("add", "mean", "max")
+
+
+class TorchMD_GN(Representation):
+    r"""Graph network (TorchMD, Doerr et al., JCTC 2021; after SchNet, Schütt et al., NeurIPS 2017).
+
+    Atoms start from an embedding of their element, optionally mixed with those around it, and are refined by
+    interaction blocks,
+
+    .. math:: x_i \leftarrow x_i + W \sigma(W_2 \sum_j w(r_{ij}) \odot W_1 x_j + b_2) + b.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        num_filters: Channels of the messages.
+        num_layers: Interaction blocks.
+        num_rbf: Radial basis functions per edge (K).
+        rbf_type: Kind of radial basis.
+        trainable_rbf: Whether the radial basis is trained.
+        activation: Activation function.
+        neighbor_embedding: Whether the first features know the elements around the atom.
+        cutoff_lower: Edges are at least this long, in Å.
+        cutoff_upper: Edges are shorter than this, in Å.
+        max_z: Rows of the element embedding; atomic numbers are below this.
+        max_num_neighbors: Kept for compatibility; pairs are never dropped.
+        aggr: How messages are gathered; ``mean`` divides by one more than their number and ``max`` is at least zero,
+            see :func:`torchmdnet.ops.scatter.scatter`.
+        dtype: Precision of the weights.
+        box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+
+    Raises:
+        ConfigError: For an unknown ``rbf_type``, ``activation`` or ``aggr``.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        num_filters: int = 128,
+        num_layers: int = 6,
+        num_rbf: int = 50,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = True,
+        activation: str = "silu",
+        neighbor_embedding: bool = True,
+        cutoff_lower: float = 0.0,
+        cutoff_upper: float = 5.0,
+        max_z: int = 100,
+        max_num_neighbors: int = 32,
+        aggr: Aggregation = "add",
+        dtype: torch.dtype = torch.float32,
+        box_vecs: Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            cutoff_lower=cutoff_lower,
+            cutoff_upper=cutoff_upper,
+            max_z=max_z,
+            loop=False,
+            box_vecs=box_vecs,
+            max_num_neighbors=max_num_neighbors,
+        )
+        if aggr not in AGGREGATIONS:
+            raise ConfigError(
+                f"aggr: {aggr!r} is not available.{did_you_mean(aggr, AGGREGATIONS)} "
+                f"Choose from {', '.join(AGGREGATIONS)}."
+            )
+        self.hidden_channels = hidden_channels
+        self.num_filters = num_filters
+        self.num_layers = num_layers
+        self.num_rbf = num_rbf
+        self.rbf_type = rbf_type
+        self.trainable_rbf = trainable_rbf
+        self.activation = activation
+        self.aggr = aggr
+        self.embedding = nn.Embedding(max_z, hidden_channels, dtype=dtype)
+        self.distance_expansion = make_radial_basis(
+            rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf, dtype=dtype
+        )
+        self.envelope = CosineCutoff(cutoff_lower, cutoff_upper)
+        self.neighbor_embedding = (
+            NeighborEmbedding(hidden_channels, num_rbf, cutoff_lower, cutoff_upper, max_z, dtype)
+            if neighbor_embedding
+            else None
+        )
+        self.interactions = nn.ModuleList(
+            InteractionBlock(
+                hidden_channels=hidden_channels,
+                num_rbf=num_rbf,
+                num_filters=num_filters,
+                activation=activation,
+                aggr=aggr,
+                dtype=dtype,
+            )
+            for _ in range(num_layers)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_all(self.embedding, self.distance_expansion)
+        if self.neighbor_embedding is not None:
+            self.neighbor_embedding.reset_parameters()
+        reset_all(*self.interactions)
+
+    def encode(self, graph: Graph) -> Features:
+        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
+        envelope = self.envelope(graph.edge_dist)  # (E,)
+        x = self.embedding(graph.z)  # (N, F)
+        if self.neighbor_embedding is not None:
+            x = self.neighbor_embedding(graph.z, x, graph.edge_index, graph.edge_dist, rbf)
+        for block in self.interactions:
+            x = x + block(x, rbf, envelope, graph)
+        return Features(x)
+
+
+class InteractionBlock(nn.Module):
+    r"""One refinement of the features, :math:`\Delta x = W \sigma(\mathrm{CFConv}(x)) + b`.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        num_rbf: Radial basis functions per edge (K).
+        num_filters: Channels of the messages.
+        activation: Activation function.
+        aggr: How messages are gathered.
+        dtype: Precision of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_channels: int,
+        num_rbf: int,
+        num_filters: int,
+        activation: str,
+        aggr: Aggregation = "add",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        # the filter network is stored under the block and under the convolution: files hold its weights twice
+        self.mlp = nn.Sequential(
+            nn.Linear(num_rbf, num_filters, dtype=dtype),
+            make_activation(activation),
+            nn.Linear(num_filters, num_filters, dtype=dtype),
+        )
+        self.conv = CFConv(
+            in_channels=hidden_channels,
+            out_channels=hidden_channels,
+            num_filters=num_filters,
+            net=self.mlp,
+            aggr=aggr,
+            dtype=dtype,
+        )
+        self.act = make_activation(activation)
+        self.lin = nn.Linear(hidden_channels, hidden_channels, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        xavier_all(self.mlp[0], self.mlp[2])
+        self.conv.reset_parameters()
+        xavier_all(self.lin)
+
+    def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+        """Change of the features x (N, F)."""
+        return self.lin(self.act(self.conv(x, rbf, envelope, graph)))
+
+
+class CFConv(nn.Module):
+    r"""Continuous-filter convolution (SchNet, Schütt et al. 2017).
+
+    .. math:: y_i = W_2 \operatorname{agg}_j C(r_{ij})\, \mathrm{net}(\phi(r_{ij})) \odot W_1 x_j + b_2
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        num_filters: Channels of the messages.
+        net: Network from the radial basis to the filter.
+        aggr: How messages are gathered.
+        dtype: Precision of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        num_filters: int,
+        net: nn.Sequential,
+        aggr: Aggregation = "add",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(in_channels, num_filters, bias=False, dtype=dtype)
+        self.lin2 = nn.Linear(num_filters, out_channels, dtype=dtype)
+        self.net = net
+        self.aggr = aggr
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases; the filter network belongs to the block."""
+        xavier_all(self.lin1, self.lin2)
+
+    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
+        """The filter, a function of distance alone: (E, K), (E,) -> (E, num_filters)."""
+        return envelope[:, None] * self.net(rbf)
+
+    def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+        """Gather neighbours through the filter: (N, in_channels) -> (N, out_channels)."""
+        i, j = graph.edge_index
+        message = self.radial(rbf, envelope) * self.lin1(x).index_select(0, j)  # (E, num_filters)
+        if self.aggr == "add":
+            gathered = sum_to_atoms(message, graph)
+        else:
+            gathered = scatter(message, i, dim=0, dim_size=graph.num_atoms, reduce=self.aggr)
+        return self.lin2(gathered)  # (N, out_channels)
