@@ -61,6 +61,11 @@ def create_model(
     if args.get("prior_model") and prior_model is None:
         prior_model = create_prior_models(args)
     output_model = _create_head(architecture, args, dtype)
+    if mean is not None and bool((mean != 0).any()) and not getattr(output_model, "can_standardize", True):
+        raise ConfigError(
+            f"standardize: output_model {args['output_model']!r} predicts vectors, or a length of one, to which a mean "
+            "cannot be added. Set standardize to false."
+        )
     return TorchMD_Net(
         representation,
         output_model,
@@ -131,11 +136,16 @@ def box_from_config(box_vecs: Any, dtype: torch.dtype) -> Tensor | None:
 def _create_head(architecture: type[Any], args: Mapping[str, Any], dtype: torch.dtype) -> OutputModel:
     name = _required(args, "output_model")
     prefix = getattr(architecture, "head_prefix", "")
-    if prefix and ":" not in name:
-        if name in HEADS and prefix + name not in HEADS:
+    if prefix and name in HEADS and not name.startswith(prefix):
+        if prefix + name not in HEADS:
             raise ConfigError(f"output_model: {name!r} is not available for model {args['model']!r}.")
         name = prefix + name
     head = HEADS[name]
+    if getattr(head, "needs_vectors", False) and not prefix:
+        raise ConfigError(
+            f"output_model: {name!r} needs vector features, which model {args['model']!r} does not have. "
+            "Use model: equivariant-transformer."
+        )
     options = {
         "activation": args.get("activation", "silu"),
         "reduce_op": args.get("reduce_op", "sum"),

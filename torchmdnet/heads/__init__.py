@@ -8,6 +8,12 @@ HEADS = Catalogue(
         "Scalar": "torchmdnet.heads.scalar:Scalar",
         "DipoleMoment": "torchmdnet.heads.dipole:DipoleMoment",
         "ElectronicSpatialExtent": "torchmdnet.heads.spatial_extent:ElectronicSpatialExtent",
+        "VectorOutput": "torchmdnet.heads.equivariant:EquivariantVectorOutput",
+        "ScalarPlusWeightedCoulomb": "torchmdnet.heads.coulomb:ScalarPlusWeightedCoulomb",
+        "EquivariantScalar": "torchmdnet.heads.equivariant:EquivariantScalar",
+        "EquivariantDipoleMoment": "torchmdnet.heads.dipole:EquivariantDipoleMoment",
+        "EquivariantElectronicSpatialExtent": "torchmdnet.heads.spatial_extent:EquivariantElectronicSpatialExtent",
+        "EquivariantVectorOutput": "torchmdnet.heads.equivariant:EquivariantVectorOutput",
     },
 )
 

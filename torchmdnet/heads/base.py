@@ -23,6 +23,11 @@ class OutputModel(nn.Module):
         static_shapes: Kept for compatibility.
     """
 
+    #: Whether only architectures with vector features will do.
+    needs_vectors = False
+    #: Whether ``standardize`` makes sense: false where a mean would be added to vectors or before a nonlinear step.
+    can_standardize = True
+
     def __init__(self, *, allow_prior_model: bool = True, reduce_op: str = "sum", static_shapes: bool = False) -> None:
         super().__init__()
         if reduce_op not in REDUCTIONS:
