@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from torchmdnet.datasets.frames import Frames, Indices, JoinedFrames
+from torchmdnet.datasets.reference_energies import fit_energies
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
@@ -29,7 +30,8 @@ class FramesDataset(Dataset):
     Args:
         frames: The stored systems.
         transform: Called with each sample. Batches are then collated sample by sample, which is slower.
-        reference_energies: Energy of each element (atomic number to energy), if the source states them.
+        reference_energies: Energy of each element (atomic number to energy), if the source states them. Elements that
+            are missing here are fitted when they are needed, if :attr:`fits_reference_energies`.
     """
 
     #: Unit of ``y``; forces are in this unit per :attr:`length_unit`.
@@ -41,7 +43,9 @@ class FramesDataset(Dataset):
     #: What to cite when these data are used.
     citation: str | None = None
     #: Whether batches are collected in the calling process at memory speed, so that loader workers would only cost.
-    gathers_in_process: ClassVar[bool] = True
+    gathers_in_process: bool = True
+    #: Whether :meth:`get_atomref` falls back on a least-squares fit over the whole set.
+    fits_reference_energies: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -89,14 +93,30 @@ class FramesDataset(Dataset):
         return None
 
     def get_atomref(self, max_z: int = 100) -> Tensor | None:
-        """Energy of each element, (max_z, 1) float32 in :attr:`energy_unit`, or None where the source states none."""
-        return None if self.reference_energies is None else atomref_table(self.reference_energies, max_z)
+        """Energy of each element, (max_z, 1) float32 in :attr:`energy_unit`, zero for elements that do not occur.
+
+        None where the source states none and the set does not fit them.
+        """
+        if self.states_reference_energies:
+            return atomref_table(self.reference_energies or {}, max_z)
+        if self.fits_reference_energies and "y" in self.frames:
+            return atomref_table(self.fit_reference_energies(), max_z)
+        return None
+
+    @property
+    def states_reference_energies(self) -> bool:
+        """Whether the source gives the energy of every element that occurs."""
+        known = self.reference_energies
+        return known is not None and all(z in known for z in self.frames.elements().tolist())
+
+    def fit_reference_energies(self, indices: Indices | None = None) -> dict[int, float]:
+        """Energies of the elements by least squares over some systems (default: all), keeping those that are stated."""
+        counts, elements = self.frames.composition(indices)
+        y = np.asarray(self.frames["y"]).reshape(-1)
+        return fit_energies(counts, elements, y if indices is None else y[np.asarray(indices)], self.reference_energies)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
 
 
 def atomref_table(energies: Mapping[int, float], max_z: int = 100) -> Tensor:

@@ -472,6 +472,17 @@ class FrameBuilder:
         self.num_systems += num
         self.num_atoms += num * size
 
+    def add_column(self, name: str, values: np.ndarray) -> None:
+        """Add a quantity that is known only at the end, for all systems or atoms at once."""
+        column = self._columns[name] = _Column(name, self.known[name], self.folder)
+        column.write(values, self.num_atoms if column.field.level == "atom" else self.num_systems, 0)
+
+    def drop_column(self, name: str) -> None:
+        """Leave out a quantity that turned out to say nothing."""
+        self._columns.pop(name).release()
+        if self.folder is not None:
+            (self.folder / f"{name}.npy").unlink()
+
     def finish(self) -> Frames:
         """The collected frames; with a folder, the files are complete and mapped."""
         self._flush_counts()

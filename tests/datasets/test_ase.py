@@ -1,0 +1,519 @@
+"""Any file that ASE reads, checked against ASE's own reading of it."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+
+import ase.db
+import ase.io
+import ase.units
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import shared
+
+from torchmdnet.datasets.ase import ASE
+from torchmdnet.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHMDNET_CACHE", str(tmp_path / "cache"))
+
+
+def labelled(atoms: Atoms, rng: np.random.Generator, *, stress: bool = False, **info) -> Atoms:
+    atoms = atoms.copy()
+    atoms.rattle(0.05, rng=rng)
+    results = {"energy": rng.normal() - 10.0 * len(atoms), "forces": rng.normal(size=(len(atoms), 3))}
+    if stress:
+        results["stress"] = rng.normal(size=6) * 0.01
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info.update(info)
+    return atoms
+
+
+@pytest.fixture
+def frames() -> list[Atoms]:
+    rng = np.random.default_rng(3)
+    names = ["H2O", "CH4", "NH3", "C6H6", "CO", "H2O", "CH3OH"]
+    return [labelled(molecule(name), rng, charge=i % 3 - 1) for i, name in enumerate(names)]
+
+
+def write(path, frames, **kwargs):
+    ase.io.write(path, frames, **kwargs)
+    return path
+
+
+def edit(path, pattern, replacement, count=1):
+    text = path.read_text()
+    changed = re.sub(pattern, replacement, text, count=count)
+    assert changed != text
+    path.write_text(changed)
+    return path
+
+
+def assert_same(dataset, frames):
+    assert len(dataset) == len(frames)
+    for data, atoms in zip((dataset[i] for i in range(len(frames))), frames, strict=True):
+        np.testing.assert_array_equal(data.z, atoms.numbers)
+        np.testing.assert_allclose(data.pos, atoms.positions, atol=1e-7)
+        assert data.y.shape == (1, 1)
+        assert data.y.item() == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(data.neg_dy, atoms.get_forces(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.xyz", "a.extxyz.gz", "a.traj", "a.db", "a.json"])
+def test_every_format_gives_what_ase_reads(tmp_path, frames, name):
+    assert_same(ASE(write(tmp_path / name, frames)), frames)
+
+
+def test_a_batch_holds_molecules_of_different_sizes(tmp_path, frames):
+    batch = ASE(write(tmp_path / "a.extxyz", frames)).__getitems__([3, 0])
+    np.testing.assert_array_equal(batch.z, np.concatenate([frames[3].numbers, frames[0].numbers]))
+    np.testing.assert_array_equal(batch.batch, [0] * 12 + [1] * 3)
+    assert batch.y.shape == (2, 1)
+    assert batch.q.tolist() == [-1.0, -1.0]
+
+
+def test_root_may_be_a_list_or_a_pattern_in_natural_order(tmp_path, frames, monkeypatch):
+    for number in (10, 9, 1):
+        write(tmp_path / f"part_{number}.extxyz", frames[number % 7])
+    expected = [frames[1], frames[2], frames[3]]
+    assert_same(ASE(str(tmp_path / "part_*.extxyz")), expected)
+    assert_same(ASE([tmp_path / "part_9.extxyz", str(tmp_path / "part_1*.extxyz")]), [frames[2], frames[1], frames[3]])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert_same(ASE("~/part_*.extxyz"), expected)
+
+
+@pytest.mark.parametrize(("index", "expected"), [(":", slice(None)), ("2:5", slice(2, 5)), ("::-3", slice(0, None, 3))])
+@pytest.mark.parametrize("name", ["a.extxyz", "a.db"])
+def test_index_selects_frames(tmp_path, frames, index, expected, name):
+    assert_same(ASE(write(tmp_path / name, frames), index=index), frames[expected])
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db"])
+def test_a_single_index_selects_one_frame(tmp_path, frames, name):
+    assert_same(ASE(write(tmp_path / name, frames), index=-1), frames[-1:])
+
+
+def test_labels_are_found_under_their_usual_names(tmp_path, frames, caplog):
+    caplog.set_level(logging.INFO)
+    for atoms in frames:
+        atoms.info["REF_energy"] = atoms.get_potential_energy() - 5.0
+        atoms.arrays["REF_forces"] = atoms.get_forces() * 2
+    dataset = ASE(write(tmp_path / "a.extxyz", frames))
+    assert dataset[1].y.item() == pytest.approx(frames[1].info["REF_energy"])
+    np.testing.assert_allclose(dataset[1].neg_dy, frames[1].arrays["REF_forces"], atol=1e-6)
+    assert dataset.keys["energy"] == "REF_energy"
+    assert "'REF_energy' is used; the frames also have energy" in caplog.text
+
+
+def test_keys_choose_labels(tmp_path, frames):
+    for atoms in frames:
+        atoms.info["ccsd"] = 1.25
+        atoms.arrays["my_gradient"] = np.ones((len(atoms), 3))
+    path = write(tmp_path / "a.extxyz", frames)
+    dataset = ASE(path, energy_key="ccsd", forces_key="-my_gradient", charge_key=False)
+    assert dataset[4].y.item() == 1.25
+    assert (dataset[4].neg_dy == -1).all()
+    assert "q" not in dataset[4]
+    with pytest.raises(ConfigError, match="'-my_gradient'"):
+        ASE(path, forces_key="my_gradient")
+
+
+def test_energies_alone_and_forces_alone_are_enough(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    assert "neg_dy" not in ASE(path, forces_key=False)[0]
+    assert "y" not in ASE(path, energy_key=False)[0]
+    with pytest.raises(DataError, match="no energy and no forces"):
+        ASE(path, energy_key=False, forces_key=False)
+
+
+def test_gradients_are_not_taken_for_forces(tmp_path, frames):
+    for atoms in frames:
+        atoms.arrays["gradients"] = atoms.get_forces()
+        atoms.calc = None
+    with pytest.raises(DataError, match="forces_key: '-gradients'"):
+        ASE(write(tmp_path / "a.extxyz", frames))
+
+
+def test_a_database_gives_its_key_value_pairs_and_data(tmp_path, frames):
+    path = tmp_path / "a.db"
+    with ase.db.connect(path) as database:
+        for i, atoms in enumerate(frames):
+            database.write(atoms, total_charge=i - 2, data={"dft_forces": np.full((len(atoms), 3), i)})
+    dataset = ASE(path)
+    assert [dataset[i].q.item() for i in range(7)] == [-2, -1, 0, 1, 2, 3, 4]
+    assert (dataset[5].neg_dy == 5).all()
+
+
+def test_units_are_converted_when_they_are_given(tmp_path):
+    rng = np.random.default_rng(0)
+    atoms = labelled(bulk("NaCl", "rocksalt", a=5.6), rng, stress=True)
+    data = ASE(write(tmp_path / "a.extxyz", atoms), energy_unit="Hartree", length_unit="Bohr")[0]
+    assert data.y.item() == pytest.approx(atoms.get_potential_energy() * ase.units.Hartree, rel=1e-7)
+    np.testing.assert_allclose(data.pos, atoms.positions * ase.units.Bohr, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(data.box[0], atoms.cell.array * ase.units.Bohr, rtol=1e-7)
+    np.testing.assert_allclose(data.neg_dy, atoms.get_forces() * ase.units.Hartree / ase.units.Bohr, rtol=1e-4)
+    expected = atoms.get_stress(voigt=False) * ase.units.Hartree / ase.units.Bohr**3
+    np.testing.assert_allclose(data.stress[0], expected, rtol=1e-5)
+    with pytest.raises(ConfigError, match="energy_unit"):
+        ASE(tmp_path / "a.extxyz", energy_unit="eVs")
+
+
+def test_boxes_and_stresses_belong_to_each_frame(tmp_path):
+    rng = np.random.default_rng(0)
+    crystals = [labelled(bulk("Cu", cubic=True) * (1, 1, n), rng, stress=True) for n in (1, 2, 3)]
+    dataset = ASE(write(tmp_path / "a.extxyz", crystals))
+    for i, atoms in enumerate(crystals):
+        np.testing.assert_allclose(dataset[i].box, atoms.cell.array[None], atol=1e-12)
+        np.testing.assert_allclose(dataset[i].stress, atoms.get_stress(voigt=False)[None], rtol=1e-5)
+    assert dataset.__getitems__([0, 2]).stress.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("form", ["voigt", "matrix", "flat"])
+def test_a_stress_may_be_written_in_three_ways(tmp_path, form):
+    atoms = bulk("Cu", cubic=True)
+    full = np.array([[1.0, 0.6, 0.5], [0.6, 2.0, 0.4], [0.5, 0.4, 3.0]])
+    atoms.info["energy"] = 0.0
+    atoms.info["my_stress"] = {"voigt": np.array([1, 2, 3, 0.4, 0.5, 0.6]), "matrix": full, "flat": full.ravel()}[form]
+    np.testing.assert_allclose(ASE(write(tmp_path / "a.extxyz", atoms), stress_key="my_stress")[0].stress[0], full)
+
+
+def test_an_open_direction_has_a_zero_row_in_the_box(tmp_path):
+    rng = np.random.default_rng(0)
+    slab = labelled(fcc111("Cu", (2, 2, 2), vacuum=8.0), rng)
+    wire = labelled(Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]], cell=[9, 9, 5], pbc=(False, False, True)), rng)
+    gas = labelled(molecule("H2O"), rng)
+    dataset = ASE(write(tmp_path / "a.extxyz", [slab, wire, gas]))
+    box = dataset[0].box[0].numpy()
+    np.testing.assert_allclose(box[:2], slab.cell.array[:2], atol=1e-12)
+    np.testing.assert_array_equal(box[2], 0)
+    np.testing.assert_array_equal(dataset[1].box[0], np.diag([0, 0, 5.0]))
+    np.testing.assert_array_equal(dataset[2].box[0], 0)
+    assert "box" not in ASE(write(tmp_path / "b.extxyz", gas))[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "convention", "expected"),
+    [
+        ("spin_multiplicity", [1, 3, 2], None, [0, 2, 1]),
+        ("n_unpaired", [0, 2, 1], None, [0, 2, 1]),
+        ("spin", [1, 3, 2], None, [0, 2, 1]),
+        ("spin", [0, 2, 1], None, [0, 2, 1]),
+        ("spin", [0, 1, 0.5], None, [0, 2, 1]),
+        ("my_spin", [0, 1, 0.5], "total_spin", [0, 2, 1]),
+    ],
+)
+def test_spin_is_the_number_of_unpaired_electrons(tmp_path, key, values, convention, expected):
+    rng = np.random.default_rng(0)
+    frames = [
+        labelled(molecule("CH2_s1A1d"), rng, total_charge=0),
+        labelled(molecule("CH2_s3B1d"), rng, total_charge=0),
+        labelled(molecule("H2O"), rng, total_charge=1),
+    ]
+    for atoms, value in zip(frames, values, strict=True):
+        atoms.info[key] = value
+    arguments = {"spin_key": key, "spin_convention": convention} if convention else {}
+    dataset = ASE(write(tmp_path / "a.extxyz", frames), **arguments)
+    assert [dataset[i].s.item() for i in range(3)] == expected
+
+
+def test_an_undecidable_spin_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [labelled(molecule("H2O"), rng, spin=0), labelled(molecule("H2O"), rng, spin=1)]
+    path = write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(DataError, match="spin_convention"):
+        ASE(path)
+    assert "s" not in ASE(path, spin_key=False)[0]
+
+
+def test_a_spin_that_does_not_fit_the_electrons_is_reported(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    ASE(write(tmp_path / "a.extxyz", labelled(molecule("H2O"), rng, spin_multiplicity=2)))
+    assert "1 unpaired electrons do not go with 10 electrons" in caplog.text
+
+
+def test_extra_quantities_come_along(tmp_path, frames):
+    for atoms in frames:
+        atoms.arrays["mulliken"] = np.arange(float(len(atoms)))
+        atoms.info["dipole_qm"] = np.array([1.0, 2.0, 3.0])
+    path = write(tmp_path / "a.extxyz", frames)
+    batch = ASE(path, extra_keys={"partial_charges": "mulliken", "dp": "dipole_qm"}).__getitems__([0, 1])
+    np.testing.assert_array_equal(batch.partial_charges, [0, 1, 2, 0, 1, 2, 3, 4])
+    assert batch.dp.shape == (2, 3)
+    with pytest.raises(ConfigError, match="'pos'"):
+        ASE(path, extra_keys=["pos"])
+
+
+# --------------------------------------------------------------------------------------------- reference energies
+
+
+def with_energy(atoms, energy, **info):
+    atoms = atoms.copy()
+    atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    atoms.info.update(info)
+    return atoms
+
+
+def test_isolated_atoms_give_the_reference_energies(tmp_path):
+    truth = {"H": -13.6, "O": -2043.0}
+    atoms = [with_energy(Atoms(symbol), energy) for symbol, energy in truth.items()]
+    atoms.append(with_energy(Atoms("O"), -2060.0, total_charge=-1))
+    for single in atoms[:2]:
+        single.info["total_charge"] = 0
+    water = labelled(molecule("H2O"), np.random.default_rng(0), total_charge=0)
+    dataset = ASE(write(tmp_path / "a.extxyz", [atoms[0], water, *atoms[1:]]))
+    assert len(dataset) == 1
+    table = dataset.get_atomref(20)
+    assert table.shape == (20, 1)
+    assert table.dtype == torch.float32
+    np.testing.assert_allclose(table[[1, 8], 0], list(truth.values()), rtol=1e-6)
+    assert table.count_nonzero() == 2
+
+
+def test_a_set_of_nothing_but_single_atoms_keeps_them(tmp_path):
+    dataset = ASE(write(tmp_path / "a.extxyz", [with_energy(Atoms("H"), -13.6), with_energy(Atoms("O"), -2043.0)]))
+    assert len(dataset) == 2
+    assert dataset[1].y.item() == -2043.0
+
+
+def test_missing_reference_energies_are_fitted(tmp_path):
+    truth = {1: -13.0, 6: -1030.0, 8: -2040.0}
+    names = ["H2O", "CH4", "CO2", "CH3OH", "C6H6", "CO"]
+    frames = [with_energy(m := molecule(name), sum(truth[z] for z in m.numbers)) for name in names]
+    table = ASE(write(tmp_path / "a.extxyz", frames)).get_atomref()
+    np.testing.assert_allclose(table[[1, 6, 8], 0], list(truth.values()), rtol=1e-6)
+    # hydrogen given, and deliberately off: the others make up for it as well as they can
+    frames.append(with_energy(Atoms("H"), -12.0))
+    partly = ASE(write(tmp_path / "b.extxyz", frames))
+    assert partly.get_atomref()[1].item() == -12.0
+    assert partly.get_atomref()[6].item() == pytest.approx(-1030.0, abs=4.0)
+    np.testing.assert_allclose(ASE(tmp_path / "b.extxyz", atomref="fit").get_atomref()[1], -13.0, rtol=1e-5)
+    with pytest.raises(DataError, match="no single atom of C, O"):
+        ASE(tmp_path / "b.extxyz", atomref="isolated")
+
+
+def test_reference_energies_may_be_given(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    given = {"H": -1.0, "C": -2.0, "N": -3.0, "O": -4.0}
+    np.testing.assert_array_equal(ASE(path, atomref=given).get_atomref()[[1, 6, 7, 8], 0], [-1, -2, -3, -4])
+    with pytest.raises(ConfigError, match="'Hh' is not an element"):
+        ASE(path, atomref={"Hh": 1.0})
+
+
+# ------------------------------------------------------------------------------------------------------- splits
+
+
+def test_files_may_be_set_aside_for_validation_and_testing(tmp_path, frames):
+    parts = {"a": frames[:3], "b": frames[3:5], "c": frames[5:]}
+    train, val, test = (write(tmp_path / f"{name}.extxyz", part) for name, part in parts.items())
+    splits = ASE(train, val=val, test=test).splits
+    assert {name: rows.tolist() for name, rows in splits.items()} == {
+        "idx_train": [0, 1, 2],
+        "idx_val": [3, 4],
+        "idx_test": [5, 6],
+    }
+    assert ASE(train).splits is None
+    assert set(ASE(train, test=test).splits) == {"idx_train", "idx_test"}
+    with pytest.raises(DataError, match="both the train and the test"):
+        ASE(train, test=train)
+
+
+def test_a_split_named_in_the_frames_is_used(tmp_path, frames):
+    for atoms, part in zip(frames, ["train", "val", "train", "test", "train", "train", "test"], strict=True):
+        atoms.info["split"] = part
+    splits = ASE(write(tmp_path / "a.extxyz", frames)).splits
+    assert splits["idx_val"].tolist() == [1]
+    assert splits["idx_test"].tolist() == [3, 6]
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def refused(path, message, **kwargs):
+    with pytest.raises(DataError, match=message):
+        ASE(path, **kwargs)
+    cache = path.parent / "cache" if hasattr(path, "parent") else None
+    if cache is not None and cache.exists():
+        assert not [p for p in cache.rglob("*") if p.is_file()], "something was written"
+
+
+def test_a_missing_label_is_refused_with_file_frame_and_what_there_is(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    refused(path, r"a\.extxyz, frame 0: 'dft' is missing.*charge, energy, forces", energy_key="dft")
+    frames[4].calc.results.pop("forces")
+    refused(
+        write(path, frames), r"a\.extxyz, frame 4: 'forces' is missing, although .*frame 0 has it.*forces_key: false"
+    )
+    assert len(ASE(path, forces_key=False)) == 7
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, frames, value):
+    path = write(tmp_path / "a.extxyz", frames)
+    energy = f"{frames[2].get_potential_energy()}"
+    refused(edit(path, f"energy={energy}", f"energy={value}"), rf"a\.extxyz, frame 2: energy is {value}")
+    path = write(tmp_path / "a.extxyz", frames)
+    number = f"{frames[3].get_forces()[1, 2]:.8f}"
+    refused(edit(path, number, value), rf"a\.extxyz, frame 3: forces is {value} at \(1, 2\)")
+    number = f"{frames[3].positions[1, 2]:.8f}"
+    refused(edit(write(path, frames), number, value), rf"a\.extxyz, frame 3: positions is {value} at \(1, 2\)")
+
+
+def test_a_wrong_shape_is_refused(tmp_path, frames):
+    frames[2].info["my_energy"] = np.array([1.0, 2.0])
+    for atoms in frames:
+        atoms.info.setdefault("my_energy", 1.0)
+    refused(write(tmp_path / "a.extxyz", frames), r"frame 2: my_energy has shape \(2,\)", energy_key="my_energy")
+    frames[1].arrays["my_forces"] = np.zeros((5, 2))
+    for atoms in frames:
+        atoms.arrays.setdefault("my_forces", np.zeros((len(atoms), 3)))
+    refused(write(tmp_path / "a.extxyz", frames), r"frame 1: my_forces has shape \(5, 2\)", forces_key="my_forces")
+
+
+def test_a_label_that_is_no_number_is_refused(tmp_path, frames):
+    for atoms in frames:
+        atoms.info["level"] = "dft"
+    refused(write(tmp_path / "a.extxyz", frames), "frame 0: level is 'dft' instead of a number", energy_key="level")
+
+
+def test_an_unknown_element_is_refused(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    refused(edit(path, r"\nO  ", "\nQq "), r"a\.extxyz, frame 0: 'Qq' is not an element")
+    refused(edit(write(path, frames), r"\nN  ", "\nX  "), r"a\.extxyz, frame 2: atom 0 has atomic number 0")
+
+
+def test_a_truncated_file_is_refused(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    lines = path.read_text().splitlines(keepends=True)
+    for keep in range(1, len(frames[-1]) + 2):
+        path.write_text("".join(lines[: len(lines) - keep]))
+        refused(path, r"a\.extxyz, frame 6: the file ends after \d of 6 atoms")
+    path.write_text("".join(lines)[:-60])
+    refused(path, r"a\.extxyz, frame 6")
+
+
+def test_a_truncated_compressed_file_is_refused(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    packed = tmp_path / "b.extxyz.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes() * 30)[:-30])
+    refused(packed, r"b\.extxyz\.gz, frame \d+: the file cannot be read on")
+
+
+@pytest.mark.parametrize("name", ["a.traj", "a.db"])
+def test_a_truncated_binary_file_is_refused(tmp_path, frames, name):
+    path = write(tmp_path / name, frames)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    refused(path, rf"{name}")
+
+
+def test_blank_lines_lose_no_frames(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    path.write_text(path.read_text().replace("\n5\n", "\n\n5\n") + "\n\n")
+    assert_same(ASE(path), frames)
+
+
+def test_text_between_frames_is_refused(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    refused(edit(path, r"\n5\n", "\n# five\n5\n"), r"frame 1: line 6 should be a number of atoms, but it is '# five'")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    path = tmp_path / "a.extxyz"
+    path.write_text("")
+    refused(path, "the file is empty")
+    path.write_text("\n\n")
+    refused(path, "there are no frames")
+
+
+def test_a_path_without_a_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"dataset_root: There is no file"):
+        ASE(tmp_path / "nothing.xyz")
+    with pytest.raises(DataError, match=r"No file matches the pattern .*\*\.xyz"):
+        ASE(str(tmp_path / "*.xyz"))
+    with pytest.raises(DataError, match=r"is a folder.*\*\.extxyz"):
+        ASE(tmp_path)
+
+
+def test_an_unknown_kind_of_file_is_refused(tmp_path):
+    path = tmp_path / "a.quux"
+    path.write_text("hello\n")
+    refused(path, r"a\.quux: ASE does not know this kind of file")
+
+
+def test_a_file_given_twice_is_refused(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(DataError, match="listed twice"):
+        ASE([path, str(path)])
+
+
+def test_periodic_frames_need_a_cell(tmp_path):
+    atoms = labelled(Atoms("H2", [[0, 0, 0], [0, 0, 1]], pbc=True), np.random.default_rng(0))
+    refused(write(tmp_path / "a.traj", atoms), r"frame 0: pbc is \[True, True, True\]")
+
+
+def test_a_stress_without_a_full_cell_is_refused(tmp_path):
+    slab = labelled(fcc111("Cu", (1, 1, 2), vacuum=8.0), np.random.default_rng(0), stress=True)
+    path = write(tmp_path / "a.extxyz", slab)
+    refused(path, "stress_key: false")
+    assert "stress" not in ASE(path, stress_key=False)[0]
+
+
+@pytest.mark.parametrize("kind", ["open", "across the boundary"])
+def test_atoms_on_top_of_each_other_are_reported(tmp_path, caplog, kind):
+    if kind == "open":
+        atoms = Atoms("H2O", [[0, 0, 0], [1, 0, 0], [1, 0, 0.05]])
+    else:
+        atoms = Atoms(
+            "H2O", [[5, 3, 9.97], [1, 0, 0], [5, 3, 0.02]], cell=[[10, 0, 0], [1, 9, 0], [0, 0, 10]], pbc=True
+        )
+    atoms.info["energy"] = 0.0
+    ASE(write(tmp_path / "a.extxyz", atoms))
+    assert re.search(r"frame 0: atoms [012] and 2 are 0\.050 Å apart", caplog.text)
+
+
+def test_ordinary_molecules_and_crystals_do_not_overlap(tmp_path, frames, caplog):
+    rng = np.random.default_rng(0)
+    crystals = [labelled(bulk("Cu"), rng), labelled(fcc111("Cu", (2, 2, 2), vacuum=5), rng)]
+    ASE(write(tmp_path / "a.extxyz", [*frames, *crystals]), charge_key=False)
+    assert "apart" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"index": "a:b"}, "index: 'a:b'"),
+        ({"index": "::0"}, "step of zero"),
+        ({"energy_key": 3}, "energy_key: 3"),
+        ({"spin_convention": "2S"}, "spin_convention: '2S'"),
+        ({"atomref": "fitted"}, "atomref: 'fitted'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(tmp_path, frames, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        ASE(write(tmp_path / "a.extxyz", frames), **arguments)
+
+
+# -------------------------------------------------------------------------------------------------------- shared
+
+
+@pytest.mark.parametrize(
+    "name", ["embedded/gfn1_periodic", "molecular/carbene_singlet_triplet", "periodic/mlearn_Li_train"]
+)
+def test_published_files_agree_with_ase(name):
+    path = shared(f"data/{name}.extxyz.gz")
+    with gzip.open(path, "rt") as file:
+        frames = ase.io.read(file, index=":20", format="extxyz")
+    dataset = ASE(path, index=":20")
+    assert_same(dataset, frames)
+    for data, atoms in zip((dataset[i] for i in range(20)), frames, strict=True):
+        if "stress" in data:
+            np.testing.assert_allclose(data.stress[0], atoms.get_stress(voigt=False), rtol=1e-5, atol=1e-9)
+        if "s" in data:
+            assert data.s.item() == atoms.info["spin_multiplicity"] - 1
