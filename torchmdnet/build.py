@@ -18,11 +18,32 @@ from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors import PRIORS
 from torchmdnet.priors.base import BasePrior
 
-__all__ = ["PRECISIONS", "create_model", "create_prior_models", "representation_arguments"]
+__all__ = ["MODEL_KEYS", "PRECISIONS", "create_model", "create_prior_models", "representation_arguments"]
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = {16: torch.float16, 32: torch.float32, 64: torch.float64}
+
+#: What :func:`create_model` reads beside the parameters of the architecture.
+MODEL_KEYS = frozenset(
+    {
+        "atom_filter",
+        "coulomb_cutoff",
+        "coulomb_max_num_neighbors",
+        "coulomb_neighbor_strategy",
+        "derivative",
+        "model",
+        "output_mlp_num_layers",
+        "output_model",
+        "precision",
+        "prior_args",
+        "prior_model",
+        "q_dim",
+        "q_weights",
+        "reduce_op",
+        "remove_ref_energy",
+    }
+)
 
 #: Constructor parameters whose configuration key has another name.
 KEY_OF_PARAMETER = {"hidden_channels": "embedding_dimension", "num_filters": "embedding_dimension"}

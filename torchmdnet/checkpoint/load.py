@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from torchmdnet.build import box_from_config, create_model, precision_of, representation_arguments
+from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precision_of, representation_arguments
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate
 from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.errors import CheckpointError, did_you_mean
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.potential import Ensemble, TorchMD_Net
@@ -89,11 +88,11 @@ def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool
 
 def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Check keywords against what there is, and warn of those that change what the weights mean."""
-    known = OPTIONS.keys() | stored.keys() | RETIRED_KEYS | {"handedness"}
-    for key in kwargs.keys() - known:
-        warnings.warn(f"Unknown hyperparameter: {key}.{did_you_mean(key, known)}", stacklevel=4)
     name = kwargs.get("model", stored.get("model"))
     shaping = set(representation_arguments(ARCHITECTURES[name])) if name in ARCHITECTURES else set()
+    known = shaping | MODEL_KEYS | stored.keys() | RETIRED_KEYS
+    for key in sorted(kwargs.keys() - known):
+        warnings.warn(f"Unknown hyperparameter: {key}.{did_you_mean(key, known)}", stacklevel=4)
     for key in sorted(shaping & kwargs.keys() & stored.keys() - _FREE_TO_CHANGE):
         if kwargs[key] != stored[key]:
             log.warning(

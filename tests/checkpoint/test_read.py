@@ -1,0 +1,75 @@
+"""Reading a checkpoint never runs code of the file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
+from torchmdnet.errors import CheckpointError
+
+
+class Payload:
+    """Unpickling it would create a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_crafted_pickle_is_refused_by_name_and_does_nothing(tmp_path: Path) -> None:
+    trap = tmp_path / "created by the payload"
+    torch.save({"state_dict": {}, "hyper_parameters": {"x": Payload(trap)}}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt is refused: .*mkdir.*weights_only=False"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not trap.exists()
+
+
+def test_trust_can_be_given_on_purpose(tmp_path: Path) -> None:
+    trap = tmp_path / "created"
+    torch.save({"state_dict": {}, "hyper_parameters": {"x": Payload(trap)}}, tmp_path / "trusted.ckpt")
+    read_checkpoint(tmp_path / "trusted.ckpt", weights_only=False)
+    assert trap.exists()
+
+
+def test_older_files_with_a_namespace_and_numpy_numbers_are_read(tmp_path: Path) -> None:
+    content = {
+        "state_dict": {"model.mean": torch.zeros(())},
+        "hyper_parameters": argparse.Namespace(lr=np.float64(0.1), log_dir=Path("logs")),
+    }
+    torch.save(content, tmp_path / "old.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "old.ckpt")
+    assert hyper_parameters_of(checkpoint)["lr"] == 0.1
+
+
+@pytest.mark.parametrize("size", [0, 10, 300, 2000])
+def test_a_truncated_file_is_called_damaged(tmp_path: Path, size: int) -> None:
+    whole = tmp_path / "whole.ckpt"
+    torch.save({"state_dict": {"w": torch.rand(1000)}}, whole)
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(whole.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt cannot be read as a checkpoint"):
+        read_checkpoint(cut)
+
+
+def test_a_file_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="expected a dictionary with 'state_dict', found keys"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*nowhere\.ckpt"):
+        read_checkpoint(tmp_path / "nowhere.ckpt")
+
+
+def test_missing_hyper_parameters_are_an_error() -> None:
+    with pytest.raises(CheckpointError, match="no hyper_parameters"):
+        hyper_parameters_of({"state_dict": {}})

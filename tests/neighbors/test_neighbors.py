@@ -1,0 +1,104 @@
+"""Every search finds the pairs that ASE finds, in any lattice."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+
+from torchmdnet.neighbors import neighbor_pairs
+from torchmdnet.neighbors.brute import all_pairs
+from torchmdnet.neighbors.cells import vesin_pairs
+from torchmdnet.neighbors.lattice import lattice_of
+
+CUTOFF = 3.3
+CELLS = {
+    "open": np.zeros((3, 3)),
+    "cube": np.eye(3) * 7.0,
+    "rotated cube": np.array([[0, 7.0, 0], [7.0, 0, 0], [0, 0, 7.0]]),
+    "triclinic": np.array([[5.0, 0.3, -0.4], [1.9, 4.6, 0.2], [-1.1, 2.0, 5.3]]),
+    "smaller than the cutoff": np.array([[2.1, 0.2, 0.0], [0.4, 2.4, 0.3], [-0.2, 0.1, 2.2]]),
+    "slab": np.array([[4.0, 0.5, 0], [0.3, 4.4, 0.2], [0, 0, 0]]),
+    "wire": np.array([[0, 0, 0], [0.6, 0.8, 2.9], [0, 0, 0]]),
+}
+
+
+def pairs_of_ase(pos: np.ndarray, cell: np.ndarray) -> Counter:
+    is_periodic = cell.any(axis=1)
+    atoms = Atoms("H" * len(pos), positions=pos, cell=cell, pbc=is_periodic)
+    i, j, shift = neighbor_list("ijS", atoms, CUTOFF)
+    # ASE's vector is from i to j, ours from j to i
+    return Counter((int(a), int(b), *(-s).tolist()) for a, b, s in zip(i, j, shift, strict=True))
+
+
+def as_counter(found, offset: int = 0) -> Counter:
+    i, j, shifts = found
+    rows = torch.zeros(len(i), 3) if shifts is None else shifts
+    return Counter(
+        (int(a) - offset, int(b) - offset, *(int(round(c)) for c in s.tolist()))
+        for a, b, s in zip(i, j, rows, strict=True)
+    )
+
+
+@pytest.mark.parametrize("search", [all_pairs, vesin_pairs])
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_pairs_equal_those_of_ase(cell: np.ndarray, search) -> None:
+    pos = np.random.default_rng(1).uniform(-6, 9, size=(14, 3))  # deliberately outside the cell
+    box = torch.tensor(cell)[None]
+    lattice = lattice_of(box, 1, CUTOFF) if cell.any() else None
+    found = search(torch.tensor(pos), torch.zeros(14, dtype=torch.long), lattice, 1, CUTOFF)
+    assert as_counter(found) == pairs_of_ase(pos, cell)
+    assert (found[0][1:] >= found[0][:-1]).all(), "pairs must be sorted by the atom that receives"
+
+
+@pytest.mark.parametrize("search", [all_pairs, vesin_pairs])
+def test_systems_of_a_batch_keep_to_themselves(search) -> None:
+    generator = np.random.default_rng(2)
+    positions = {
+        name: generator.uniform(-4, 8, size=(n, 3)) for name, n in zip(CELLS, (1, 5, 9, 7, 3, 6, 4), strict=True)
+    }
+    batch = torch.cat([torch.full((len(p),), k) for k, p in enumerate(positions.values())])
+    pos = torch.tensor(np.concatenate(list(positions.values())))
+    boxes = torch.tensor(np.stack(list(CELLS.values())))
+    found = search(pos, batch, lattice_of(boxes, len(CELLS), CUTOFF), len(CELLS), CUTOFF)
+    total = 0
+    for k, (name, cell) in enumerate(CELLS.items()):
+        mine = batch[found[0]] == k
+        assert (batch[found[1][mine]] == k).all()
+        offset = int((batch < k).sum())
+        assert as_counter(tuple(x[mine] for x in found), offset) == pairs_of_ase(positions[name], cell), name
+        total += int(mine.sum())
+    assert total == len(found[0])
+
+
+@pytest.mark.parametrize("search", [all_pairs, vesin_pairs])
+def test_atoms_need_not_be_grouped_by_system(search) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pos = torch.rand(12, 3, generator=generator, dtype=torch.float64) * 5
+    batch = torch.tensor([0, 1, 2] * 4)
+    i, j, _ = search(pos, batch, None, 3, CUTOFF)
+    distance = torch.cdist(pos, pos)
+    expected = (distance < CUTOFF) & (batch[:, None] == batch[None]) & ~torch.eye(12, dtype=torch.bool)
+    assert {(int(a), int(b)) for a, b in zip(i, j, strict=True)} == {tuple(p) for p in expected.nonzero().tolist()}
+    assert (i[1:] >= i[:-1]).all()
+
+
+def test_no_atoms_have_no_neighbours() -> None:
+    i, j, shifts = neighbor_pairs(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), None, 0, 5.0)
+    assert i.numel() == j.numel() == 0
+    assert shifts is None
+
+
+def test_a_flat_box_is_refused_by_number_and_vectors() -> None:
+    box = torch.stack([torch.eye(3), torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1.0]])]) * 5
+    with pytest.raises(ValueError, match=r"box 1 spans no volume.*\[10\.0, 0\.0, 0\.0\]"):
+        neighbor_pairs(torch.zeros(2, 3), torch.tensor([0, 1]), box, 2, 3.0)
+
+
+def test_a_box_with_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="box 0 spans no volume"):
+        neighbor_pairs(torch.zeros(1, 3), torch.tensor([0]), torch.full((1, 3, 3), float("nan")), 1, 3.0)

@@ -1,0 +1,29 @@
+"""Every architecture meets the contract, on molecules, on charged molecules and in a small triclinic cell."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from torchmdnet.models import ARCHITECTURES
+from torchmdnet.testing import CHECKS, Systems, cell_of_atoms, small_molecules, tiny_model
+
+SYSTEMS = {
+    "molecules": small_molecules(),
+    "charged": small_molecules(charges=True),
+    "cell": cell_of_atoms(),
+}
+POTENTIALS: dict[str, dict] = {name: {"model": name} for name in ARCHITECTURES} | {
+    "tensornet, SO(3)": {"model": "tensornet", "equivariance_invariance_group": "SO(3)"},
+    "tensornet, gauss, lower cutoff": {"model": "tensornet", "rbf_type": "gauss", "cutoff_lower": 0.8},
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
+@pytest.mark.parametrize("options", POTENTIALS.values(), ids=POTENTIALS)
+def test_contract(options, systems: Systems, check) -> None:
+    module = ARCHITECTURES.addresses[options["model"]].partition(":")[0]
+    assert importlib.util.find_spec(module), module
+    check(tiny_model(**options), systems)

@@ -1,0 +1,224 @@
+"""Representation, head and priors come together in the documented order."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from torchmdnet.build import create_model, create_prior_models
+from torchmdnet.errors import ConfigError
+from torchmdnet.heads.base import OutputModel
+from torchmdnet.models.base import Features, Representation
+from torchmdnet.potential import TorchMD_Net
+from torchmdnet.priors.atomref import Atomref, LearnableAtomref
+from torchmdnet.priors.base import BasePrior
+from torchmdnet.testing import small_molecules, tiny_model
+from torchmdnet.testing.tiny import TINY
+
+SYSTEMS = small_molecules()
+TABLE = torch.linspace(-3, 5, 20, dtype=torch.float64)[:, None]
+
+
+class References:
+    """A data set that knows its atoms."""
+
+    def get_atomref(self, max_z: int = 100) -> torch.Tensor:
+        return TABLE
+
+
+class Squared(BasePrior):
+    """Written for older releases: overrides the established hooks."""
+
+    def pre_reduce(self, x, z, pos, batch, extra_args=None):
+        return x.square()
+
+    def post_reduce(self, y, z, pos, batch, box=None, extra_args=None):
+        return y + extra_args["offset"]
+
+
+class CountNeighbours(Representation):
+    """An architecture from another package."""
+
+    def __init__(self, cutoff_upper: float = 4.0, max_z: int = 20) -> None:
+        super().__init__(cutoff_lower=0.0, cutoff_upper=cutoff_upper, max_z=max_z, loop=False)
+
+    def reset_parameters(self) -> None: ...
+
+    def encode(self, graph) -> Features:
+        count = torch.bincount(graph.edge_index[0], minlength=graph.num_atoms)
+        return Features(count[:, None].to(graph.pos.dtype))
+
+
+class FirstFeature(OutputModel):
+    """A head from another package."""
+
+    def __init__(self, hidden_channels: int) -> None:
+        super().__init__()
+
+    def per_atom(self, features, graph):
+        return features.x[:, :1]
+
+
+def energy_of(model, **kwargs) -> torch.Tensor:
+    return model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch, **kwargs)[0].detach()
+
+
+def sums_of(table: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(3, 1, dtype=torch.float64).index_add(0, SYSTEMS.batch, table[SYSTEMS.z])
+
+
+def test_atomref_adds_exactly_its_table() -> None:
+    plain = tiny_model("tensornet")
+    model = create_model({**TINY, "model": "tensornet"}, prior_model=Atomref(dataset=References()))
+    model.load_state_dict({**model.state_dict(), **plain.state_dict()})
+    torch.testing.assert_close(energy_of(model), energy_of(plain) + sums_of(TABLE))
+
+
+def test_a_disabled_atomref_adds_nothing() -> None:
+    plain = tiny_model("tensornet")
+    model = create_model({**TINY, "model": "tensornet"}, prior_model=[Atomref(dataset=References(), enable=False)])
+    model.load_state_dict({**model.state_dict(), **plain.state_dict()})
+    torch.testing.assert_close(energy_of(model), energy_of(plain))
+
+
+def test_training_atomref_leaves_the_reference_alone() -> None:
+    prior = Atomref(dataset=References(), trainable=True)
+    with torch.no_grad():
+        prior.atomref.weight.add_(1.0)
+    torch.testing.assert_close(prior.initial_atomref, TABLE)
+    prior.reset_parameters()
+    torch.testing.assert_close(prior.atomref.weight.detach(), TABLE)
+    assert TABLE[0] == -3
+
+
+@pytest.mark.parametrize("prior", [Atomref(max_z=12, trainable=True), LearnableAtomref(max_z=9), Atomref(max_z=5)])
+def test_priors_are_rebuilt_from_their_arguments(prior) -> None:
+    (rebuilt,) = create_prior_models({"prior_model": type(prior).__name__, "prior_args": [prior.get_init_args()]})
+    assert type(rebuilt) is type(prior)
+    assert rebuilt.get_init_args() == prior.get_init_args()
+
+
+def test_mean_and_std_act_before_priors_on_sums_and_atoms() -> None:
+    plain = tiny_model("tensornet")
+    model = create_model(
+        {**TINY, "model": "tensornet"},
+        prior_model=Atomref(dataset=References()),
+        mean=torch.tensor(0.7),
+        std=torch.tensor(2.0),
+    )
+    weights = {k: v for k, v in plain.state_dict().items() if k not in ("mean", "std")}
+    model.load_state_dict({**model.state_dict(), **weights})
+    torch.testing.assert_close(energy_of(model), 2 * energy_of(plain) + 0.7 + sums_of(TABLE), rtol=1e-6, atol=1e-6)
+
+
+def test_priors_written_for_older_releases_still_work() -> None:
+    plain = tiny_model("tensornet", derivative=False)
+    model = create_model({**TINY, "model": "tensornet", "derivative": False}, prior_model=Squared())
+    model.load_state_dict(plain.state_dict())
+    offset = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    graph = plain.representation_model.graph(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
+    atomic = plain.output_model.per_atom(plain.representation_model.encode(graph), graph)
+    expected = torch.zeros(3, 1, dtype=torch.float64).index_add(0, SYSTEMS.batch, atomic.square()) + offset
+    torch.testing.assert_close(energy_of(model, extra_args={"offset": offset}), expected.detach())
+
+
+def test_parts_of_other_packages_are_used_by_address() -> None:
+    model = create_model(
+        {
+            **TINY,
+            "model": f"{__name__}:CountNeighbours",
+            "output_model": f"{__name__}:FirstFeature",
+            "prior_model": {f"{__name__}:Squared": None},
+        }
+    )
+    neighbours = (torch.cdist(SYSTEMS.pos, SYSTEMS.pos) < 4.0) & (SYSTEMS.batch[:, None] == SYSTEMS.batch[None])
+    squares = (neighbours.sum(1) - 1.0).square().double()[:, None]
+    expected = torch.zeros(3, 1, dtype=torch.float64).index_add(0, SYSTEMS.batch, squares)
+    energy, forces = model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch, extra_args={"offset": torch.zeros(3, 1)})
+    torch.testing.assert_close(energy, expected)
+    assert (forces == 0).all()
+
+
+def test_a_representation_of_older_releases_is_called_with_separate_tensors() -> None:
+    class Old(torch.nn.Module):
+        def reset_parameters(self) -> None: ...
+
+        def forward(self, z, pos, batch, box=None, q=None, s=None):
+            return pos.square().sum(1, keepdim=True), None, z, pos, batch
+
+    energy, forces = TorchMD_Net(Old(), FirstFeature(1), derivative=True, dtype=torch.float64)(
+        SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch
+    )
+    assert energy.shape == (3, 1)
+    torch.testing.assert_close(forces, -2 * SYSTEMS.pos)
+
+
+def test_an_element_outside_the_embedding_is_named() -> None:
+    with pytest.raises(ValueError, match=r"z holds 79 \(Au\).*max_z=20"):
+        tiny_model("tensornet")(torch.tensor([1, 79]), torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_forces_of_a_forceless_potential_are_empty() -> None:
+    energy, forces = tiny_model("tensornet", derivative=False)(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
+    assert energy.shape == (3, 1)
+    assert forces.shape == (0,)
+
+
+def test_training_mode_keeps_forces_differentiable() -> None:
+    model = tiny_model("tensornet")
+    assert not model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)[1].requires_grad
+    assert model.train()(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)[1].requires_grad
+
+
+def test_systems_without_atoms_have_the_mean_energy() -> None:
+    model = tiny_model("tensornet")
+    energy, _ = model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch * 2, num_systems=6)
+    assert energy.shape == (6, 1)
+    assert energy[1] == energy[3] == energy[5] == 0
+    torch.testing.assert_close(energy[::2].detach(), energy_of(model))
+
+
+def test_an_all_zero_box_is_no_box() -> None:
+    model = tiny_model("tensornet")
+    for shape in ((3, 3), (3, 3, 3)):
+        torch.testing.assert_close(energy_of(model, box=torch.zeros(shape, dtype=torch.float64)), energy_of(model))
+
+
+def test_priors_a_head_does_not_allow_are_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    head = FirstFeature(1)
+    head.allow_prior_model = False
+    with caplog.at_level(logging.WARNING):
+        model = TorchMD_Net(CountNeighbours(), head, prior_model=[Atomref(max_z=5)])
+    assert model.prior_model is None
+    assert "does not allow prior models; dropping Atomref" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "tensor-net"}, "model: 'tensor-net' is not available. Did you mean 'tensornet'"),
+        ({"output_model": "Scaler"}, "output_model: 'Scaler' is not available. Did you mean 'Scalar'"),
+        ({"prior_model": "AtomRef"}, "prior_model: 'AtomRef' is not available. Did you mean 'Atomref'"),
+        ({"prior_model": {"Atomref": {"maxz": 3}}}, "Atomref cannot be built from {'maxz': 3}"),
+        ({"precision": 48}, "precision: 48 is not available. Choose from 16, 32, 64"),
+        ({"rbf_type": "bessel"}, "rbf_type: 'bessel'"),
+        ({"activation": "relu"}, "activation: 'relu'"),
+        ({"equivariance_invariance_group": "E(3)"}, "equivariance_invariance_group: 'E"),
+        ({"reduce_op": "median"}, "reduce_op: 'median'"),
+        ({"box_vecs": [1, 2, 3]}, r"box_vecs: shape \(3,\)"),
+        ({"prior_model": ["Atomref"], "prior_args": [{}, {}]}, "prior_args: 2 given for 1 priors"),
+        ({"atom_filter": 3}, "atom_filter: cannot be combined with derivative"),
+    ],
+)
+def test_bad_options_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_model({**TINY, "model": "tensornet", **changes})
+
+
+def test_options_are_not_modified() -> None:
+    args = {**TINY, "model": "tensornet"}
+    before = dict(args)
+    create_model(args)
+    assert args == before
