@@ -94,6 +94,18 @@ def scalar_mean_and_std(state: State, args: Args) -> tuple[State, Args]:
     return {**state, **scalars}, args
 
 
+def open_dispersion(state: State, args: Args) -> tuple[State, Args]:
+    """The D2 prior, known by its ``Z_map``, used to ignore boxes; a model trained beside it keeps doing so."""
+    stored = args.get("prior_args")
+    if not stored:
+        return state, args
+    stored = [stored] if isinstance(stored, Mapping) else list(stored)
+    for n, keywords in enumerate(stored):
+        if f"prior_model.{n}.Z_map" in state:
+            stored[n] = {"periodic": False, **keywords}
+    return state, {**args, "prior_args": stored}
+
+
 MIGRATIONS: list[Callable[[State, Args], tuple[State, Args]]] = [
     strip_module_prefix,
     rename_architectures,
@@ -101,6 +113,7 @@ MIGRATIONS: list[Callable[[State, Args], tuple[State, Args]]] = [
     component_first_gates,
     count_head_layers,
     scalar_mean_and_std,
+    open_dispersion,
 ]
 
 
