@@ -1,0 +1,251 @@
+"""Which systems train, validate and test: the same ones for the same seed, in every version."""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchmdnet.errors import ConfigError, DataError
+
+__all__ = ["load_splits", "make_splits", "save_splits", "train_val_test_split"]
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+Size = int | float | None
+Splits = tuple[Tensor, Tensor, Tensor]
+
+
+def train_val_test_split(
+    dset_len: int,
+    train_size: Size,
+    val_size: Size,
+    test_size: Size,
+    seed: int,
+    order: Any = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Divide ``0 ... dset_len - 1`` at random.
+
+    A float is a fraction of the data, rounded to the nearest even count; an integer is a count; None, allowed once, is
+    the rest. Fractions that round to one sample too many lose it in the order test, val, train.
+
+    Args:
+        dset_len: Number of samples (n).
+        train_size: Size of the training part.
+        val_size: Size of the validation part.
+        test_size: Size of the test part.
+        seed: Seed of the permutation, which depends on nothing else but n.
+        order: Samples in the order to divide them, (n,), instead of a random one.
+        groups: Label of each sample, (n,); samples of one group stay in one part, and the sizes are met as nearly as
+            whole groups allow.
+
+    Returns:
+        int64 indices of the three parts.
+
+    Raises:
+        ConfigError: If the sizes cannot be met; the message names the one at fault.
+    """
+    sizes = _counts(dset_len, {"train_size": train_size, "val_size": val_size, "test_size": test_size})
+    left_out = dset_len - sum(sizes)
+    if left_out > 0:
+        logger.warning("%d of %d samples are in none of train, val and test.", left_out, dset_len)
+    if groups is not None:
+        if order is not None:
+            raise ConfigError("splits: groups and order cannot be combined.")
+        return _grouped(np.asarray(groups), sizes, seed)
+    rows = np.random.default_rng(seed).permutation(dset_len) if order is None else np.arange(dset_len)
+    ends = np.cumsum(sizes)
+    parts = np.split(rows[: ends[-1]], ends[:2])
+    if order is not None:
+        parts = [np.array([order[i] for i in part], dtype=np.int64) for part in parts]
+    train, val, test = (part.astype(np.int64) for part in parts)
+    return train, val, test
+
+
+def make_splits(
+    dataset_len: int,
+    train_size: Size,
+    val_size: Size,
+    test_size: Size,
+    seed: int,
+    filename: str | os.PathLike[str] | None = None,
+    splits: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    order: Any = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
+) -> Splits:
+    """The three parts of a data set, from sizes and a seed or as given, and kept in a file.
+
+    Args:
+        dataset_len: Number of samples (n).
+        train_size: See :func:`train_val_test_split`; ignored when ``splits`` gives all parts.
+        val_size: Likewise.
+        test_size: Likewise.
+        seed: Likewise.
+        filename: Where to write the result, as ``.npz`` with ``idx_train``, ``idx_val``, ``idx_test``.
+        splits: A file of that kind, or a mapping with these keys, to take the parts from. Where ``idx_val`` or
+            ``idx_test`` is absent, it is drawn from the training part as its size says.
+        order: Likewise.
+        groups: Likewise.
+
+    Returns:
+        int64 tensors train, val, test.
+    """
+    if splits is None:
+        parts = train_val_test_split(dataset_len, train_size, val_size, test_size, seed, order, groups)
+    else:
+        given = load_splits(splits, dataset_len)
+        parts = _complete(given, {"train_size": train_size, "val_size": val_size, "test_size": test_size}, seed)
+    if filename is not None:
+        save_splits(filename, *parts)
+    train, val, test = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in parts)
+    return train, val, test
+
+
+def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len: int) -> dict[str, np.ndarray]:
+    """Read and check a split; no code in the file can run.
+
+    Raises:
+        ConfigError: If the file cannot be read or lacks ``idx_train``.
+        DataError: If an index is not a whole number, is outside the data set, or occurs twice.
+    """
+    keys = [f"idx_{part}" for part in PARTS]
+    if isinstance(source, Mapping):
+        name, arrays = "the data set's own split", {key: np.asarray(source[key]) for key in keys if key in source}
+    else:
+        name = os.path.expanduser(os.fspath(source))
+        try:
+            with np.load(name, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in keys if key in file}
+        except FileNotFoundError as error:
+            raise ConfigError(f"splits: there is no file {name!r}.") from error
+        except Exception as error:  # a broken zip, an object array, anything else that is not plain numbers
+            raise ConfigError(
+                f"splits: {name} cannot be read as an .npz file of numbers ({error}). "
+                "It should hold idx_train, idx_val and idx_test, and no Python objects."
+            ) from error
+    missing = [key for key in keys if key not in arrays]
+    if "idx_train" in missing or (missing and not isinstance(source, Mapping)):
+        raise ConfigError(f"splits: {name} has no {', '.join(missing)}.")
+    owner = np.full(dataset_len, "", dtype="U9")
+    for key, array in arrays.items():
+        if array.size == 0:
+            arrays[key] = np.zeros(0, dtype=np.int64)
+            continue
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise DataError(f"splits: {key} in {name} has shape {array.shape} and type {array.dtype}, not (n,) integers.")
+        rows = arrays[key] = array.astype(np.int64)
+        outside = rows[(rows < 0) | (rows >= dataset_len)]
+        if len(outside):
+            raise DataError(
+                f"splits: {key} in {name} holds {outside[0]}, but the data set has {dataset_len} samples "
+                f"(0 to {dataset_len - 1}). Was the split made for other data?"
+            )
+        values, number = np.unique(rows, return_counts=True)
+        taken = owner[values] != ""
+        if (number > 1).any() or taken.any():
+            at = int(np.flatnonzero((number > 1) | taken)[0])
+            where = f"twice in {key}" if number[at] > 1 else f"in {owner[values[at]]} and in {key}"
+            raise DataError(f"splits: sample {values[at]} is {where} of {name}. The parts may not overlap.")
+        owner[values] = key
+    return arrays
+
+
+def save_splits(filename: str | os.PathLike[str], train: np.ndarray, val: np.ndarray, test: np.ndarray) -> None:
+    """Write a split; the file appears complete or not at all, and its folder is made if need be."""
+    path = Path(filename)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".npz", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, idx_train=train, idx_val=val, idx_test=test)
+        os.chmod(scratch, 0o666 & ~_umask())
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _counts(total: int, sizes: Mapping[str, Size]) -> list[int]:
+    """Sizes as counts."""
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, numbers.Real) or math.isnan(size):
+            raise ConfigError(f"{name}: {size!r} is neither a count, nor a fraction, nor None.")
+        if size < 0:
+            raise ConfigError(f"{name}: {size} is negative.")
+        if not isinstance(size, numbers.Integral) and size > 1:
+            raise ConfigError(
+                f"{name}: {size} is more than the whole data set. A number with a point is a fraction; "
+                f"write {int(size)} for a count."
+            )
+        if isinstance(size, numbers.Integral) and size > total:
+            raise ConfigError(f"{name}: {size} samples are asked for, but the data set has {total}.")
+    open_ones = [name for name, size in sizes.items() if size is None]
+    if len(open_ones) > 1:
+        raise ConfigError(f"{' and '.join(open_ones)} are both None, but only one can be the rest.")
+    fractions = [i for i, size in enumerate(sizes.values()) if size is not None and not isinstance(size, numbers.Integral)]
+    counts = [0 if s is None else round(total * float(s)) if i in fractions else int(s) for i, s in enumerate(sizes.values())]
+    if sum(counts) > total and fractions:
+        # one too many, by rounding: the established rule takes it from the first of these
+        for i in (2, 1, 0):
+            if i in fractions and counts[i] > 0:
+                counts[i] -= 1
+                break
+    if sum(counts) > total:
+        text = ", ".join(f"{name}={size}" for name, size in sizes.items() if size is not None)
+        raise ConfigError(f"{text} come to {sum(counts)} samples, but the data set has {total}.")
+    if open_ones:
+        counts[list(sizes).index(open_ones[0])] = total - sum(counts)
+    return counts
+
+
+def _grouped(groups: np.ndarray, sizes: list[int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whole groups in random order; each goes where most samples are still wanted."""
+    _, member = np.unique(groups, return_inverse=True)
+    member = member.reshape(-1)
+    number = np.bincount(member)
+    wanted = np.array(sizes, dtype=np.float64)
+    target = np.full(len(number), -1)
+    shuffled = np.random.default_rng(seed).permutation(len(number))
+    for group in shuffled[np.argsort(-number[shuffled], kind="stable")]:  # the large ones first, or they fit nowhere
+        part = int(np.argmax(wanted))
+        if wanted[part] >= number[group] / 2:  # otherwise it would overfill the part more than it fills it
+            target[group] = part
+            wanted[part] -= number[group]
+    rows = np.random.default_rng(seed).permutation(len(groups))
+    train, val, test = (rows[target[member[rows]] == part].astype(np.int64) for part in range(3))
+    return train, val, test
+
+
+def _complete(
+    given: dict[str, np.ndarray], sizes: Mapping[str, Size], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the parts a split does not name from its training part."""
+    train = given["idx_train"]
+    absent = [part for part in ("val", "test") if f"idx_{part}" not in given]
+    if absent:
+        wanted = {f"{part}_size": (sizes[f"{part}_size"] or 0) if part in absent else 0 for part in ("val", "test")}
+        parts = train_val_test_split(len(train), None, wanted["val_size"], wanted["test_size"], seed, None)
+        drawn = dict(zip(PARTS, parts, strict=True))
+        for part in absent:
+            given[f"idx_{part}"] = train[drawn[part]]
+        train = train[drawn["train"]]
+    return train, given["idx_val"], given["idx_test"]
