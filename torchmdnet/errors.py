@@ -22,5 +22,8 @@ class CheckpointError(ValueError):
 
 def did_you_mean(word: object, options: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest of ``options``, or an empty string."""
-    close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.55)
+    options = list(options)
+    close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.55)
+    if not close and len(str(word)) > 1:
+        close = [option for option in options if option.startswith(str(word))]
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,99 @@
+"""The option table."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from torchmdnet.config import OPTIONS, get_argparse
+from torchmdnet.config.flags import RENAMED, RETIRED, SYNONYMS, TYPES
+
+# Key and default of every option of release 3.1, written down from its documentation; log_dir is the one that changed.
+RELEASE_3 = {
+    "load_model": None, "conf": None, "num_epochs": 300, "batch_size": 32, "inference_batch_size": None, "seed": 1,
+    "num_workers": 4, "ngpus": -1, "num_nodes": 1, "precision": 32, "redirect": False, "load_weights": None,
+    "reset_trainer": False, "lr": 1e-4, "lr_patience": 10, "lr_metric": "val", "lr_min": 1e-6, "lr_factor": 0.8,
+    "lr_warmup_steps": 0, "weight_decay": 0.0, "gradient_clipping": 0.0, "early_stopping_patience": 30,
+    "early_stopping_monitor": "val_total_mse_loss", "checkpoint_monitor": "val_total_mse_loss", "ema_alpha_y": 1.0,
+    "ema_alpha_neg_dy": 1.0, "y_weight": 1.0, "neg_dy_weight": 1.0, "train_loss": "mse_loss", "train_loss_arg": None,
+    "splits": None, "train_size": None, "val_size": 0.05, "test_size": 0.1, "test_interval": -1, "save_interval": 10,
+    "dataset": None, "dataset_root": "~/data", "dataset_arg": None, "coord_files": None, "embed_files": None,
+    "energy_files": None, "force_files": None, "dataset_preload_limit": 1024, "remove_ref_energy": False,
+    "standardize": False, "model": "graph-network", "output_model": "Scalar", "output_mlp_num_layers": 0,
+    "prior_model": None, "charge": False, "spin": False, "embedding_dimension": 256, "num_layers": 6, "num_rbf": 64,
+    "activation": "silu", "rbf_type": "expnorm", "trainable_rbf": False, "neighbor_embedding": False, "aggr": "add",
+    "distance_influence": "both", "attn_activation": "silu", "num_heads": 8, "vector_cutoff": False,
+    "equivariance_invariance_group": "O(3)", "box_vecs": None, "static_shapes": False, "derivative": False,
+    "cutoff_lower": 0.0, "cutoff_upper": 5.0, "atom_filter": -1, "max_z": 100, "max_num_neighbors": 32,
+    "reduce_op": "add", "wandb_use": False, "wandb_name": "training", "wandb_project": "training_",
+    "wandb_resume_from_id": None, "tensorboard_use": False,
+}  # fmt: skip
+
+NEW = {"overwrite", "report", "prior_args", "q_dim", "q_weights", "coulomb_cutoff", "coulomb_max_num_neighbors",
+       "coulomb_neighbor_strategy", "repulsion"}  # fmt: skip
+
+
+def test_every_option_of_release_3_is_there_with_its_default():
+    assert len(RELEASE_3) == 79  # 80 with log_dir
+    assert {key: OPTIONS[key].default for key in RELEASE_3} == RELEASE_3
+    assert all(type(OPTIONS[key].default) is type(default) for key, default in RELEASE_3.items())
+    assert {key for key, option in OPTIONS.items() if option.established} == {*RELEASE_3, "log_dir"}
+
+
+def test_options_that_release_3_does_not_have_are_marked():
+    assert {key for key, option in OPTIONS.items() if not option.established} == NEW
+
+
+def test_parsing_nothing_gives_the_defaults():
+    args = get_argparse().parse_args([])
+    assert isinstance(args, argparse.Namespace)
+    assert vars(args) == {key: option.default for key, option in OPTIONS.items()}
+
+
+def test_the_parser_knows_defaults_without_parsing():
+    assert get_argparse().get_default("lr") == 1e-4
+
+
+def test_lists_in_the_table_are_not_shared_between_runs():
+    get_argparse().parse_args([]).q_weights.append(1.0)
+    assert get_argparse().parse_args([]).q_weights == []
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_options_are_described(option):
+    assert option.help.endswith(".")
+    assert option.type in TYPES
+    assert option.group
+    assert option.default is None or option.takes_address or option.choices == () or option.default in option.names
+    assert option.expects
+
+
+def test_keys_of_earlier_releases_are_not_options():
+    assert not {*RENAMED, *RETIRED, *SYNONYMS} & OPTIONS.keys()
+    assert {*RENAMED.values(), *SYNONYMS.values()} <= OPTIONS.keys()
+
+
+def test_choices_come_from_the_catalogues():
+    from torchmdnet.datasets import DATASETS
+    from torchmdnet.models import ARCHITECTURES
+    from torchmdnet.training import LOSSES
+
+    assert OPTIONS["model"].names == tuple(ARCHITECTURES)
+    assert OPTIONS["dataset"].names == tuple(DATASETS)
+    assert OPTIONS["train_loss"].names == tuple(LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("lr_factor", "a number between 0 and 1 (exclusive)"),
+        ("cutoff_upper", "a number above 0"),
+        ("batch_size", "a whole number of 1 or more"),
+        ("ema_alpha_y", "a number between 0 and 1"),
+        ("precision", "one of 16, 32, 64"),
+        ("derivative", "true or false"),
+    ],
+)
+def test_what_would_do_is_said_in_words(key, words):
+    assert OPTIONS[key].expects == words

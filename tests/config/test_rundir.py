@@ -1,0 +1,199 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+import pytest
+import yaml
+
+from torchmdnet.config import get_argparse, is_main_process, prepare_log_dir, resolve
+from torchmdnet.config.rundir import check_logs, redirect, save_argparse
+from torchmdnet.errors import ConfigError
+
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def given(*words):
+    return resolve(["--dataset", "QM9", *words])
+
+
+# input.yaml
+
+
+def test_input_yaml_holds_every_setting_but_conf_sorted(here):
+    args = given("--log-dir", "deep/run", "--dataset-arg", '{"label": "homo"}', "--batch-size", "5")
+    prepare_log_dir(args)
+    text = (here / "deep/run/input.yaml").read_text()
+    saved = yaml.safe_load(text)
+    assert saved.keys() == vars(args).keys() - {"conf"}
+    assert [line.split(":")[0] for line in text.splitlines() if line[0] not in " -"] == sorted(saved)
+    assert saved["dataset_arg"] == {"label": "homo"}
+    assert saved["inference_batch_size"] == 5
+
+
+def test_input_yaml_repeats_the_run(here):
+    args = given("--log-dir", "run", "--lr", "1e-7", "--train-size", "1.0", "--val-size", "0", "--test-size", "0",
+                 "--prior-model", '{"ZBL": {"cutoff_distance": 4}}', "D2", "--box-vecs", "[[9,0,0],[0,9,0],[0,0,9]]",
+                 "--early-stopping-monitor", "null", "--train-loss", "huber_loss", "--train-loss-arg",
+                 "delta=1e-2")  # fmt: skip
+    prepare_log_dir(args)
+    again = resolve(["--conf", "run/input.yaml"])
+    assert vars(again) | {"conf": None} == vars(args)
+    assert type(again.train_size) is float
+
+
+def test_other_processes_write_nothing(here, monkeypatch):
+    args = given("--log-dir", "run")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    prepare_log_dir(args)
+    assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_the_main_process_is_the_one_without_a_rank_above_zero(name, monkeypatch):
+    assert is_main_process()
+    monkeypatch.setenv(name, "0")
+    assert is_main_process()
+    monkeypatch.setenv(name, "1")
+    assert not is_main_process()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(here):
+    (here / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"log_dir: 'file/run' cannot be used .*--log-dir"):
+        prepare_log_dir(given("--log-dir", "file/run"))
+
+
+# Earlier runs
+
+
+@pytest.fixture
+def used(here):
+    folder = here / "run"
+    folder.mkdir()
+    for name in ("metrics.csv", "last.ckpt", "epoch=9-val_loss=0.1.ckpt", "hparams.yaml", "notes.txt"):
+        (folder / name).write_text("old")
+    return folder
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_earlier_run_is_kept_and_its_metrics_renamed(used, caplog):
+    with caplog.at_level(logging.WARNING):
+        prepare_log_dir(given("--log-dir", "run"))
+    assert "run holds an earlier run" in caplog.text
+    assert not {"metrics.csv", "last.ckpt"} & names(used)
+    assert len([name for name in names(used) if name.startswith(("metrics_", "last_"))]) == 2
+    assert {"epoch=9-val_loss=0.1.ckpt", "notes.txt", "input.yaml"} <= names(used)
+
+
+def test_overwrite_deletes_an_earlier_run_and_nothing_else(used):
+    prepare_log_dir(given("--log-dir", "run", "--overwrite"))
+    assert names(used) == {"notes.txt", "input.yaml"}
+
+
+def test_overwrite_spares_what_the_run_starts_from(used):
+    prepare_log_dir(given("--log-dir", "run", "--overwrite", "--load-weights", "run/last.ckpt"))
+    assert names(used) == {"notes.txt", "input.yaml", "last.ckpt"}
+
+
+def test_a_run_that_continues_keeps_everything(used):
+    args = given("--log-dir", "run")
+    args.load_model = "run/last.ckpt"
+    prepare_log_dir(args)
+    assert {"metrics.csv", "last.ckpt", "input.yaml"} <= names(used)
+
+
+def test_metrics_renamed_within_a_second_do_not_collide(here):
+    for text in "abc":
+        (here / "metrics.csv").write_text(text)
+        check_logs(here)
+    kept = sorted(here.glob("metrics_*.csv"))
+    assert sorted(path.read_text() for path in kept) == ["a", "b", "c"]
+    check_logs(here)  # nothing there is fine
+
+
+def test_settings_can_be_saved_in_part(here):
+    args = argparse.Namespace(a=1, b=2, dataset_arg='{"label": "x"}', path=here)
+
+    def saved(name):
+        return yaml.safe_load((here / name).read_text())
+
+    save_argparse(args, "x.yaml")
+    assert saved("x.yaml") == {"a": 1, "b": 2, "dataset_arg": {"label": "x"}, "path": str(here)}
+    save_argparse(args, "x.yml", exclude="a")
+    assert "a" not in saved("x.yml")
+    save_argparse(args, "x.yml", exclude=["a", "b"])
+    assert saved("x.yml").keys() == {"dataset_arg", "path"}
+    with pytest.raises(ValueError, match=r"'x.json' does not end in .yaml"):
+        save_argparse(args, "x.json")
+
+
+# The log
+
+
+def test_the_log_has_what_the_terminal_shows_line_by_line(here, capsys):
+    restore = redirect(here / "new" / "folder")
+    log = here / "new" / "folder" / "log"
+    try:
+        print("to stdout")
+        assert log.read_text() == "to stdout\n"
+        print("to stderr", file=sys.stderr)
+        assert log.read_text() == "to stdout\nto stderr\n"
+        print("not yet", end="")
+        assert "not yet" not in log.read_text()
+    finally:
+        restore()
+    assert log.read_text() == "to stdout\nto stderr\nnot yet\n"
+    print("later")
+    assert "later" not in log.read_text()
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("to stdout\nnot yetlater\n", "to stderr\n")
+
+
+def test_the_log_shows_progress_bars_once_and_without_colours(here):
+    restore = redirect(here)
+    print("\r10%\r50%\r\x1b[32m100%\x1b[0m done")
+    restore()
+    assert (here / "log").read_text() == "100% done\n"
+
+
+def test_the_log_has_the_messages_of_loggers_that_were_there_before(here):
+    logger = logging.getLogger("some.library")
+    handler = logging.StreamHandler()
+    logger.addHandler(handler)
+    try:
+        restore = redirect(here)
+        logger.warning("from a library")
+        restore()
+        logger.warning("afterwards")
+    finally:
+        logger.removeHandler(handler)
+    assert (here / "log").read_text() == "from a library\n"
+    assert handler.stream is sys.stderr
+
+
+def test_a_second_run_adds_to_the_log(here):
+    for text in ("one", "two"):
+        restore = redirect(here)
+        print(text)
+        restore()
+    assert (here / "log").read_text() == "one\ntwo\n"
+
+
+def test_parsing_alone_writes_nothing(here):
+    get_argparse().parse_args(["--log-dir", "run", "--redirect"])
+    assert list(here.iterdir()) == []

@@ -1,0 +1,230 @@
+"""Options that must fit together, looked at before any work is done."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.values import prior_entries
+from torchmdnet.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from torchmdnet.config.settings import Settings
+
+__all__ = ["check"]
+
+logger = logging.getLogger(__name__)
+
+_MONITORS = ("early_stopping_monitor", "checkpoint_monitor")
+
+
+def check(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse combinations that cannot work; adapt, with a notice, what plainly follows from another option.
+
+    Args:
+        args: The merged settings. Monitors and ``lr_metric`` may be changed.
+        settings: Where they come from.
+
+    Raises:
+        ConfigError: With the keys, their values, and what to change.
+    """
+    for look in _CHECKS:
+        look(args, settings)
+
+
+def _data_set(args: argparse.Namespace, settings: Settings) -> None:
+    from torchmdnet.datasets import DATASETS
+
+    if args.dataset is None:
+        raise ConfigError(
+            "dataset is not given. Say where the reference data come from, e.g. '--dataset TinyQM' or a line "
+            f"'dataset: TinyQM' in the file of --conf. Choose from {', '.join(DATASETS)}."
+        )
+    if args.dataset == "Custom":
+        missing = [key for key in ("coord_files", "embed_files") if not getattr(args, key)]
+        if not (args.energy_files or args.force_files):
+            missing.append("energy_files or force_files")
+        if missing:
+            raise ConfigError(f"dataset Custom needs {', '.join(missing)}: globs of .npy files.")
+
+
+def _input_files(args: argparse.Namespace, settings: Settings) -> None:
+    if args.load_model and args.load_weights:
+        logger.warning("load_weights=%r is not used: the weights come from load_model.", args.load_weights)
+        args.load_weights = None
+    if args.reset_trainer and not args.load_model:
+        logger.warning("reset_trainer has no effect without load_model.")
+    for key in ("load_model", "load_weights", "splits"):
+        name = getattr(args, key)
+        if name is None or (key == "splits" and name == "dataset") or Path(name).is_file():
+            continue
+        hint = "" if key != "splits" else " Give an .npz file, or the word 'dataset' for the split it publishes."
+        raise ConfigError(f"{settings.source(key)}: {key}: there is no file {name!r}.{hint}")
+    if args.overwrite and args.load_model and args.log_dir and Path(args.load_model).parent == Path(args.log_dir):
+        raise ConfigError(
+            f"overwrite would delete {args.load_model!r}, which the run continues from. Leave overwrite out, or choose "
+            "another log_dir."
+        )
+
+
+def _sizes(args: argparse.Namespace, settings: Settings) -> None:
+    if args.splits is not None:
+        return
+    sizes = {key: getattr(args, key) for key in ("train_size", "val_size", "test_size")}
+    for key, size in sizes.items():
+        if isinstance(size, float) and size > 1:
+            count = f"{size:g}".removesuffix(".0")
+            raise ConfigError(
+                f"{settings.source(key)}: {key}={size} is a fraction above 1. Write {count} for a count of samples, or "
+                "a fraction between 0 and 1."
+            )
+    if list(sizes.values()).count(None) > 1:
+        open_ends = " and ".join(key for key, size in sizes.items() if size is None)
+        raise ConfigError(f"{open_ends} are both None, and only one can take the rest. Give the others a size.")
+    fractions = [size for size in sizes.values() if isinstance(size, float)]
+    if sum(fractions) > 1 + 1e-6:
+        raise ConfigError(
+            f"train_size={args.train_size}, val_size={args.val_size} and test_size={args.test_size} are more than the "
+            f"whole ({sum(fractions):g}). Make one smaller, or None for the rest."
+        )
+    if args.train_size is not None and args.train_size == 0:
+        raise ConfigError(f"{settings.source('train_size')}: train_size=0 leaves nothing to train on.")
+
+
+def _loss(args: argparse.Namespace, settings: Settings) -> None:
+    from torchmdnet.training.losses import LOSSES, LossFunction
+
+    LossFunction(LOSSES[args.train_loss], args.train_loss_arg)
+    if args.y_weight == 0 and (args.neg_dy_weight == 0 or not args.derivative):
+        why = "neg_dy_weight=0" if args.neg_dy_weight == 0 else "derivative=False, which leaves no forces"
+        raise ConfigError(f"y_weight=0 and {why}: there is nothing to train on. Raise a weight, or set derivative.")
+    default = OPTIONS["neg_dy_weight"].default
+    if "neg_dy_weight" in settings and args.neg_dy_weight not in (0, default) and not args.derivative:
+        logger.warning(
+            "%s: neg_dy_weight=%g has no effect, because derivative is off and no forces are predicted. Set derivative "
+            "to train on forces.",
+            settings.source("neg_dy_weight"), args.neg_dy_weight,
+        )  # fmt: skip
+
+
+def _monitors(args: argparse.Namespace, settings: Settings) -> None:
+    """Follow the loss that is trained, and the training set where there is no other."""
+    from torchmdnet.training.losses import loss_name
+
+    loss = loss_name(args.train_loss)
+    known = [f"train_total_{loss}", f"val_total_{loss}", "val_total_l1_loss"]
+    for key in _MONITORS:
+        monitor = getattr(args, key)
+        if monitor is None or monitor in known:
+            continue
+        match = re.fullmatch(r"(train|val)_total_(mse_loss|l1_loss|huber_loss)", monitor)
+        if match and (key not in settings or match[2] == "mse_loss"):
+            follow = f"{match[1]}_total_{loss}"
+            if key in settings:
+                logger.warning(
+                    "%s: %s=%s is never logged with train_loss=%s; %s is used.",
+                    settings.source(key), key, monitor, args.train_loss, follow,
+                )  # fmt: skip
+            setattr(args, key, follow)
+            continue
+        raise ConfigError(
+            f"{settings.source(key)}: {key}: {monitor!r} is never logged with train_loss={args.train_loss}."
+            f"{did_you_mean(monitor, known)} Choose from {', '.join(dict.fromkeys(known))}, or leave it out."
+        )
+    if args.splits is None and args.val_size == 0:
+        changed = []
+        for key in _MONITORS:
+            monitor = getattr(args, key)
+            if monitor is not None and monitor.startswith("val_"):
+                setattr(args, key, f"train_total_{loss}")
+                changed.append(f"{key}=train_total_{loss}")
+        if args.lr_metric == "val":
+            args.lr_metric = "train"
+            changed.append("lr_metric=train")
+        if changed:
+            logger.warning("val_size is 0, so the training loss is followed: %s.", ", ".join(changed))
+
+
+def _architecture(args: argparse.Namespace, settings: Settings) -> None:
+    if args.atom_filter > -1 and args.derivative:
+        raise ConfigError(
+            f"atom_filter={args.atom_filter} cannot be combined with derivative: forces need every atom. Set "
+            "atom_filter to -1, or derivative to false."
+        )
+    if args.cutoff_lower >= args.cutoff_upper:
+        raise ConfigError(
+            f"cutoff_lower={args.cutoff_lower:g} is not below cutoff_upper={args.cutoff_upper:g} (Å): no atom would "
+            "have a neighbour."
+        )
+    if args.model in ("transformer", "equivariant-transformer") and args.embedding_dimension % args.num_heads:
+        raise ConfigError(
+            f"embedding_dimension={args.embedding_dimension} cannot be shared evenly by num_heads={args.num_heads}. "
+            "Make it a multiple."
+        )
+    if args.ngpus == 0:
+        raise ConfigError("ngpus=0 leaves nothing to run on. Use -1: every GPU, or one process on a machine without.")
+    if args.precision == 16:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("precision=16 needs a GPU, and there is none here. Use 32, or 64 for double precision.")
+
+
+def _priors(args: argparse.Namespace, settings: Settings) -> None:
+    if not args.remove_ref_energy:
+        return
+    for name, arguments in prior_entries(args.prior_model):
+        if name in ("Atomref", "LearnableAtomref") and arguments.get("enable", True):
+            raise ConfigError(
+                f"remove_ref_energy and prior_model: {name} both take the elements' reference energies out of the "
+                f"labels, so the model would count them twice. Keep remove_ref_energy (the model learns the rest and "
+                f"can add them back), or {name}, not both."
+            )
+
+
+def _trackers(args: argparse.Namespace, settings: Settings) -> None:
+    for key, packages in (("wandb_use", ("wandb",)), ("tensorboard_use", ("tensorboard", "tensorboardX"))):
+        if getattr(args, key) and not any(map(_is_installed, packages)):
+            raise ConfigError(
+                f"{settings.source(key)}: {key} is on, but {packages[0]} is not installed. Run 'pip install "
+                f"{packages[0]}', or set {key} to false."
+            )
+
+
+def _is_installed(package: str) -> bool:
+    """A folder that happens to have the name, such as an earlier run's output, does not count."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _addresses(args: argparse.Namespace, settings: Settings) -> None:
+    """Find ``my_package.module:Class`` now rather than after the data have been read."""
+    from torchmdnet.datasets import DATASETS
+    from torchmdnet.heads import HEADS
+    from torchmdnet.models import ARCHITECTURES
+    from torchmdnet.priors import PRIORS
+
+    used = [(DATASETS, args.dataset), (ARCHITECTURES, args.model), (HEADS, args.output_model)]
+    used += [(PRIORS, name) for name, _ in prior_entries(args.prior_model)]
+    for catalogue, name in used:
+        if ":" in name and not callable(catalogue[name]):
+            raise ConfigError(f"{catalogue.key}: {name!r} is {type(catalogue[name]).__name__}, not a class.")
+
+
+_CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
+    _data_set,
+    _input_files,
+    _sizes,
+    _loss,
+    _monitors,
+    _architecture,
+    _priors,
+    _trackers,
+    _addresses,
+)

@@ -1,0 +1,305 @@
+"""The option table: every setting of ``torchmd-train``, once.
+
+The command line, the reading of YAML files, defaults, checks, ``input.yaml`` and the reference page of the
+documentation are all made from :data:`OPTIONS`. To add an option, add a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["OPTIONS", "RENAMED", "RETIRED", "Option"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One setting.
+
+    Args:
+        key: Name in YAML files and in the parsed ``Namespace``.
+        type: How a value is written; a row of :data:`TYPES`.
+        default: Value when nobody says anything.
+        help: What it means, with its unit.
+        choices: Accepted values, or the address of the catalogue whose names (and whose kind of addresses,
+            ``my_package.module:Class``) are accepted.
+        nullable: Whether YAML ``null`` is a value; always so when the default is None.
+        ge, gt, le, lt: Bounds of a number.
+        short: One-letter flag.
+        established: Whether release 3 has the flag. It refuses an ``hparams.yaml`` with any other key.
+        group: Heading in ``--help`` and in the documentation.
+    """
+
+    key: str
+    type: str
+    default: Any
+    help: str
+    choices: tuple[Any, ...] | str = ()
+    nullable: bool = False
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    short: str | None = None
+    established: bool = True
+    group: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The flag as documented; the spelling with underscores is accepted as well."""
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether None is a value."""
+        return self.nullable or self.default is None
+
+    @property
+    def takes_address(self) -> bool:
+        """Whether ``my_package.module:Class`` stands in for a listed name."""
+        return isinstance(self.choices, str)
+
+    @property
+    def names(self) -> tuple[Any, ...]:
+        """The accepted values, empty when any value of the type will do."""
+        if not isinstance(self.choices, str):
+            return self.choices
+        module, _, attribute = self.choices.partition(":")
+        return tuple(getattr(importlib.import_module(module), attribute))
+
+    @property
+    def expects(self) -> str:
+        """What would do, in words: ``"a number above 0"``."""
+        if self.choices and self.type != "priors":
+            words = f"one of {', '.join(map(str, self.names))}"
+            return words + (" or 'my_package.module:Class'" if self.takes_address else "")
+        low, high = self.ge if self.ge is not None else self.gt, self.le if self.le is not None else self.lt
+        if low is not None and high is not None:
+            bounds = f" between {low:g} and {high:g}" + ("" if self.gt is None and self.lt is None else " (exclusive)")
+        elif low is not None:
+            bounds = f" of {low:g} or more" if self.ge is not None else f" above {low:g}"
+        else:
+            bounds = ""
+        return TYPES[self.type] + bounds
+
+
+#: How a value of each type is described to people.
+TYPES: dict[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "text": "a word or text",
+    "path": "a path",
+    "paths": "a path, or a list of paths",
+    "size": "a count (20), a fraction (0.2) or None for the rest",
+    "mapping": 'a mapping, written {"key": value} or key=value',
+    "priors": 'names of priors, or a mapping {"Name": {"argument": value}}',
+    "prior_args": "a mapping of arguments, or a list with one mapping per prior",
+    "box": "three rows of three numbers, e.g. [[20, 0, 0], [0, 20, 0], [0, 0, 20]]",
+    "weights": "a list of numbers, or of lists of numbers",
+}
+
+_ACTIVATIONS = ("ssp", "silu", "tanh", "sigmoid", "swish", "mish")
+
+# fmt: off
+_GROUPS: dict[str, Sequence[Option]] = {
+    "Run control and input": (
+        Option("load_model", "path", None,
+               "Continue from this checkpoint: weights, optimizer, epoch counter and settings. The settings come from "
+               "the hparams.yaml beside it, or from the checkpoint itself; files and flags given with it change "
+               "them."),
+        Option("conf", "path", None,
+               "YAML file with settings, one 'key: value' a line. May be given more than once; later files win over "
+               "earlier ones, flags win over files.", short="-c"),
+        Option("num_epochs", "int", 300, "Train for at most this many epochs.", ge=-1),
+        Option("batch_size", "int", 32, "Systems per training batch, per process.", ge=1),
+        Option("inference_batch_size", "int", None,
+               "Systems per validation or test batch. None takes batch_size.", ge=1),
+        Option("seed", "int", 1, "Seed of the splits, the initial weights and the shuffling.", ge=0, le=2**32 - 1),
+        Option("num_workers", "int", 4,
+               "Processes that prepare batches, for data sets that are not read in place.", ge=0),
+        Option("ngpus", "int", -1,
+               "Devices per node. -1 takes every visible GPU, or one process on a machine without. "
+               "CUDA_VISIBLE_DEVICES chooses among them.", ge=-1),
+        Option("num_nodes", "int", 1,
+               "Nodes of a distributed run; NODE_RANK, MASTER_ADDR and MASTER_PORT tell each its place.", ge=1),
+        Option("precision", "int", 32, "Bits of a floating point number in the model.", choices=(16, 32, 64)),
+        Option("log_dir", "path", None,
+               "Folder for everything the run writes. None makes a new folder, runs/<dataset>-<model>-<date>-<time>.",
+               short="-l"),
+        Option("redirect", "bool", False, "Also write what appears on the terminal to log_dir/log."),
+        Option("overwrite", "bool", False,
+               "Delete what an earlier run left in log_dir. Without it an earlier metrics.csv and last.ckpt are "
+               "renamed, and its other checkpoints stay.", established=False),
+        Option("report", "bool", True,
+               "Write report.html and plots when the training has finished.", established=False),
+        Option("load_weights", "path", None,
+               "Start from the weights in this file, with a fresh optimizer and the settings of this run."),
+        Option("reset_trainer", "bool", False,
+               "With load_model: take only weights and settings; optimizer and epoch counter start afresh."),
+    ),
+    "Optimisation": (
+        Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=0),
+        Option("lr_patience", "int", 10, "Epochs without improvement before the learning rate is reduced.", ge=0),
+        Option("lr_metric", "text", "val", "Which loss the learning rate follows.", choices=("train", "val")),
+        Option("lr_min", "float", 1e-6, "The learning rate is not reduced below this. Training goes on there.", ge=0),
+        Option("lr_factor", "float", 0.8, "Each reduction multiplies the learning rate by this.", gt=0, lt=1),
+        Option("lr_warmup_steps", "int", 0, "Steps over which the learning rate grows to lr. 0 for no warm-up.", ge=0),
+        Option("weight_decay", "float", 0.0, "Weight decay of AdamW.", ge=0),
+        Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0),
+        Option("early_stopping_patience", "int", 30, "Stop after this many epochs without improvement.", ge=0),
+        Option("early_stopping_monitor", "text", "val_total_mse_loss",
+               "Metric that early stopping follows, {train,val}_total_<loss>. Left alone it follows train_loss; null "
+               "turns early stopping off.", nullable=True),
+        Option("checkpoint_monitor", "text", "val_total_mse_loss",
+               "Metric that ranks the checkpoints, {train,val}_total_<loss>. Left alone it follows train_loss.",
+               nullable=True),
+        Option("ema_alpha_y", "float", 1.0,
+               "Exponential smoothing of the loss of y: 1 for none. Values below 1 also scale its gradient.",
+               ge=0, le=1),
+        Option("ema_alpha_neg_dy", "float", 1.0, "The same for the loss of the forces.", ge=0, le=1),
+        Option("y_weight", "float", 1.0, "Weight of y (the energy) in the loss.", ge=0),
+        Option("neg_dy_weight", "float", 1.0,
+               "Weight of the forces in the loss. Without derivative there are none.", ge=0),
+        Option("train_loss", "text", "mse_loss", "Loss to train with.", choices="torchmdnet.training:LOSSES"),
+        Option("train_loss_arg", "mapping", None, 'Arguments of the loss, e.g. {"delta": 0.5} for huber_loss.'),
+    ),
+    "Splits, evaluation, saving": (
+        Option("splits", "path", None,
+               "NumPy .npz file with idx_train, idx_val and idx_test, or the word 'dataset' for the split that the "
+               "data set publishes. Sizes and seed are then not used."),
+        Option("train_size", "size", None, "Training set: a count, a fraction, or None for the rest.", ge=0),
+        Option("val_size", "size", 0.05, "Validation set: the same.", nullable=True, ge=0),
+        Option("test_size", "size", 0.1, "Test set: the same.", nullable=True, ge=0),
+        Option("test_interval", "int", -1, "Also evaluate the test set every so many epochs; -1 for only at the end."),
+        Option("save_interval", "int", 10, "Write a ranked checkpoint every so many epochs.", ge=1),
+    ),
+    "Data set": (
+        Option("dataset", "text", None, "Where the reference data come from.", choices="torchmdnet.datasets:DATASETS"),
+        Option("dataset_root", "paths", "~/data",
+               "Folder the data set keeps its files in; for ASE and HDF5 the file, files or glob to read."),
+        Option("dataset_arg", "mapping", None,
+               'Further arguments of the data set, e.g. {"label": "energy_U0"} or label=energy_U0.'),
+        Option("coord_files", "text", None, "Custom: glob of the .npy files with positions."),
+        Option("embed_files", "text", None, "Custom: glob of the .npy files with atomic numbers."),
+        Option("energy_files", "text", None, "Custom: glob of the .npy files with energies."),
+        Option("force_files", "text", None, "Custom: glob of the .npy files with forces."),
+        Option("dataset_preload_limit", "int", 1024,
+               "Custom and HDF5 data below this many MB are held in memory.", ge=0),
+        Option("remove_ref_energy", "bool", False,
+               "Delta learning: subtract the elements' reference energies from the labels. The model can add them "
+               "back when it is loaded."),
+        Option("standardize", "bool", False,
+               "Scale the output by the standard deviation of the training labels and add their mean. Deprecated; the "
+               "Atomref prior or remove_ref_energy do better."),
+    ),
+    "Architecture": (
+        Option("model", "text", "graph-network", "Architecture.", choices="torchmdnet.models:ARCHITECTURES"),
+        Option("output_model", "text", "Scalar", "Head: what the model predicts.", choices="torchmdnet.heads:HEADS"),
+        Option("output_mlp_num_layers", "int", 0, "Hidden layers that the head adds.", ge=0),
+        Option("prior_model", "priors", None,
+               "Known physics beside the network: one or more names, with arguments as a mapping.",
+               choices="torchmdnet.priors:PRIORS"),
+        Option("prior_args", "prior_args", None,
+               "Arguments of the priors, one mapping for each, in place of those in prior_model.", established=False),
+        Option("charge", "bool", False, "Give the total charge of each system to the model."),
+        Option("spin", "bool", False, "Give the spin of each system to the model."),
+        Option("embedding_dimension", "int", 256, "Feature channels per atom.", ge=1),
+        Option("num_layers", "int", 6, "Interaction layers.", ge=0),
+        Option("num_rbf", "int", 64, "Radial basis functions.", ge=1),
+        Option("activation", "text", "silu", "Activation function.", choices=_ACTIVATIONS),
+        Option("rbf_type", "text", "expnorm", "Radial basis.", choices=("gauss", "expnorm")),
+        Option("trainable_rbf", "bool", False, "Train the centres and widths of the radial basis."),
+        Option("neighbor_embedding", "bool", False,
+               "Mix the elements of the neighbours into the first features. graph-network, transformer, "
+               "equivariant-transformer."),
+        Option("aggr", "text", "add", "How messages are gathered. graph-network.", choices=("add", "mean", "max")),
+        Option("distance_influence", "text", "both",
+               "Where the distance enters the attention. transformer, equivariant-transformer.",
+               choices=("keys", "values", "both", "none")),
+        Option("attn_activation", "text", "silu",
+               "Activation inside the attention. transformer, equivariant-transformer.", choices=_ACTIVATIONS),
+        Option("num_heads", "int", 8, "Attention heads. transformer, equivariant-transformer.", ge=1),
+        Option("vector_cutoff", "bool", False,
+               "Let vector messages vanish at the cutoff, which makes the energy continuous there. "
+               "equivariant-transformer."),
+        Option("equivariance_invariance_group", "text", "O(3)",
+               "Symmetry group. tensornet, tensornet2.", choices=("O(3)", "SO(3)")),
+        Option("q_dim", "int", 0, "Charge channels. tensornet2.", ge=0, established=False),
+        Option("q_weights", "weights", [],
+               "Weight of each layer's charges in the Coulomb head: num_layers + 1 entries.", established=False),
+        Option("coulomb_cutoff", "float", None,
+               "Cutoff of the Coulomb head in Å, with a reaction field. None takes all pairs and no box.",
+               gt=0, established=False),
+        Option("coulomb_max_num_neighbors", "int", None,
+               "Neighbours to expect within coulomb_cutoff.", ge=1, established=False),
+        Option("coulomb_neighbor_strategy", "text", "brute",
+               "Neighbour search of the Coulomb head.", choices=("brute", "cell", "shared"), established=False),
+        Option("repulsion", "bool", False,
+               "Add a screened nuclear repulsion inside the model. tensornet2.", established=False),
+        Option("box_vecs", "box", None,
+               "Fixed periodic box in Å, one lattice vector a row; a row of zeros is an open direction."),
+        Option("static_shapes", "bool", False, "Arrays of fixed shape, for CUDA graphs. tensornet, tensornet2."),
+        Option("derivative", "bool", False, "Predict forces, the negative gradient of y."),
+        Option("cutoff_lower", "float", 0.0, "Neighbours nearer than this are not seen, in Å.", ge=0),
+        Option("cutoff_upper", "float", 5.0, "Neighbours farther than this are not seen, in Å.", gt=0),
+        Option("atom_filter", "int", -1,
+               "Only atoms with an atomic number above this count. Not with derivative.", ge=-1),
+        Option("max_z", "int", 100, "Atomic numbers must be smaller than this.", ge=1),
+        Option("max_num_neighbors", "int", 32, "Neighbours to expect per atom.", ge=1),
+        Option("reduce_op", "text", "add", "How atoms make up the system's value.", choices=("add", "mean")),
+    ),
+    "Experiment trackers": (
+        Option("wandb_use", "bool", False, "Log to Weights & Biases."),
+        Option("wandb_name", "text", "training", "Name of the run there."),
+        Option("wandb_project", "text", "training_", "Project there."),
+        Option("wandb_resume_from_id", "text", None, "Continue the run with this id there."),
+        Option("tensorboard_use", "bool", False, "Write TensorBoard event files."),
+    ),
+}
+# fmt: on
+
+#: Every option by its key, in the order in which they are shown.
+OPTIONS: Mapping[str, Option] = {
+    option.key: dataclasses.replace(option, group=group) for group, options in _GROUPS.items() for option in options
+}
+
+#: Keys of earlier releases that are now spelt differently.
+RENAMED: dict[str, str] = {
+    "energy_weight": "y_weight",
+    "force_weight": "neg_dy_weight",
+    "ema_alpha_dy": "ema_alpha_neg_dy",
+}
+
+#: Keys of earlier releases that no longer do anything, each with the reason.
+RETIRED: dict[str, str] = {
+    "check_errors": "errors are always checked",
+    "accelerator": "the device is found by itself",
+    "distributed_backend": "several processes are set up by themselves",
+    "num_processes": "use ngpus",
+    "progress": "progress is shown when there is a terminal",
+    "job_id": "use log_dir",
+}
+
+#: Words people try first, and the option that they mean.
+SYNONYMS: dict[str, str] = {
+    "learning_rate": "lr",
+    "epochs": "num_epochs",
+    "max_epochs": "num_epochs",
+    "cutoff": "cutoff_upper",
+    "r_max": "cutoff_upper",
+    "hidden_channels": "embedding_dimension",
+    "channels": "embedding_dimension",
+    "gpus": "ngpus",
+    "devices": "ngpus",
+    "config": "conf",
+    "forces": "derivative",
+    "loss": "train_loss",
+    "output_dir": "log_dir",
+    "optimizer_lr": "lr",
+    "patience": "early_stopping_patience",
+    "prior": "prior_model",
+    "root": "dataset_root",
+}

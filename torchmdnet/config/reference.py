@@ -1,0 +1,29 @@
+"""The reference page of all options, written from the option table."""
+
+from __future__ import annotations
+
+from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, Option
+
+__all__ = ["options_markdown"]
+
+
+def options_markdown() -> str:
+    """One Markdown table per group of options: key, flag, value, default and meaning."""
+    lines = ["# Configuration reference", ""]
+    lines += ["Every setting has a key for YAML files and a flag for the command line. Flags win over files.", ""]
+    for group in dict.fromkeys(option.group for option in OPTIONS.values()):
+        lines += [f"## {group}", "", "| key | flag | value | default | meaning |", "|---|---|---|---|---|"]
+        lines += [_row(option) for option in OPTIONS.values() if option.group == group]
+        lines.append("")
+    lines += ["## Keys of earlier releases", "", "| key | now |", "|---|---|"]
+    lines += [f"| `{old}` | spelt `{new}` |" for old, new in RENAMED.items()]
+    lines += [f"| `{key}` | set aside: {reason} |" for key, reason in RETIRED.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(option: Option) -> str:
+    flag = f"`{option.short}`, `{option.flag}`" if option.short else f"`{option.flag}`"
+    if option.type == "bool":
+        flag += f", `--no-{option.flag[2:]}`"
+    cells = (f"`{option.key}`", flag, option.expects, f"`{option.default}`", option.help)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,189 @@
+"""The folder of a run: made, cleared of what is in the way, and given its ``input.yaml`` and ``log``."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from torchmdnet.config.reader import write_yaml
+from torchmdnet.errors import ConfigError
+
+__all__ = ["Tee", "check_logs", "is_main_process", "prepare_log_dir", "redirect", "save_argparse"]
+
+logger = logging.getLogger(__name__)
+
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+
+#: What a run leaves in its folder.
+_OUTPUT = ("epoch=*.ckpt", "last*.ckpt", "metrics*.csv", "hparams.yaml", "input.yaml", "splits.npz", "log",
+           "report.html", "*.png", "tensorboard", "wandb")  # fmt: skip
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process of a run, or the first of several."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
+
+
+def prepare_log_dir(args: argparse.Namespace) -> None:
+    """Make ``args.log_dir`` ready: create it, deal with an earlier run's files, write ``input.yaml``.
+
+    A run that continues in its own folder keeps everything. Otherwise an earlier ``metrics.csv`` and ``last.ckpt``
+    are renamed, or, with ``overwrite``, all output of the earlier run is deleted. Only the main process does this.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    if not is_main_process():
+        return
+    folder = Path(args.log_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (args.load_model and Path(args.load_model).resolve().parent == folder.resolve()):
+            _make_room(folder, args)
+        save_argparse(args, folder / "input.yaml", exclude=["conf"])
+    except OSError as error:
+        raise ConfigError(
+            f"log_dir: {str(folder)!r} cannot be used ({error}). Choose another with --log-dir."
+        ) from error
+
+
+def _make_room(folder: Path, args: argparse.Namespace) -> None:
+    earlier = sorted({path for pattern in _OUTPUT for path in folder.glob(pattern)})
+    if not any(path.suffix == ".ckpt" or path.name == "metrics.csv" for path in earlier):
+        return
+    if args.overwrite:
+        needed = {Path(name).resolve() for name in (args.load_weights, args.splits, args.conf) if name}
+        for path in earlier:
+            if path.resolve() not in needed:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        logger.warning("overwrite: %d files of an earlier run in %s were deleted.", len(earlier), folder)
+        return
+    check_logs(folder)
+    last = folder / "last.ckpt"
+    if last.exists():
+        last.rename(_unused(folder, "last", ".ckpt"))
+    logger.warning(
+        "%s holds an earlier run. Its metrics.csv and last.ckpt were renamed and its other files stay, so checkpoints "
+        "of both will lie side by side; --log-dir chooses another folder, --overwrite deletes the earlier run.",
+        folder,
+    )
+
+
+def check_logs(log_dir: str | os.PathLike[str]) -> None:
+    """Rename an earlier ``metrics.csv`` to ``metrics_YYYYMMDD-HHMMSS.csv``, with a number if that is taken."""
+    metrics = Path(log_dir) / "metrics.csv"
+    if metrics.exists():
+        metrics.rename(_unused(metrics.parent, "metrics", ".csv"))
+
+
+def _unused(folder: Path, stem: str, suffix: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, count = folder / f"{stem}_{stamp}{suffix}", 1
+    while path.exists():
+        count += 1
+        path = folder / f"{stem}_{stamp}-{count}{suffix}"
+    return path
+
+
+def save_argparse(
+    args: argparse.Namespace, filename: str | os.PathLike[str], exclude: str | Sequence[str] | None = None
+) -> None:
+    """Write settings as YAML with sorted keys, whole or not at all; JSON text in ``dataset_arg`` is written decoded.
+
+    Args:
+        exclude: Key or keys to leave out.
+
+    Raises:
+        ValueError: The file name does not end in ``yaml`` or ``yml``.
+    """
+    if not str(filename).endswith(("yaml", "yml")):
+        raise ConfigError(f"{str(filename)!r} does not end in .yaml or .yml. Settings are written as YAML.")
+    left_out = {exclude} if isinstance(exclude, str) else set(exclude or ())
+    values: dict[str, Any] = {key: value for key, value in vars(args).items() if key not in left_out}
+    if isinstance(values.get("dataset_arg"), str):
+        values["dataset_arg"] = json.loads(values["dataset_arg"])
+    write_yaml(filename, values)
+
+
+class Tee:
+    """A stream that also writes a log: whole lines at once, without the redraws and colours of a terminal.
+
+    Args:
+        stream: The terminal, which still gets everything.
+        log: The file, shared by both streams of a program.
+    """
+
+    _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self.stream = stream
+        self.log = log
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Write to the terminal at once, and to the log each line that is complete."""
+        self.stream.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._log(line + "\n")
+        return len(text)
+
+    def _log(self, line: str) -> None:
+        # A progress bar draws over itself after each "\r"; its last state is what the reader would have seen.
+        shown = line.rstrip("\r\n").rpartition("\r")[2]
+        self.log.write(self._COLOURS.sub("", shown) + "\n")
+        self.log.flush()
+
+    def flush(self) -> None:
+        """Flush the terminal."""
+        self.stream.flush()
+
+    def finish(self) -> None:
+        """Log a last line that has no end."""
+        if self._line:
+            self._log(self._line)
+            self._line = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def redirect(log_dir: str | os.PathLike[str]) -> Callable[[], None]:
+    """Copy everything that standard output and standard error show to ``log_dir/log``, which is made if need be.
+
+    Log handlers that write to either stream follow.
+
+    Returns:
+        A function that puts the streams back and closes the file.
+    """
+    Path(log_dir).mkdir(parents=True, exist_ok=True)
+    log = open(Path(log_dir) / "log", "a", encoding="utf-8", errors="replace")  # noqa: SIM115 (open until the end)
+    out, err = sys.stdout, sys.stderr
+    tees = Tee(out, log), Tee(err, log)
+    sys.stdout, sys.stderr = tees
+    _move_handlers({id(out): tees[0], id(err): tees[1]})
+
+    def restore() -> None:
+        for tee in tees:
+            tee.finish()
+        sys.stdout, sys.stderr = out, err
+        _move_handlers({id(tees[0]): out, id(tees[1]): err})
+        log.close()
+
+    return restore
+
+
+def _move_handlers(streams: dict[int, Any]) -> None:
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    for handler in {handler for each in loggers for handler in each.handlers}:
+        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in streams:
+            handler.setStream(streams[id(handler.stream)])

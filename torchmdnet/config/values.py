@@ -1,0 +1,217 @@
+"""From what people write, on a command line or in YAML, to the value of an option."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from torchmdnet.config.flags import OPTIONS, Option
+from torchmdnet.config.reader import Loader, plain
+from torchmdnet.errors import ConfigError, did_you_mean
+
+__all__ = ["coerce", "number"]
+
+_NONE_WORDS = ("None", "none", "null", "~")
+
+
+def number(text: Any) -> int | float | None:
+    """Read the size of a split: a count, a fraction, or None for the rest.
+
+    ``"20"`` and ``"1e3"`` are counts, ``"0.2"`` and ``"1.0"`` (all of it) are fractions.
+
+    Raises:
+        ValueError: The text is no finite number.
+    """
+    if text is None or text in _NONE_WORDS:
+        return None
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        return text
+    word = str(text).strip()
+    try:
+        return int(word)
+    except ValueError:
+        value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return int(value) if "e" in word.lower() and value.is_integer() else value
+
+
+def _integer(value: Any) -> Any:
+    """Accept ``5.0`` and ``"1e3"`` for a whole number; true and false are none."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")
+    if isinstance(value, str):
+        value = number(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _real(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")
+    return value
+
+
+def _truth(value: Any) -> Any:
+    """An empty word is false, as it has always been on the command line."""
+    return False if value == "" else value
+
+
+def _text(value: Any) -> Any:
+    return value if isinstance(value, str) else str(value) if isinstance(value, (int, float, Path)) else value
+
+
+def _path(value: Any) -> Any:
+    return str(Path(value).expanduser()) if isinstance(value, (str, Path)) and str(value) else value
+
+
+def _paths(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return str(value[0]) if len(value) == 1 else [str(item) for item in value]
+    return _text(value)
+
+
+def _structure(value: Any) -> Any:
+    """Read text as JSON or YAML; words ``key=value`` as a mapping."""
+    words = [value] if isinstance(value, str) else value
+    if not (isinstance(words, Sequence) and words and all(isinstance(word, str) for word in words)):
+        return plain(value)
+    if all("=" in word and word.lstrip()[:1] not in ("{", "[") for word in words):
+        pairs = (word.split("=", 1) for word in words)
+        return {key.strip(): yaml.load(text, Loader) for key, text in pairs}
+    try:
+        return yaml.load(" ".join(words), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is neither JSON nor YAML ({' '.join(str(error).split())})") from error
+
+
+def _priors(value: Any) -> Any:
+    """A name, a mapping, or a list of both; in text, names and JSON may stand side by side."""
+    if isinstance(value, str):
+        return _structure(value) if value.lstrip()[:1] in ("{", "[") else value
+    if isinstance(value, Mapping):
+        return plain(value)
+    if isinstance(value, Sequence):
+        found: list[Any] = []
+        for item in map(_priors, value):
+            found.extend(item if isinstance(item, list) else [item])
+        return found
+    return value
+
+
+def prior_entries(priors: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The (name, arguments) pairs that ``prior_model`` stands for, in any of its forms."""
+    if not priors:
+        return []
+    if isinstance(priors, str):
+        return [(priors, {})]
+    if isinstance(priors, Mapping):
+        return [(str(name), dict(arguments or {})) for name, arguments in priors.items()]
+    return [entry for item in priors for entry in prior_entries(item)]
+
+
+def _check_priors(value: Any) -> Any:
+    if not isinstance(value, (str, Mapping, list)):
+        raise ValueError("it is neither a name nor a mapping")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, Mapping):
+            for name, arguments in item.items():
+                if not (arguments is None or isinstance(arguments, Mapping)):
+                    raise ValueError(f"the arguments of {name} are {arguments!r}, not a mapping")
+        elif not isinstance(item, str):
+            raise ValueError(f"{item!r} is neither a name nor a mapping")
+    return value
+
+
+def _check_box(rows: list[list[float]]) -> list[list[float]]:
+    if len(rows) != 3 or any(len(row) != 3 for row in rows):
+        raise ValueError(f"it has {len(rows)} rows of {', '.join(str(len(row)) for row in rows)} numbers")
+    return rows
+
+
+_Mapping = Annotated[dict[str, Any], BeforeValidator(_structure)]
+
+#: How each type of the option table is read and checked.
+_TYPES: dict[str, Any] = {
+    "int": Annotated[int, BeforeValidator(_integer)],
+    "float": Annotated[float, BeforeValidator(_real)],
+    "bool": Annotated[bool, BeforeValidator(_truth)],
+    "text": Annotated[str, BeforeValidator(_text)],
+    "path": Annotated[str, BeforeValidator(_path), Field(min_length=1)],
+    "paths": Annotated[str | list[str], BeforeValidator(_paths)],
+    "size": Annotated[int | float, BeforeValidator(number)],
+    "mapping": _Mapping,
+    "priors": Annotated[Any, BeforeValidator(_check_priors), BeforeValidator(_priors)],
+    "prior_args": Annotated[dict[str, Any] | list[dict[str, Any] | None], BeforeValidator(_structure)],
+    "box": Annotated[list[list[float]], BeforeValidator(_structure)],
+    "weights": Annotated[list[float | list[float]], BeforeValidator(_structure)],
+}
+
+
+@functools.cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    option = OPTIONS[key]
+    bounds = {name: getattr(option, name) for name in ("ge", "gt", "le", "lt") if getattr(option, name) is not None}
+    annotation: Any = _TYPES[option.type]
+    if bounds:
+        annotation = Annotated[annotation, Field(**bounds)]
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+
+
+def coerce(key: str, value: Any, source: str) -> Any:
+    """Turn what was written for option ``key`` into its value.
+
+    Args:
+        source: Where it was written; it opens the error message.
+
+    Raises:
+        ConfigError: The value does not fit, with what would do.
+    """
+    option = OPTIONS[key]
+    word = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if value is None or (isinstance(word, str) and option.takes_none and word in _NONE_WORDS):
+        if option.takes_none:
+            return None
+        raise ConfigError(
+            f"{source}: {key} has no value. It takes {option.expects}; "
+            f"leave it out for the default, {option.default!r}."
+        )
+    try:
+        result = _adapter(key).validate_python(value)
+        if option.type == "box":
+            result = _check_box(result)
+    except ValidationError as error:
+        raise _refusal(option, value, source, _reasons(error)) from error
+    except ValueError as error:
+        raise _refusal(option, value, source, str(error)) from error
+    named = [name for name, _ in prior_entries(result)] if option.type == "priors" else [result]
+    for name in named:
+        _check_name(option, name, source)
+    return result
+
+
+def _reasons(error: ValidationError) -> str:
+    """What our own readers said; what pydantic says is clear from what the option expects."""
+    own = (str(item.get("ctx", {}).get("error")) for item in error.errors() if item["type"] == "value_error")
+    return "; ".join(dict.fromkeys(own))
+
+
+def _refusal(option: Option, value: Any, source: str, reason: str) -> ConfigError:
+    shown = " ".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
+    why = f" ({reason})" if reason else ""
+    return ConfigError(f"{source}: {option.key}={shown!r} will not do{why}. It takes {option.expects}.")
+
+
+def _check_name(option: Option, name: Any, source: str) -> None:
+    names = option.names
+    if not names or name in names or (option.takes_address and isinstance(name, str) and ":" in name):
+        return
+    listed = ", ".join(map(str, names)) + (", or give 'my_package.module:Class'" if option.takes_address else "")
+    raise ConfigError(
+        f"{source}: {option.key}: {name!r} is not available.{did_you_mean(name, map(str, names))} Choose from {listed}."
+    )

@@ -1,0 +1,91 @@
+"""``torchmd-train``: from a configuration to a trained potential."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchmdnet.config.parser import get_argparse
+from torchmdnet.errors import CheckpointError, ConfigError, DataError
+
+__all__ = ["fix_state_dict", "get_argparse", "get_args", "main"]
+
+
+def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line, make ``log_dir`` with ``input.yaml`` in it, and with ``redirect`` start its ``log``.
+
+    Args:
+        argv: Arguments without the program's name; None takes ``sys.argv``.
+
+    Raises:
+        ConfigError: With the place, the key, what was found, and what would do. Nothing has been written then.
+    """
+    from torchmdnet.config.rundir import is_main_process, prepare_log_dir, redirect
+    from torchmdnet.config.settings import resolve
+
+    args = resolve(argv)
+    prepare_log_dir(args)
+    if args.redirect and is_main_process():
+        atexit.register(redirect(args.log_dir))
+    return args
+
+
+def fix_state_dict(ckpt: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``state_dict`` of a checkpoint without the prefix ``model.``, and with the names that heads have today."""
+    from torchmdnet.checkpoint.migrations import rename_head_layers, strip_module_prefix
+
+    state, _ = rename_head_layers(*strip_module_prefix(dict(ckpt["state_dict"]), {}))
+    return state
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train.
+
+    What cannot work is said in one line, ``error: ...``, and ends the program: with status 2 for settings, 1 for data
+    and model files. ``TORCHMDNET_TRACEBACK=1`` shows where it was found.
+
+    Args:
+        argv: Arguments without the program's name; None takes ``sys.argv``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in words or "--help" in words:
+        get_argparse().print_help()  # before anything that takes time to load
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
+    streams = sys.stdout, sys.stderr
+    _show_notices()
+    try:
+        args = get_args(words)
+
+        from torchmdnet.training.run import train
+
+        train(args)
+    except (ConfigError, DataError, CheckpointError) as error:
+        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _show_notices() -> None:
+    """Show what the package logs, from the first of several processes."""
+    from torchmdnet.config.rundir import is_main_process
+
+    logger = logging.getLogger("torchmdnet")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()
