@@ -79,6 +79,9 @@ class TorchMD_Net(nn.Module):
             priors = []
         self.prior_model = nn.ModuleList(priors).to(dtype=dtype) if priors else None
         self.derivative = derivative
+        #: What the file this model was loaded from says of it: options, and facts about the data such as units.
+        self.hyper_parameters: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
         self.register_buffer("mean", torch.scalar_tensor(0) if mean is None else mean)
         self.register_buffer("std", torch.scalar_tensor(1) if std is None else std)
         self.mean, self.std = self.mean.to(dtype), self.std.to(dtype)
@@ -145,6 +148,14 @@ class TorchMD_Net(nn.Module):
         num_systems: int | None,
     ) -> Tensor:
         features, graph = self._features(z, pos, batch, box, q, s, extra_args, num_systems)
+        atomic = self._atomic(features, graph)
+        energy = self.output_model.reduce(atomic, graph.batch, graph.num_systems) + self.mean  # (S, 1)
+        energy = self.output_model.per_system(energy, graph)
+        for prior in self.prior_model or ():
+            energy = prior.add_to_systems(energy, graph)
+        return energy
+
+    def _atomic(self, features: Features, graph: Graph) -> Tensor:
         atomic = self.output_model.per_atom(features, graph)  # (N, 1)
         repulsion = getattr(self.representation_model, "extra_energy", None)
         if repulsion is not None:
@@ -152,11 +163,35 @@ class TorchMD_Net(nn.Module):
         atomic = atomic * self.std
         for prior in self.prior_model or ():
             atomic = prior.add_to_atoms(atomic, graph)
-        energy = self.output_model.reduce(atomic, graph.batch, graph.num_systems) + self.mean  # (S, 1)
-        energy = self.output_model.per_system(energy, graph)
-        for prior in self.prior_model or ():
-            energy = prior.add_to_systems(energy, graph)
-        return energy
+        return atomic
+
+    @property
+    def is_sum_of_atoms(self) -> bool:
+        """Whether the output is the plain sum of :meth:`per_atom`, with nothing added to a system as a whole."""
+        head = self.output_model
+        parts = [(head, OutputModel, ("reduce", "per_system", "post_reduce"))]
+        parts += [(prior, BasePrior, ("per_system", "post_reduce")) for prior in self.prior_model or ()]
+        is_plain = all(
+            getattr(type(part), name, None) is getattr(base, name) for part, base, names in parts for name in names
+        )
+        return is_plain and head.reduce_op in ("add", "sum") and not bool(self.mean)
+
+    def per_atom(
+        self,
+        z: AtomicNumbers,
+        pos: Positions,
+        batch: SystemIndex | None = None,
+        box: Boxes | None = None,
+        q: SystemScalars | None = None,
+        s: SystemScalars | None = None,
+        extra_args: dict[str, Tensor] | None = None,
+        num_systems: int | None = None,
+    ) -> Tensor:
+        """Contribution of each atom, per-atom priors included, (N, 1); takes the arguments of :meth:`forward`.
+
+        The contributions add up to the output where :attr:`is_sum_of_atoms` holds.
+        """
+        return self._atomic(*self._features(z, pos, batch, box, q, s, extra_args, num_systems))
 
     def _features(
         self,

@@ -71,6 +71,8 @@ def load_model(
     _load_state(model, state, filepath)
     if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:
         _add_reference_energies(model, filepath)
+    model.hyper_parameters = chosen
+    model.provenance = {k: v for k, v in (checkpoint.get("torchmdnet") or {}).items() if k != "state"}
     return model.to(device).eval()
 
 
