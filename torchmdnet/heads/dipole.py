@@ -90,9 +90,9 @@ class DipoleMoment(Scalar):
 
 
 class EquivariantDipoleMoment(EquivariantOutput):
-    r"""Length of the dipole moment from charges and atomic dipoles, :math:`|\sum_i q_i (r_i - r_\mathrm{com}) + \mu_i|`.
+    r"""Length of the dipole moment from partial charges and atomic dipoles (PaiNN, Schütt et al., ICML 2021).
 
-    See PaiNN, Schütt et al., ICML 2021, eq. 12.
+    .. math:: y = |\sum_i q_i (r_i - r_\mathrm{com}) + \mu_i|
 
     Args:
         hidden_channels: Feature channels per atom (F).

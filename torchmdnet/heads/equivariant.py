@@ -44,7 +44,9 @@ class EquivariantOutput(OutputModel):
         half = hidden_channels // 2
         self.output_network = nn.ModuleList(
             [
-                GatedEquivariantBlock(hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype),
+                GatedEquivariantBlock(
+                    hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype
+                ),
                 GatedEquivariantBlock(half, 1, activation=activation, dtype=dtype),
             ]
         )

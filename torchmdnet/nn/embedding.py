@@ -13,7 +13,7 @@ __all__ = ["NeighborEmbedding"]
 
 
 class NeighborEmbedding(nn.Module):
-    r"""Mix the elements around an atom into its features (eqs. 5 to 7 of TorchMD-NET, Thölke and De Fabritiis 2022).
+    r"""Mix the elements around an atom into its features (TorchMD-NET, Thölke and De Fabritiis, ICLR 2022).
 
     .. math::
         n_i = \sum_{j \ne i} C(r_{ij})\, (W_d\, \phi(r_{ij}) + b_d) \odot e(z_j), \qquad

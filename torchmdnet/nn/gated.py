@@ -15,7 +15,7 @@ __all__ = ["GatedEquivariantBlock"]
 
 
 class GatedEquivariantBlock(nn.Module):
-    r"""Gated equivariant block (PaiNN, Schütt et al., ICML 2021, fig. 3; after Weiler et al. 2018).
+    r"""Gated equivariant block (PaiNN, Schütt et al., ICML 2021; after Weiler et al. 2018).
 
     .. math:: [x' \| g] = \mathrm{MLP}[x \| |W_1 v|], \qquad v' = g \odot W_2 v
 

@@ -103,7 +103,7 @@ class D2(BasePrior):
         Z = self.Z_map.index_select(0, graph.z)  # (N,)
         _check(Z)
         box = graph.box if self.periodic else None
-        (i, j), _, r = edges_within(
+        (i, j), _, r, _ = edges_within(
             graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
         )
         r = r * (self.distance_scale * 1e9)  # nm
@@ -123,6 +123,6 @@ def _check(Z: Tensor) -> None:
         if not 1 <= number <= _LAST:
             name = SYMBOLS[number] if 0 < number < len(SYMBOLS) else "not an element"
             raise ValueError(
-                f"D2 has parameters for the elements 1 (H) to {_LAST} ({SYMBOLS[_LAST]}), but there is an atom of {number} "
-                f"({name}). Leave D2 out, or check atomic_number."
+                f"D2 has parameters for the elements 1 (H) to {_LAST} ({SYMBOLS[_LAST]}), but there is an atom of "
+                f"{number} ({name}). Leave D2 out, or check atomic_number."
             )

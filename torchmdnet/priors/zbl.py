@@ -73,7 +73,7 @@ class ZBL(BasePrior):
     def per_system(self, graph: Graph) -> Tensor:
         """Repulsion energy of each system, (S, 1)."""
         box = self.distance.stored_box if graph.box is None else graph.box
-        (i, j), _, r = edges_within(
+        (i, j), _, r, _ = edges_within(
             graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
         )
         Z = self.atomic_number.index_select(0, graph.z)  # (N,)

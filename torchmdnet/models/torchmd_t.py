@@ -1,0 +1,203 @@
+"""The transformer: attention over neighbours, on scalar features."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from torchmdnet.graph import Graph, sum_to_atoms
+from torchmdnet.models.base import Features, Representation
+from torchmdnet.nn.activation import make_activation
+from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.modules import reset_all, xavier_all
+from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.typing import AtomFeatures, EdgeFeatures, EdgeScalars
+
+__all__ = ["MultiHeadAttention", "TorchMD_T"]
+
+
+class TorchMD_T(Representation):
+    """Transformer with scalar features (TorchMD-NET, Thölke and De Fabritiis, ICLR 2022, without its vectors).
+
+    Deprecated: the equivariant transformer and TensorNet are more accurate at the same cost.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        num_layers: Attention layers.
+        num_rbf: Radial basis functions per edge (K).
+        rbf_type: Kind of radial basis.
+        trainable_rbf: Whether the radial basis is trained.
+        activation: Activation function.
+        attn_activation: Activation of the attention weights.
+        neighbor_embedding: Whether the first features know the elements around the atom.
+        num_heads: Attention heads; they share the channels evenly.
+        distance_influence: Where distances enter the attention: ``keys``, ``values``, ``both`` or ``none``.
+        cutoff_lower: Edges are at least this long, in Å.
+        cutoff_upper: Edges are shorter than this, in Å.
+        max_z: Rows of the element embedding; atomic numbers are below this.
+        max_num_neighbors: Kept for compatibility; pairs are never dropped.
+        dtype: Precision of the weights.
+        box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+
+    Raises:
+        ConfigError: For an unknown ``rbf_type``, activation or ``distance_influence``, or if ``num_heads`` does not
+            divide ``hidden_channels``.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        num_layers: int = 6,
+        num_rbf: int = 50,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = True,
+        activation: str = "silu",
+        attn_activation: str = "silu",
+        neighbor_embedding: bool = True,
+        num_heads: int = 8,
+        distance_influence: DistanceInfluence = "both",
+        cutoff_lower: float = 0.0,
+        cutoff_upper: float = 5.0,
+        max_z: int = 100,
+        max_num_neighbors: int = 32,
+        dtype: torch.dtype = torch.float32,
+        box_vecs: Tensor | None = None,
+    ) -> None:
+        warnings.warn(
+            "The transformer is deprecated; use equivariant-transformer or tensornet.", DeprecationWarning, stacklevel=2
+        )
+        super().__init__(
+            cutoff_lower=cutoff_lower,
+            cutoff_upper=cutoff_upper,
+            max_z=max_z,
+            loop=True,
+            box_vecs=box_vecs,
+            max_num_neighbors=max_num_neighbors,
+        )
+        self.hidden_channels = hidden_channels
+        self.num_layers = num_layers
+        self.num_rbf = num_rbf
+        self.rbf_type = rbf_type
+        self.trainable_rbf = trainable_rbf
+        self.activation = activation
+        self.attn_activation = attn_activation
+        self.num_heads = num_heads
+        self.distance_influence = distance_influence
+        self.embedding = nn.Embedding(max_z, hidden_channels, dtype=dtype)
+        self.distance_expansion = make_radial_basis(
+            rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf, dtype=dtype
+        )
+        self.envelope = CosineCutoff(cutoff_lower, cutoff_upper)
+        self.neighbor_embedding = (
+            NeighborEmbedding(hidden_channels, num_rbf, cutoff_lower, cutoff_upper, max_z, dtype)
+            if neighbor_embedding
+            else None
+        )
+        self.attention_layers = nn.ModuleList(
+            MultiHeadAttention(
+                hidden_channels=hidden_channels,
+                num_rbf=num_rbf,
+                distance_influence=distance_influence,
+                num_heads=num_heads,
+                activation=activation,
+                attn_activation=attn_activation,
+                dtype=dtype,
+            )
+            for _ in range(num_layers)
+        )
+        self.out_norm = nn.LayerNorm(hidden_channels, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_all(self.embedding, self.distance_expansion)
+        if self.neighbor_embedding is not None:
+            self.neighbor_embedding.reset_parameters()
+        reset_all(*self.attention_layers, self.out_norm)
+
+    def encode(self, graph: Graph) -> Features:
+        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
+        envelope = self.envelope(graph.edge_dist)  # (E,)
+        x = self.embedding(graph.z)  # (N, F)
+        if self.neighbor_embedding is not None:
+            x = self.neighbor_embedding(graph.z, x, graph.edge_index, graph.edge_dist, rbf)
+        for layer in self.attention_layers:
+            x = x + layer(x, rbf, envelope, graph)
+        return Features(self.out_norm(x))
+
+
+class MultiHeadAttention(nn.Module):
+    r"""One layer of attention over neighbours, with distances in keys and values.
+
+    .. math::
+        \Delta x_i = W_o \sum_j w_{ij}\, p_j \odot P(r_{ij}) + b_o, \qquad
+        w_{ij} = \tau(\sum_d q_i \odot k_j \odot K(r_{ij}))\, C(r_{ij})
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        num_rbf: Radial basis functions per edge (K).
+        distance_influence: Where distances enter: ``keys``, ``values``, ``both`` or ``none``.
+        num_heads: Attention heads (H) of width D = F / H.
+        activation: Activation of the radial filters K and P.
+        attn_activation: Activation :math:`\tau` of the attention weights.
+        dtype: Precision of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_channels: int,
+        num_rbf: int,
+        distance_influence: DistanceInfluence,
+        num_heads: int,
+        activation: str,
+        attn_activation: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_attention(hidden_channels, num_heads, distance_influence)
+        channels = hidden_channels
+        self.num_heads = num_heads
+        self.head_dim = channels // num_heads
+        self.layernorm = nn.LayerNorm(channels, dtype=dtype)
+        self.act = make_activation(activation)
+        self.attn_activation = make_activation(attn_activation, "attn_activation")
+        self.q_proj = nn.Linear(channels, channels, dtype=dtype)
+        self.k_proj = nn.Linear(channels, channels, dtype=dtype)
+        self.v_proj = nn.Linear(channels, channels, dtype=dtype)
+        self.o_proj = nn.Linear(channels, channels, dtype=dtype)
+        on_keys, on_values = distance_influence in ("keys", "both"), distance_influence in ("values", "both")
+        self.dk_proj = nn.Linear(num_rbf, channels, dtype=dtype) if on_keys else None
+        self.dv_proj = nn.Linear(num_rbf, channels, dtype=dtype) if on_values else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        self.layernorm.reset_parameters()
+        xavier_all(self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
+
+    def radial(self, rbf: EdgeFeatures) -> tuple[Tensor | None, Tensor | None]:
+        """Filters of keys and values, (E, F) each, functions of distance alone; None where distance has no say."""
+        return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
+
+    def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+        """Change of the features x (N, F)."""
+        i, j = graph.edge_index
+        key_filter, value_filter = self.radial(rbf)
+        h = self.layernorm(x)
+        q, k, p = self.q_proj(h), self.k_proj(h), self.v_proj(h)
+
+        weight = q.index_select(0, i) * k.index_select(0, j)  # (E, F)
+        if key_filter is not None:
+            weight = weight * key_filter
+        weight = weight.unflatten(1, (self.num_heads, self.head_dim)).sum(dim=-1)  # (E, H)
+        weight = self.attn_activation(weight) * envelope[:, None]
+        p = p.index_select(0, j)  # (E, F)
+        if value_filter is not None:
+            p = p * value_filter
+        message = p.unflatten(1, (self.num_heads, self.head_dim)) * weight[:, :, None]  # (E, H, D)
+        return self.o_proj(sum_to_atoms(message.flatten(1), graph))
