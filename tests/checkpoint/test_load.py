@@ -74,6 +74,19 @@ def test_files_with_check_errors_are_in_the_old_layout(saved) -> None:
     torch.testing.assert_close(energy_of(loaded), energy_of(model))
 
 
+def test_given_arguments_do_not_hide_the_layout_of_the_file(saved) -> None:
+    model, path = saved
+
+    def change(state: dict, args: dict) -> None:
+        to_old_layout(state, args)
+        args["check_errors"] = True
+
+    edit(path, change)
+    with pytest.warns(UserWarning, match="tensor layout of releases before 3.0"):
+        loaded = load_model(path, args={**TINY, "model": "tensornet"})
+    torch.testing.assert_close(energy_of(loaded), energy_of(model))
+
+
 def test_files_from_before_the_box_buffer_are_in_the_old_layout(saved) -> None:
     model, path = saved
 

@@ -82,7 +82,16 @@ def test_a_folder_that_cannot_be_made_is_refused(here):
 def used(here):
     folder = here / "run"
     folder.mkdir()
-    for name in ("metrics.csv", "last.ckpt", "epoch=9-val_loss=0.1.ckpt", "hparams.yaml", "notes.txt"):
+    for name in (
+        "metrics.csv",
+        "last.ckpt",
+        "best.ckpt",
+        "errors.csv",
+        "my.png",
+        "epoch=9-val_loss=0.1.ckpt",
+        "hparams.yaml",
+        "notes.txt",
+    ):
         (folder / name).write_text("old")
     return folder
 
@@ -95,19 +104,25 @@ def test_an_earlier_run_is_kept_and_its_metrics_renamed(used, caplog):
     with caplog.at_level(logging.WARNING):
         prepare_log_dir(given("--log-dir", "run"))
     assert "run holds an earlier run" in caplog.text
-    assert not {"metrics.csv", "last.ckpt"} & names(used)
-    assert len([name for name in names(used) if name.startswith(("metrics_", "last_"))]) == 2
+    assert not {"metrics.csv", "last.ckpt", "best.ckpt", "errors.csv"} & names(used)
+    assert {name.partition("_2")[0] for name in names(used) if "_2" in name} == {"metrics", "last", "best", "errors"}
     assert {"epoch=9-val_loss=0.1.ckpt", "notes.txt", "input.yaml"} <= names(used)
 
 
 def test_overwrite_deletes_an_earlier_run_and_nothing_else(used):
     prepare_log_dir(given("--log-dir", "run", "--overwrite"))
-    assert names(used) == {"notes.txt", "input.yaml"}
+    assert names(used) == {"notes.txt", "my.png", "input.yaml"}
 
 
 def test_overwrite_spares_what_the_run_starts_from(used):
     prepare_log_dir(given("--log-dir", "run", "--overwrite", "--load-weights", "run/last.ckpt"))
-    assert names(used) == {"notes.txt", "input.yaml", "last.ckpt"}
+    assert names(used) == {"notes.txt", "my.png", "input.yaml", "last.ckpt"}
+
+
+def test_weights_to_start_from_stay_where_they_are_said_to_be(used):
+    prepare_log_dir(given("--log-dir", "run", "--load-weights", "run/last.ckpt"))
+    assert (used / "last.ckpt").read_text() == "old"
+    assert len(list(used.glob("last_*.ckpt"))) == 1
 
 
 def test_a_run_that_continues_keeps_everything(used):

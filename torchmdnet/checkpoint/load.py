@@ -63,6 +63,8 @@ def load_model(
     assert isinstance(filepath, (str, Path))
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
     stored = hyper_parameters_of(checkpoint, filepath) if args is None else dict(args)
+    if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
+        stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
     state, chosen = migrate(checkpoint["state_dict"], {**stored, **_overrides(stored, kwargs)})
     if "box_vecs" in kwargs:
         box = box_from_config(kwargs["box_vecs"], precision_of(chosen))

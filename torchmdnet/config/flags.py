@@ -131,8 +131,8 @@ _GROUPS: dict[str, Sequence[Option]] = {
                short="-l"),
         Option("redirect", "bool", False, "Also write what appears on the terminal to log_dir/log."),
         Option("overwrite", "bool", False,
-               "Delete what an earlier run left in log_dir. Without it an earlier metrics.csv and last.ckpt are "
-               "renamed, and its other checkpoints stay.", established=False),
+               "Delete what an earlier run left in log_dir. Without it the earlier tables, last.ckpt and best.ckpt are "
+               "renamed, and the other checkpoints stay.", established=False),
         Option("report", "bool", True,
                "Write report.html and plots when the training has finished.", established=False),
         Option("load_weights", "path", None,

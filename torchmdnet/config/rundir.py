@@ -24,8 +24,12 @@ logger = logging.getLogger(__name__)
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 
 #: What a run leaves in its folder.
-_OUTPUT = ("epoch=*.ckpt", "last*.ckpt", "metrics*.csv", "hparams.yaml", "input.yaml", "splits.npz", "log",
-           "report.html", "*.png", "tensorboard", "wandb")  # fmt: skip
+_OUTPUT = ("epoch=*.ckpt", "last*.ckpt", "best*.ckpt", "metrics*.csv", "errors*.csv", "hparams.yaml", "input.yaml",
+           "splits.npz", "log", "summary.json", "report.html", "learning_curves.png", "parity.png", "tensorboard",
+           "wandb")  # fmt: skip
+
+#: What would be replaced by a new run's and gets another name.
+_RENAMED = ("metrics.csv", "errors.csv", "last.ckpt", "best.ckpt")
 
 
 def is_main_process() -> bool:
@@ -36,8 +40,8 @@ def is_main_process() -> bool:
 def prepare_log_dir(args: argparse.Namespace) -> None:
     """Make ``args.log_dir`` ready: create it, deal with an earlier run's files, write ``input.yaml``.
 
-    A run that continues in its own folder keeps everything. Otherwise an earlier ``metrics.csv`` and ``last.ckpt``
-    are renamed, or, with ``overwrite``, all output of the earlier run is deleted. Only the main process does this.
+    A run that continues in its own folder keeps everything. Otherwise the tables and ``last.ckpt`` and ``best.ckpt``
+    of an earlier run are renamed, or, with ``overwrite``, all its output is deleted. Only the main process does this.
 
     Raises:
         ConfigError: The folder cannot be written.
@@ -60,38 +64,38 @@ def _make_room(folder: Path, args: argparse.Namespace) -> None:
     earlier = sorted({path for pattern in _OUTPUT for path in folder.glob(pattern)})
     if not any(path.suffix == ".ckpt" or path.name == "metrics.csv" for path in earlier):
         return
+    needed = {Path(name).resolve() for name in (args.load_weights, args.splits, args.conf) if name}
     if args.overwrite:
-        needed = {Path(name).resolve() for name in (args.load_weights, args.splits, args.conf) if name}
         for path in earlier:
             if path.resolve() not in needed:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         logger.warning("overwrite: %d files of an earlier run in %s were deleted.", len(earlier), folder)
         return
-    check_logs(folder)
-    last = folder / "last.ckpt"
-    if last.exists():
-        last.rename(_unused(folder, "last", ".ckpt"))
+    for name in _RENAMED:
+        _set_aside(folder / name, keep=(folder / name).resolve() in needed)
     logger.warning(
-        "%s holds an earlier run. Its metrics.csv and last.ckpt were renamed and its other files stay, so checkpoints "
-        "of both will lie side by side; --log-dir chooses another folder, --overwrite deletes the earlier run.",
+        "%s holds an earlier run. Its tables, last.ckpt and best.ckpt were renamed and its other files stay, so "
+        "checkpoints of both will lie side by side; --log-dir chooses another folder, --overwrite deletes the earlier "
+        "run.",
         folder,
     )
 
 
 def check_logs(log_dir: str | os.PathLike[str]) -> None:
     """Rename an earlier ``metrics.csv`` to ``metrics_YYYYMMDD-HHMMSS.csv``, with a number if that is taken."""
-    metrics = Path(log_dir) / "metrics.csv"
-    if metrics.exists():
-        metrics.rename(_unused(metrics.parent, "metrics", ".csv"))
+    _set_aside(Path(log_dir) / "metrics.csv")
 
 
-def _unused(folder: Path, stem: str, suffix: str) -> Path:
+def _set_aside(path: Path, keep: bool = False) -> None:
+    """Give a file, if it is there, a name with the time in it that no other file has; or a copy of it, to keep both."""
+    if not path.exists():
+        return
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path, count = folder / f"{stem}_{stamp}{suffix}", 1
-    while path.exists():
+    new, count = path.with_name(f"{path.stem}_{stamp}{path.suffix}"), 1
+    while new.exists():
         count += 1
-        path = folder / f"{stem}_{stamp}-{count}{suffix}"
-    return path
+        new = path.with_name(f"{path.stem}_{stamp}-{count}{path.suffix}")
+    shutil.copy2(path, new) if keep else path.rename(new)
 
 
 def save_argparse(
