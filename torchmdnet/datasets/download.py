@@ -31,7 +31,7 @@ from torchmdnet._version import __version__
 from torchmdnet.datasets.files import expand
 from torchmdnet.errors import DataError
 
-__all__ = ["Remote", "fetch", "locked", "sha256", "unpack", "verify"]
+__all__ = ["Remote", "fetch", "locked", "noted", "sha256", "unpack", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,16 +116,16 @@ def verify(path: Path, checksum: str | None = None, *, what: str) -> str:
     Raises:
         DataError: If the file has changed since it was first used.
     """
-    noted = _noted(path)
-    wanted = {"sha256"} | ({checksum.partition(":")[0]} if checksum and not noted else set())
+    before = noted(path)
+    wanted = {"sha256"} | ({checksum.partition(":")[0]} if checksum and not before else set())
     found = _digests(path, wanted)
-    if noted is not None and found["sha256"] != noted:
+    if before is not None and found["sha256"] != before:
         raise DataError(
             f"{what}: {path} has changed since it was first used: its SHA-256 is {found['sha256']}, noted in "
-            f"{_note(path).name} is {noted}. Delete the file to fetch it again, or delete the note if the change is "
+            f"{_note(path).name} is {before}. Delete the file to fetch it again, or delete the note if the change is "
             "meant."
         )
-    if noted is None:
+    if before is None:
         if checksum and found[checksum.partition(":")[0]] != checksum.partition(":")[2]:
             logger.warning(
                 "%s: %s is not the file that was published (checksum %s). It is used because it was put there by hand; "
@@ -282,10 +282,10 @@ def _mismatch(found: dict[str, str], stated: str | None, target: Path) -> str | 
         kind, _, value = stated.partition(":")
         if found[kind] != value:
             return f"has the wrong checksum: {kind.upper()} {found[kind]} instead of {value}."
-    noted = _noted(target)
-    if noted and found["sha256"] != noted:
+    before = noted(target)
+    if before and found["sha256"] != before:
         return (
-            f"is not the file that was used first: SHA-256 {found['sha256']} instead of {noted}, noted in "
+            f"is not the file that was used first: SHA-256 {found['sha256']} instead of {before}, noted in "
             f"{_note(target)}. Delete the note if the new file is wanted."
         )
     return None
@@ -419,7 +419,8 @@ def _note(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _noted(path: Path) -> str | None:
+def noted(path: Path) -> str | None:
+    """The SHA-256 noted when a file was first used, or None."""
     try:
         words = _note(path).read_text().split()
     except OSError:
