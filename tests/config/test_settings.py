@@ -179,6 +179,15 @@ def test_a_checkpoint_brings_the_settings_of_its_run(run):
     assert folder.is_dir()
 
 
+def test_a_run_goes_on_beside_its_checkpoint_also_from_another_working_folder(run, here, monkeypatch):
+    run(log_dir="old")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert merged("--load-model", "../old/last.ckpt").log_dir == "../old"
+    run(log_dir="logs/other")
+    assert merged("--load-model", "../old/last.ckpt").log_dir == "logs/other"
+
+
 @pytest.mark.parametrize("words", [["--num-epochs", "500", "--load-model", "old/last.ckpt"],
                                    ["--load-model", "old/last.ckpt", "--num-epochs", "500"]])  # fmt: skip
 def test_flags_win_over_the_settings_of_a_checkpoint(run, words):

@@ -178,8 +178,8 @@ def get_argparse() -> TrainParser:
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Show the flag and its value once: ``--lr FLOAT``, ``-c, --conf PATH``."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 32, **kwargs})
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not isinstance(action, _Collect):

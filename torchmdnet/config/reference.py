@@ -6,11 +6,24 @@ from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, Option
 
 __all__ = ["options_markdown"]
 
+_PRECEDENCE = """\
+Every setting has a key for YAML files and a flag for the command line. Both accept dashes and underscores, flags can
+be shortened while they stay unique, and true/false options are written `--derivative`, `--derivative false` or
+`--no-derivative`.
+
+A setting comes from the defaults below, then from files, then from flags:
+
+- Files are those of `--conf`, which may be given more than once, and the settings saved with the checkpoint of
+  `--load-model`. Of two files the later one on the command line wins, key by key.
+- A flag wins over every file, wherever it stands; of two equal flags the later one wins. (Releases up to 3 let a file
+  win over the flags before it. Where that would have made a difference, a warning says so.)
+- `load_model` inside a file names the weights to continue from, but imports no settings."""
+
 
 def options_markdown() -> str:
     """One Markdown table per group of options: key, flag, value, default and meaning."""
     lines = ["# Configuration reference", ""]
-    lines += ["Every setting has a key for YAML files and a flag for the command line. Flags win over files.", ""]
+    lines += [_PRECEDENCE, ""]
     for group in dict.fromkeys(option.group for option in OPTIONS.values()):
         lines += [f"## {group}", "", "| key | flag | value | default | meaning |", "|---|---|---|---|---|"]
         lines += [_row(option) for option in OPTIONS.values() if option.group == group]

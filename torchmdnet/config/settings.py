@@ -213,6 +213,10 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
         logger.info("Settings are taken from %s itself; there is no hparams.yaml beside it.", path)
         found, where = {key: Setting(plain(value), str(path)) for key, value in saved.items()}, _CHECKPOINT
     found = {key: setting for key, setting in found.items() if key not in _OF_ONE_RUN}
+    folder, log_dir = path.parent, found.get("log_dir")
+    if log_dir and log_dir.value and folder.resolve().as_posix().endswith(f"/{Path(log_dir.value).as_posix()}"):
+        # The run was started in another working folder; it goes on beside its checkpoint.
+        found["log_dir"] = Setting(str(folder), log_dir.source)
     return _without_reference_prior(found), where
 
 
