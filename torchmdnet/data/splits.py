@@ -21,7 +21,7 @@ __all__ = ["load_splits", "make_splits", "save_splits", "train_val_test_split"]
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
+PARTS: tuple[str, ...] = ("train", "val", "test")
 Size = int | float | None
 Splits = tuple[Tensor, Tensor, Tensor]
 
@@ -143,7 +143,9 @@ def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len:
             arrays[key] = np.zeros(0, dtype=np.int64)
             continue
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise DataError(f"splits: {key} in {name} has shape {array.shape} and type {array.dtype}, not (n,) integers.")
+            raise DataError(
+                f"splits: {key} in {name} has shape {array.shape} and type {array.dtype}, not (n,) integers."
+            )
         rows = arrays[key] = array.astype(np.int64)
         outside = rows[(rows < 0) | (rows >= dataset_len)]
         if len(outside):
@@ -201,8 +203,12 @@ def _counts(total: int, sizes: Mapping[str, Size]) -> list[int]:
     open_ones = [name for name, size in sizes.items() if size is None]
     if len(open_ones) > 1:
         raise ConfigError(f"{' and '.join(open_ones)} are both None, but only one can be the rest.")
-    fractions = [i for i, size in enumerate(sizes.values()) if size is not None and not isinstance(size, numbers.Integral)]
-    counts = [0 if s is None else round(total * float(s)) if i in fractions else int(s) for i, s in enumerate(sizes.values())]
+    fractions = [
+        i for i, size in enumerate(sizes.values()) if size is not None and not isinstance(size, numbers.Integral)
+    ]
+    counts = [
+        0 if s is None else round(total * float(s)) if i in fractions else int(s) for i, s in enumerate(sizes.values())
+    ]
     if sum(counts) > total and fractions:
         # one too many, by rounding: the established rule takes it from the first of these
         for i in (2, 1, 0):
@@ -242,7 +248,9 @@ def _complete(
     train = given["idx_train"]
     absent = [part for part in ("val", "test") if f"idx_{part}" not in given]
     if absent:
-        wanted = {f"{part}_size": (sizes[f"{part}_size"] or 0) if part in absent else 0 for part in ("val", "test")}
+        wanted: dict[str, Size] = {
+            f"{part}_size": (sizes[f"{part}_size"] or 0) if part in absent else 0 for part in ("val", "test")
+        }
         parts = train_val_test_split(len(train), None, wanted["val_size"], wanted["test_size"], seed, None)
         drawn = dict(zip(PARTS, parts, strict=True))
         for part in absent:

@@ -1,0 +1,139 @@
+"""Loaders whose order depends on the seed and the epoch alone, for one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler, Subset
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+__all__ = ["EpochBatchSampler", "IndexedSubset", "Loader", "collate"]
+
+
+class EpochBatchSampler(Sampler[np.ndarray]):
+    """Batches of sample numbers, shuffled by (seed, epoch) and nothing else.
+
+    A resumed run therefore sees the batches that an uninterrupted one would have seen, and no other random number can
+    disturb them. With several processes each sample belongs to one of them, all have the same number of batches, and
+    no sample is repeated (unless a process would otherwise run out of them).
+
+    Args:
+        num_samples: Size of the data set (n).
+        batch_size: Largest number of samples in a batch, per process.
+        shuffle: Whether the order changes with the epoch; without, it is ascending.
+        seed: Seed of the order.
+        rank: Number of this process. None: asked of ``torch.distributed`` when iterating.
+        world_size: Number of processes, likewise.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self._place = None if rank is None or world_size is None else (rank, world_size)
+
+    @property
+    def sampler(self) -> EpochBatchSampler:
+        """This object: Lightning looks for ``set_epoch`` under this name."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self.epoch = epoch
+
+    def _process(self) -> tuple[int, int]:
+        if self._place is not None:
+            return self._place
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def __len__(self) -> int:
+        share = -(-self.num_samples // self._process()[1])  # of the process that has most
+        return -(-share // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if not self.num_samples:
+            return
+        rank, world_size = self._process()
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        mine = order[rank::world_size]
+        number = len(self)
+        if len(mine) < number:  # fewer samples than processes: everyone needs something to do
+            mine = np.resize(order if not len(mine) else mine, number)
+        if -(-len(mine) // self.batch_size) == number:
+            yield from np.split(mine, np.arange(self.batch_size, len(mine), self.batch_size))
+        else:
+            yield from np.array_split(mine, number)
+
+
+class IndexedSubset(Subset):
+    """A part of a data set that passes whole batches of numbers on."""
+
+    def __init__(self, dataset: Any, indices: torch.Tensor) -> None:
+        super().__init__(dataset, indices)  # type: ignore[arg-type]
+        self._rows = np.asarray(indices, dtype=np.int64)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self._rows[index])]
+
+    def __getitems__(self, indices: Any) -> Any:
+        """One batch where the data set collects batches, else a list of samples."""
+        rows = self._rows[np.asarray(indices, dtype=np.int64)]
+        gather: Callable[[np.ndarray], Any] | None = getattr(self.dataset, "__getitems__", None)
+        return gather(rows) if gather is not None else [self.dataset[int(row)] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class Loader(DataLoader):
+    """A ``DataLoader`` over batches of sample numbers.
+
+    A data set that collects batches at memory speed (``gathers_in_process``) is read in this process: handing batches
+    from worker to worker would cost more than making them. Others get ``num_workers`` workers.
+
+    Args:
+        dataset: Gives samples, or batches through ``__getitems__``.
+        batch_sampler: Which samples make up each batch.
+        num_workers: Worker processes for a data set that needs them.
+    """
+
+    def __init__(self, dataset: Any, batch_sampler: EpochBatchSampler, num_workers: int = 0) -> None:
+        source = dataset.dataset if isinstance(dataset, Subset) else dataset
+        has_transform = getattr(source, "transform", None) is not None
+        workers = 0 if getattr(source, "gathers_in_process", False) and not has_transform else num_workers
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(batch_sampler.seed),  # not a draw from the global one
+        )
+
+
+def collate(items: Any) -> Batch:
+    """Samples as a ``torch_geometric`` batch; a batch stays what it is."""
+    from torch_geometric.data import Batch
+
+    return Batch.from_data_list(items) if isinstance(items, list) else items

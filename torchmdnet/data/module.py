@@ -1,0 +1,403 @@
+"""The data of a training run: which set, which part of it, in which batches."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, collate
+from torchmdnet.data.splits import load_splits, make_splits, save_splits
+from torchmdnet.datasets import DATASETS
+from torchmdnet.datasets.base import FramesDataset, atomref_table
+from torchmdnet.datasets.files import progress
+from torchmdnet.datasets.reference_energies import fit_energies
+from torchmdnet.elements import SYMBOLS
+from torchmdnet.errors import ConfigError, DataError, did_you_mean
+
+__all__ = ["DataModule", "PriorSource"]
+
+logger = logging.getLogger(__name__)
+
+#: Options a data module can do without; the established defaults.
+DEFAULTS: dict[str, Any] = {
+    "dataset": None,
+    "dataset_root": "~/data",
+    "dataset_arg": None,
+    "coord_files": None,
+    "embed_files": None,
+    "energy_files": None,
+    "force_files": None,
+    "dataset_preload_limit": 1024,
+    "train_size": None,
+    "val_size": 0.05,
+    "test_size": 0.1,
+    "seed": 1,
+    "log_dir": None,
+    "splits": None,
+    "split_by": None,
+    "standardize": False,
+    "prior_model": None,
+    "test_interval": -1,
+    "batch_size": 32,
+    "inference_batch_size": None,
+    "num_workers": 4,
+    "max_z": None,
+    "charge": False,
+    "spin": False,
+    "load_model": None,
+}
+
+
+class DataModule(LightningDataModule):
+    """Builds a data set, divides it, and serves batches of its parts.
+
+    Args:
+        hparams: Options by name, a mapping or a Namespace, see :data:`DEFAULTS`; never changed.
+        dataset: A data set to use instead of building one.
+
+    Attributes:
+        dataset: The whole set, after :meth:`setup`.
+        idx_train: Numbers of the training samples, int64; ``idx_val`` and ``idx_test`` likewise.
+        train_dataset: The training samples; ``val_dataset`` and ``test_dataset`` likewise.
+    """
+
+    idx_train: Tensor
+    idx_val: Tensor
+    idx_test: Tensor
+    train_dataset: IndexedSubset
+    val_dataset: IndexedSubset
+    test_dataset: IndexedSubset
+
+    def __init__(self, hparams: Mapping[str, Any] | Namespace, dataset: Any = None) -> None:
+        super().__init__()
+        options = vars(hparams) if isinstance(hparams, Namespace) else dict(hparams)
+        hparams = copy.deepcopy(options)  # what is saved must not change when the caller's options do
+        # the module saves the same options; logging them here too would make Lightning compare the two and give up
+        self.save_hyperparameters(hparams, logger=False)
+        self.options: dict[str, Any] = {**DEFAULTS, **copy.deepcopy(options)}
+        self.dataset = dataset
+        self._is_set_up = False
+        self._mean: Tensor | None = None
+        self._std: Tensor | None = None
+        self._energies: dict[int, float] | None = None
+        self._loaders: dict[str, Loader] = {}
+
+    # ------------------------------------------------------------------------------------------------ building
+
+    def prepare_data(self) -> None:
+        """Download and convert what the data set needs, in the first process of each machine."""
+        if self.dataset is None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            self.dataset = self._build()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data set and divide it, once; later calls do nothing.
+
+        Raises:
+            ConfigError: If options do not fit each other or the data.
+            DataError: If the data cannot be used.
+        """
+        if self._is_set_up:
+            return
+        if self.dataset is None:
+            self.dataset = self._build()
+        self._check_dataset()
+        self._divide()
+        self._check_labels()
+        if self.options["standardize"]:
+            self._standardize()
+        self._is_set_up = True
+
+    def _build(self) -> Any:
+        options = self.options
+        name = options["dataset"]
+        if name is None:
+            raise ConfigError(f"dataset: none is given. Choose from {', '.join(DATASETS)}.")
+        kind = DATASETS[name]
+        arguments = options["dataset_arg"] or {}
+        if not isinstance(arguments, Mapping):
+            raise ConfigError(f"dataset_arg: {arguments!r} should be a mapping of arguments to values.")
+        keywords = dict(arguments)
+        if name == "Custom":
+            files = ("coord_files", "embed_files", "energy_files", "force_files", "dataset_preload_limit")
+            positional = [options[key] for key in files]
+        else:
+            positional = [options["dataset_root"]]
+            if name == "HDF5":
+                keywords.setdefault("dataset_preload_limit", options["dataset_preload_limit"])
+        _check_arguments(name, kind, positional, keywords)
+        return kind(*positional, **keywords)
+
+    def _divide(self) -> None:
+        options, total = self.options, len(self.dataset)
+        splits = options["splits"]
+        if splits == "dataset":
+            splits = getattr(self.dataset, "splits", None)
+            if splits is None:
+                raise ConfigError(
+                    f"splits: 'dataset' is asked for, but {type(self.dataset).__name__} publishes no split. "
+                    "Give sizes, or an .npz file with idx_train, idx_val and idx_test."
+                )
+        path = None if options["log_dir"] is None else Path(options["log_dir"]) / "splits.npz"
+        sizes = [options[f"{part}_size"] for part in ("train", "val", "test")]
+        parts = make_splits(total, sizes[0], sizes[1], sizes[2], options["seed"], splits=splits, groups=self._groups())
+        if path is not None and _is_first_process():
+            self._compare_with_earlier(path, parts, total)
+            save_splits(path, parts[0].numpy(), parts[1].numpy(), parts[2].numpy())
+        self.idx_train, self.idx_val, self.idx_test = parts
+        self.train_dataset, self.val_dataset, self.test_dataset = (IndexedSubset(self.dataset, p) for p in parts)
+        if _is_first_process():
+            logger.info("train %d, val %d, test %d", *(len(part) for part in parts))
+
+    def _groups(self) -> np.ndarray | None:
+        """Labels of samples that must stay together, for ``split_by``."""
+        name = self.options["split_by"]
+        if name is None:
+            return None
+        values = getattr(self.dataset, name, None)
+        frames = getattr(self.dataset, "frames", None)
+        if values is None and frames is not None and name in frames and name not in frames.atoms:
+            values = frames[name]
+        if values is None or callable(values) or len(values) != len(self.dataset):
+            raise ConfigError(f"split_by: the data set has no {name!r} with one value for each sample.")
+        return np.asarray(values)
+
+    def _compare_with_earlier(self, path: Path, parts: tuple[Tensor, Tensor, Tensor], total: int) -> None:
+        if not (self.options["load_model"] and path.exists()):
+            return
+        try:
+            earlier = load_splits(path, total)
+            same = all(
+                np.array_equal(np.sort(part), np.sort(earlier[f"idx_{name}"]))
+                for name, part in zip(("train", "val", "test"), parts, strict=True)
+            )
+        except (ConfigError, DataError):
+            same = False
+        if not same:
+            logger.warning(
+                "The data are divided otherwise than in %s: samples that were trained on may now be tested on. "
+                "Keep the seed, the sizes and the data of the earlier run, or pass its file as splits.",
+                path,
+            )
+
+    # ------------------------------------------------------------------------------------------------ checking
+
+    def _check_dataset(self) -> None:
+        if not len(self.dataset):
+            raise DataError(f"{type(self.dataset).__name__}: the data set is empty.")
+        options = self.options
+        fields = self._fields()
+        for option, field, what in (("charge", "q", "total charge"), ("spin", "s", "spin")):
+            if options[option] and field not in fields:
+                raise ConfigError(
+                    f"{option}: true, but the data have no {what} ({field!r}), only {', '.join(sorted(fields))}. "
+                    f"Set {option}: false, or name the key it is stored under."
+                )
+        max_z = options["max_z"]
+        largest = self._largest_z()
+        if max_z is not None and largest is not None and largest >= max_z:
+            raise ConfigError(
+                f"max_z: {max_z} is too small, the data hold atomic number {largest}. Set it to {largest + 1} or more."
+            )
+
+    def _check_labels(self) -> None:
+        frames = getattr(self.dataset, "frames", None)
+        fields = self._fields()
+        if "y" not in fields and "neg_dy" not in fields:
+            raise DataError(f"The samples have neither y nor neg_dy to learn, only {', '.join(sorted(fields))}.")
+        if frames is None or not getattr(frames, "in_memory", False):
+            return  # large sets are checked when they are made
+        for name in ("y", "neg_dy"):
+            if name in frames and not (finite := np.isfinite(frames[name])).all():
+                row = int(np.argwhere(~finite)[0][0])
+                system = int(np.searchsorted(np.cumsum(frames.counts), row, side="right")) if name == "neg_dy" else row
+                raise DataError(
+                    f"{name} of sample {system} is not a finite number. Leave the sample out, or repair it."
+                )
+
+    def _fields(self) -> set[str]:
+        frames = getattr(self.dataset, "frames", None)
+        return set(frames.fields) if frames is not None else set(self.dataset[0].keys())
+
+    def _largest_z(self) -> int | None:
+        frames = getattr(self.dataset, "frames", None)
+        if frames is not None:
+            return int(frames.elements().max())
+        stored = getattr(self.dataset, "_data", None)  # torch_geometric's in-memory sets
+        z = getattr(stored, "z", None)
+        return int(z.max()) if isinstance(z, Tensor) and z.numel() else None
+
+    # ---------------------------------------------------------------------------------------------- batches
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches of training samples."""
+        return self._get_dataloader(self.train_dataset, "train")
+
+    def val_dataloader(self) -> list[Loader]:
+        """Batches of validation samples, and of test samples in the epochs where they are due."""
+        loaders = [self._get_dataloader(self.val_dataset, "val")]
+        interval = self.options["test_interval"]
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        if len(self.test_dataset) and interval > 0 and epoch > 0 and epoch % interval == 0:
+            loaders.append(self._get_dataloader(self.test_dataset, "test"))
+        return loaders
+
+    def test_dataloader(self) -> Loader:
+        """Batches of test samples."""
+        return self._get_dataloader(self.test_dataset, "test")
+
+    def _get_dataloader(self, dataset: Any, stage: str, store_dataloader: bool = True) -> Loader:
+        if store_dataloader and stage in self._loaders:
+            return self._loaders[stage]
+        options = self.options
+        is_train = stage == "train"
+        size = options["batch_size"] if is_train else options["inference_batch_size"] or options["batch_size"]
+        sampler = EpochBatchSampler(len(dataset), size, shuffle=is_train, seed=options["seed"])
+        loader = Loader(dataset, sampler, options["num_workers"])
+        if store_dataloader:
+            self._loaders[stage] = loader
+        return loader
+
+    # ------------------------------------------------------------------------------- reference energies, scaling
+
+    @property
+    def atomref(self) -> Tensor | None:
+        """Energy of each element, (max_z, 1): the data set's own, else fitted to the training samples."""
+        return PriorSource(self).get_atomref()
+
+    @property
+    def prior_source(self) -> PriorSource:
+        """The data set as priors should see it: with reference energies, fitted to training samples if need be."""
+        return PriorSource(self)
+
+    @property
+    def mean(self) -> Tensor | None:
+        """Mean of the training labels, when standardising."""
+        return self._mean
+
+    @property
+    def std(self) -> Tensor | None:
+        """Standard deviation of the training labels, when standardising."""
+        return self._std
+
+    def fitted_energies(self) -> dict[int, float] | None:
+        """Least-squares energy of each element over the training samples; None without energies."""
+        if self._energies is None and "y" in self._fields():
+            if isinstance(self.dataset, FramesDataset):
+                self._energies = self.dataset.fit_reference_energies(self.idx_train)
+            else:
+                counts, y = [], []
+                for batch in self._batches("Fitting reference energies"):
+                    size = int(batch.num_graphs)
+                    table = torch.bincount(batch.batch * len(SYMBOLS) + batch.z, minlength=size * len(SYMBOLS))
+                    counts.append(table.reshape(size, -1).numpy())
+                    y.append(batch.y.reshape(size, -1)[:, 0].double().numpy())
+                elements = np.arange(len(SYMBOLS))
+                self._energies = fit_energies(np.concatenate(counts), elements, np.concatenate(y))
+            if _is_first_process():
+                table = ", ".join(f"{SYMBOLS[z]} {energy:.4f}" for z, energy in self._energies.items())
+                logger.info("Reference energies fitted to the training samples: %s", table)
+        return self._energies
+
+    def _batches(self, description: str) -> Iterator[Any]:
+        size = self.options["inference_batch_size"] or self.options["batch_size"]
+        sampler = EpochBatchSampler(len(self.train_dataset), size, rank=0, world_size=1)
+        batches = (collate(self.train_dataset.__getitems__(rows)) for rows in sampler)
+        yield from progress(batches, description, total=len(sampler), unit="batch")
+
+    def _standardize(self) -> None:
+        if _is_first_process():
+            logger.warning(
+                "standardize is deprecated. Reference energies, prior_model: Atomref or remove_ref_energy, "
+                "serve the same purpose better."
+            )
+        if "y" not in self._fields():
+            logger.warning("standardize: the data have no y, so there is nothing to standardise.")
+            return
+        atomref = self.atomref if _has_atomref(self.options["prior_model"]) else None
+        values = []
+        for batch in self._batches("Mean and standard deviation of labels"):
+            y = batch.y.reshape(int(batch.num_graphs), -1).double()
+            if atomref is not None:
+                energies = atomref.reshape(-1)[batch.z].double()
+                y = y - y.new_zeros(len(y)).index_add_(0, batch.batch, energies)[:, None]
+            values.append(y)
+        y = torch.cat(values).squeeze(1)
+        if len(y) < 2:
+            raise ConfigError("standardize: one training sample has no standard deviation.")
+        self._mean, self._std = y.mean(dim=0), y.std(dim=0)
+
+
+class PriorSource:
+    """A data set whose reference energies are always known, if it has energies; the rest is the data set's.
+
+    Args:
+        module: The data module, after ``setup``.
+    """
+
+    def __init__(self, module: DataModule) -> None:
+        self._module = module
+
+    def get_atomref(self, max_z: int = 100) -> Tensor | None:
+        """Energy of each element, (max_z, 1) float32; more rows where the data hold heavier elements."""
+        module = self._module
+        dataset = module.dataset
+        largest = module._largest_z()
+        rows = max(max_z, 0 if largest is None else largest + 1)
+        if isinstance(dataset, FramesDataset):
+            stated = dataset.get_atomref(rows) if dataset.states_reference_energies else None
+        else:
+            get = getattr(dataset, "get_atomref", None)
+            stated = None if get is None else get(rows)
+        if stated is not None:
+            return stated
+        energies = module.fitted_energies()
+        return None if energies is None else atomref_table(energies, rows)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._module.dataset, name)
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _has_atomref(prior_model: Any) -> bool:
+    """Whether reference energies are among the priors, in any of the forms a configuration may have."""
+    if prior_model is None:
+        return False
+    if isinstance(prior_model, str):
+        return prior_model.rpartition(":")[2] in ("Atomref", "LearnableAtomref")
+    return any(_has_atomref(entry) for entry in prior_model)  # a list, or the names in a mapping
+
+
+def _check_arguments(name: str, kind: Any, positional: list[Any], keywords: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):
+        return
+    known = signature.parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for word in keywords:
+        if word not in known and not takes_any:
+            raise ConfigError(
+                f"dataset_arg: {name} has no argument {word!r}.{did_you_mean(word, known)} "
+                f"It takes {', '.join(list(known)[1:]) or 'none'}."
+            )
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        raise ConfigError(f"dataset_arg: the arguments do not fit {name} ({error}).") from error
