@@ -21,6 +21,7 @@ or a half-written file is noticed, and the rare type that does not fit (int16 fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -42,7 +43,7 @@ from torchmdnet.errors import ConfigError, DataError, did_you_mean
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
 
-__all__ = ["Block", "MemmappedDataset", "conformers"]
+__all__ = ["Block", "MemmappedDataset", "conformers", "open_hdf5", "rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,26 @@ def conformers(
         rows = num * size if field.level == "atom" else num
         (atoms if field.level == "atom" else systems)[name] = np.asarray(values).reshape(rows, *field.shape)
     return Block(np.full(num, size), atoms, systems, notes or {})
+
+
+@contextlib.contextmanager
+def open_hdf5(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
+    """An HDF5 file, open for reading; what is damaged or missing in it becomes an error that names the file."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except KeyError as error:
+        raise DataError(f"{what}: {path} does not have the expected layout: {error.args[0]}.") from error
+    except OSError as error:
+        raise DataError(f"{what}: {path} cannot be read as HDF5 ({error}).") from error
+
+
+def rows(total: int, at_once: int = 16384) -> Iterator[slice]:
+    """Slices that cover ``total`` rows, so that a long array is not held in memory at once."""
+    for first in range(0, total, at_once):
+        yield slice(first, min(first + at_once, total))
 
 
 class MemmappedDataset(FramesDataset, GeometricDataset):
