@@ -157,9 +157,8 @@ class TorchMD_Net(nn.Module):
 
     def _atomic(self, features: Features, graph: Graph) -> Tensor:
         atomic = self.output_model.per_atom(features, graph)  # (N, 1)
-        repulsion = getattr(self.representation_model, "extra_energy", None)
-        if repulsion is not None:
-            atomic = atomic + repulsion
+        if features.energy is not None:
+            atomic = atomic + features.energy
         atomic = atomic * self.std
         for prior in self.prior_model or ():
             atomic = prior.add_to_atoms(atomic, graph)
@@ -211,7 +210,8 @@ class TorchMD_Net(nn.Module):
         # an architecture written for older releases: no graph, five results
         batch = torch.zeros_like(z) if batch is None else batch
         x, v, z, pos, system = model(z, pos, batch, box=box, q=q, s=s)
-        return Features(x, v), bare_graph(z, pos, system, box, extra_args, num_systems)
+        energy = getattr(model, "extra_energy", None)
+        return Features(x, v, energy), bare_graph(z, pos, system, box, extra_args, num_systems)
 
 
 def forces_of(energy: Tensor, pos: Positions, *, differentiable: bool) -> Tensor:

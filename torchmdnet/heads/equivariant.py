@@ -61,7 +61,7 @@ class EquivariantOutput(OutputModel):
         Raises:
             ValueError: If the architecture has no vector features.
         """
-        x, v = features
+        x, v = features.x, features.v
         if v is None:
             raise ValueError(
                 f"{type(self).__name__} needs vector features, and the architecture has none. "

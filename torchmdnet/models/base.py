@@ -20,6 +20,7 @@ class Features(NamedTuple):
 
     x: AtomFeatures  # (N, F) invariant
     v: AtomVectors | None = None  # (N, 3, F) equivariant
+    energy: Tensor | None = None  # (N, 1) known physics of the architecture itself, added to what the head makes of x
 
 
 class Representation(nn.Module):
