@@ -34,6 +34,19 @@ def test_self_loops_stand_in_front_of_each_atom_s_edges() -> None:
     torch.testing.assert_close(looped.edge_vec[~loops], plain.edge_vec)
 
 
+def test_edges_come_in_pairs_of_opposite_direction() -> None:
+    z, pos = atoms()
+    graph = build_graph(z, pos, box=torch.eye(3, dtype=torch.float64) * 3.1, cutoff_upper=3.5, loop=True)
+    pairs = graph.pairs
+    assert pairs is not None
+    torch.testing.assert_close(graph.edge_vec[pairs.reverse], -graph.edge_vec)
+    assert torch.equal(graph.edge_index[:, pairs.reverse], graph.edge_index.flip(0))
+    assert torch.equal(pairs.of_edge[pairs.reverse], pairs.of_edge)
+    torch.testing.assert_close(pairs.dist[pairs.of_edge], graph.edge_dist)
+    rows = torch.bincount(graph.edge_index[0], minlength=6)
+    assert torch.equal(pairs.row_start.diff(), rows)
+
+
 def test_lower_cutoffs_spare_self_loops() -> None:
     z, pos = atoms()
     graph = build_graph(z, pos, cutoff_lower=1.2, cutoff_upper=2.0, loop=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import neighbor_pairs
+from torchmdnet.neighbors import pairs_within
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -19,7 +19,31 @@ from torchmdnet.typing import (
     SystemScalars,
 )
 
-__all__ = ["Graph", "as_boxes", "bare_graph", "build_graph", "edges_within", "sum_to_atoms", "sum_to_systems"]
+__all__ = [
+    "Edges",
+    "Graph",
+    "Pairs",
+    "as_boxes",
+    "bare_graph",
+    "build_graph",
+    "edges_within",
+    "sum_to_atoms",
+    "sum_to_systems",
+]
+
+
+class Pairs(NamedTuple):
+    """The edges seen as P pairs, each of which is two edges of opposite direction.
+
+    Anything that depends on distance alone is the same for both directions, so it is computed on pairs. Where there
+    are self loops, they all share one more pair, the last, at distance 0.
+    """
+
+    atoms: EdgeIndex  # (2, P) without the pair of the self loops
+    dist: EdgeScalars  # (P,) or (P + 1,) Å
+    of_edge: Tensor  # (E,) the pair each edge belongs to
+    reverse: Tensor  # (E,) the edge of opposite direction; a self loop is its own
+    row_start: Tensor  # (N + 1,) where the edges of each receiver begin
 
 
 class Graph(NamedTuple):
@@ -41,6 +65,7 @@ class Graph(NamedTuple):
     q: SystemScalars | None  # (S,) total charge, e
     s: SystemScalars | None  # (S,) spin
     extra: dict[str, Tensor]  # whatever else the data set brought, by name
+    pairs: Pairs | None = None  # the same edges, as pairs
 
     @property
     def num_atoms(self) -> int:
@@ -66,6 +91,15 @@ def as_boxes(box: Tensor | None, num_systems: int, dtype: torch.dtype, device: t
     return box.to(device=device, dtype=dtype)
 
 
+class Edges(NamedTuple):
+    """Directed edges sorted by receiver."""
+
+    edge_index: EdgeIndex  # (2, E)
+    vec: EdgeVectors  # (E, 3) Å
+    dist: EdgeScalars  # (E,) Å
+    pairs: Pairs
+
+
 def edges_within(
     pos: Positions,
     batch: SystemIndex,
@@ -75,28 +109,57 @@ def edges_within(
     cutoff_upper: float,
     cutoff_lower: float = 0.0,
     loop: bool = False,
-) -> tuple[EdgeIndex, EdgeVectors, EdgeScalars]:
+) -> Edges:
     """Directed edges with cutoff_lower <= distance < cutoff_upper, sorted by receiver, differentiable in pos and box.
 
     Args:
+        pos: Positions in Å, (N, 3).
+        batch: System of each atom, (N,) int64.
+        box: Lattice vectors, (1, 3, 3) or (S, 3, 3) Å, or None; see :func:`as_boxes`.
+        num_systems: Number of systems S.
+        cutoff_upper: In Å.
+        cutoff_lower: In Å.
         loop: Add the edge (i, i) of every atom, with zero vector, whatever the lower cutoff.
-
-    Returns:
-        ``edge_index`` (2, E), ``edge_vec`` (E, 3) Å and ``edge_dist`` (E,) Å.
     """
-    i, j, shifts = neighbor_pairs(pos, batch, box, num_systems, cutoff_upper)
+    i, j, shifts = pairs_within(pos, batch, box, num_systems, cutoff_upper)
     vec = pos.index_select(0, i) - pos.index_select(0, j)
     if shifts is not None:
         assert box is not None
-        vec = vec + (shifts @ box[0] if box.shape[0] == 1 else torch.einsum("ek,ekl->el", shifts, box[batch[i]]))
+        vec = vec + (shifts @ box[0] if box.shape[0] == 1 else torch.einsum("pk,pkl->pl", shifts, box[batch[i]]))
     dist = _length(vec)
     if cutoff_lower > 0:
         far = (dist >= cutoff_lower).nonzero()[:, 0]
         i, j, vec, dist = i[far], j[far], vec[far], dist[far]
-    edge_index = torch.stack([i, j])
-    if loop:
-        edge_index, vec, dist = _with_loops(edge_index, vec, dist, pos.shape[0])
-    return edge_index, vec, dist
+    return _both_directions(i, j, vec, dist, pos.shape[0], loop)
+
+
+def _both_directions(i: Tensor, j: Tensor, vec: EdgeVectors, dist: EdgeScalars, num_atoms: int, loop: bool) -> Edges:
+    """Turn pairs into edges of both directions, and self loops, sorted by receiver."""
+    num_pairs, device = i.shape[0], i.device
+    atoms = torch.arange(num_atoms if loop else 0, device=device)
+    pairs = torch.arange(num_pairs, device=device)
+    num_loops = atoms.shape[0]
+
+    receiver = torch.cat([atoms, i, j])
+    order = torch.argsort(receiver, stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.shape[0], device=device)
+    index = torch.stack([receiver, torch.cat([atoms, j, i])]).index_select(1, order)
+    of_edge = torch.cat([torch.full_like(atoms, num_pairs), pairs, pairs]).index_select(0, order)
+    opposite = torch.cat([atoms, num_loops + num_pairs + pairs, num_loops + pairs])
+    reverse = place.index_select(0, opposite.index_select(0, order))
+    row_start = torch.zeros(num_atoms + 1, dtype=torch.long, device=device)
+    torch.cumsum(torch.bincount(receiver, minlength=num_atoms), 0, out=row_start[1:])
+
+    source = torch.cat([torch.full_like(atoms, 2 * num_pairs), pairs, num_pairs + pairs]).index_select(0, order)
+    edge_vec = torch.cat([vec, -vec, vec.new_zeros(int(loop), 3)]).index_select(0, source)
+    pair_dist = torch.cat([dist, dist.new_zeros(int(loop))])
+    return Edges(
+        index,
+        edge_vec,
+        pair_dist.index_select(0, of_edge),
+        Pairs(torch.stack([i, j]), pair_dist, of_edge, reverse, row_start),
+    )
 
 
 def _length(vec: EdgeVectors) -> EdgeScalars:
@@ -104,25 +167,6 @@ def _length(vec: EdgeVectors) -> EdgeScalars:
     square = vec.square().sum(dim=-1)
     is_zero = square == 0
     return torch.where(is_zero, square, torch.where(is_zero, 1.0, square).sqrt())
-
-
-def _with_loops(
-    edge_index: EdgeIndex, vec: EdgeVectors, dist: EdgeScalars, num_atoms: int
-) -> tuple[EdgeIndex, EdgeVectors, EdgeScalars]:
-    """Insert the self loop of each atom in front of its other edges, keeping the order by receiver."""
-    i = edge_index[0]
-    atoms = torch.arange(num_atoms, device=i.device)
-    degree = torch.bincount(i, minlength=num_atoms)
-    place_of_loop = torch.cumsum(degree, 0) - degree + atoms
-    place_of_edge = torch.arange(i.shape[0], device=i.device) + i + 1
-    source = i.new_full((i.shape[0] + num_atoms,), i.shape[0])  # every loop reads the zero row put at the end
-    source[place_of_edge] = torch.arange(i.shape[0], device=i.device)
-    both = edge_index.new_empty(2, source.shape[0])
-    both[:, place_of_edge] = edge_index
-    both[:, place_of_loop] = atoms
-    vec = torch.cat([vec, vec.new_zeros(1, 3)]).index_select(0, source)
-    dist = torch.cat([dist, dist.new_zeros(1)]).index_select(0, source)
-    return both, vec, dist
 
 
 def build_graph(
@@ -174,21 +218,20 @@ def build_graph(
     if num_systems is None:
         num_systems = int(batch.max()) + 1 if num_atoms else 0
     box = as_boxes(box, num_systems, pos.dtype, pos.device)
-    edge_index, edge_vec, edge_dist = edges_within(
-        pos, batch, box, num_systems, cutoff_upper=cutoff_upper, cutoff_lower=cutoff_lower, loop=loop
-    )
+    edges = edges_within(pos, batch, box, num_systems, cutoff_upper=cutoff_upper, cutoff_lower=cutoff_lower, loop=loop)
     return Graph(
         z=z.long(),
         pos=pos,
         batch=batch,
         num_systems=num_systems,
-        edge_index=edge_index,
-        edge_vec=edge_vec,
-        edge_dist=edge_dist,
+        edge_index=edges.edge_index,
+        edge_vec=edges.vec,
+        edge_dist=edges.dist,
         box=box,
         q=_per_system(q, "q", num_systems, pos),
         s=_per_system(s, "s", num_systems, pos),
         extra=extra or {},
+        pairs=edges.pairs,
     )
 
 

@@ -138,8 +138,9 @@ class TensorNet(Representation):
         """Kept for compatibility: inference needs no preparation."""
 
     def encode(self, graph: Graph) -> Features:
-        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
-        envelope = self.envelope(graph.edge_dist)  # (E,)
+        assert graph.pairs is not None
+        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
+        envelope = self.envelope(graph.pairs.dist)  # (P,)
         charge = None if graph.q is None else 1 + 0.1 * graph.q[graph.batch][:, None, None]  # (N, 1, 1)
         X = self.tensor_embedding(rbf, envelope, graph)  # (N, 9, F)
         for layer in self.layers:
@@ -212,28 +213,27 @@ class TensorEmbedding(nn.Module):
         )
 
     def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
-        """Radial weights of the three parts, a function of distance alone: (E, K), (E,) -> (E, 3, F)."""
+        """Radial weights of the three parts, a function of distance alone: (P, K), (P,) -> (P, 3, F)."""
         projections = (self.distance_proj1, self.distance_proj2, self.distance_proj3)
         weight = torch.cat([projection.weight for projection in projections])
         bias = torch.cat([projection.bias for projection in projections])
         return (envelope[:, None] * F.linear(rbf, weight, bias)).unflatten(1, (3, self.hidden_channels))
 
-    def pair_factor(self, graph: Graph) -> Tensor:
-        """The element factor Z of each edge, (E, F)."""
-        i, j = graph.edge_index
-        element = self.emb.weight.index_select(0, graph.z)  # (N, F)
+    def element_factors(self, z: AtomicNumbers) -> Tensor:
+        """What each atom adds to the pair factor Z as receiver and as sender: (N,) -> (N, 2, F)."""
         receiving, sending = self.emb2.weight.split(self.hidden_channels, dim=1)
-        return F.linear(element, receiving, self.emb2.bias).index_select(0, i) + F.linear(
-            element, sending
-        ).index_select(0, j)
+        table = self.emb.weight
+        factors = torch.stack([F.linear(table, receiving, self.emb2.bias), F.linear(table, sending)], dim=1)
+        return factors.index_select(0, z)
 
     def forward(self, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomTensors:
         """Embed the atoms of a graph: (N, 9, F)."""
+        assert graph.pairs is not None
         r = graph.edge_dist[:, None]
         direction = graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), zero for self loops
         Y = harmonics(direction, handedness=-1.0 if self.handedness == "mirror" else 1.0)  # (E, 9)
-        weight = self.radial(rbf, envelope) * self.pair_factor(graph)[:, None]  # (E, 3, F)
-        X = embed_edges(Y, weight, graph.edge_index[0], graph.num_atoms)  # (N, 9, F)
+        weight = self.radial(rbf, envelope)  # (P, 3, F)
+        X = embed_edges(Y, weight, self.element_factors(graph.z), graph.edge_index, graph.pairs)  # (N, 9, F)
 
         gate = self.init_norm(squared_norm(X))  # (N, F)
         for linear in self.linears_scalar:
@@ -284,7 +284,7 @@ class Interaction(nn.Module):
         reset_all(*self.linears_scalar, *self.linears_tensor)
 
     def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
-        """Radial weights of the three parts, a function of distance alone: (E, K), (E,) -> (E, 3, F)."""
+        """Radial weights of the three parts, a function of distance alone: (P, K), (P,) -> (P, 3, F)."""
         weight = rbf
         for linear in self.linears_scalar:
             weight = self.act(linear(weight))
@@ -297,12 +297,12 @@ class Interaction(nn.Module):
         return self.update(X, self.radial(rbf, envelope), charge, graph)
 
     def update(self, X: AtomTensors, weight: Tensor, charge: Tensor | None, graph: Graph) -> AtomTensors:
-        """The layer, given the radial weights of the edges, (E, 3, F)."""
+        """The layer, given the radial weights of the pairs, (P, 3, F)."""
         weights = weights_of(self.linears_tensor)
         before, after = weights[:3], weights[3:]
         X = X / (squared_norm(X) + 1)[:, None]
         Y = mix_channels(X, before)
-        M = gather_weight_sum(Y, weight, graph.edge_index)
+        M = self.gather(Y, weight, graph)
         if self.group == "O(3)":
             P = anticommutator(Y, M)
             P = P if charge is None else charge * P
@@ -311,6 +311,11 @@ class Interaction(nn.Module):
         dX = mix_channels(P / (squared_norm(P) + 1)[:, None], after)
         square = matrix_product(dX, dX)
         return X + dX + (square if charge is None else charge * square)
+
+    def gather(self, Y: AtomTensors, weight: Tensor, graph: Graph) -> AtomTensors:
+        """Sum the neighbours' tensors with the weights of their pairs, (P, 3, F)."""
+        assert graph.pairs is not None
+        return gather_weight_sum(Y, weight, graph.edge_index, graph.pairs)
 
 
 def check_group(group: str) -> None:

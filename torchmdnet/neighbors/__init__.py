@@ -1,5 +1,5 @@
 """Pairs of atoms within a cutoff: one entry, and the searches behind it."""
 
-from torchmdnet.neighbors.search import neighbor_pairs
+from torchmdnet.neighbors.search import pairs_within
 
-__all__ = ["neighbor_pairs"]
+__all__ = ["pairs_within"]

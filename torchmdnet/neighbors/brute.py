@@ -24,7 +24,7 @@ def count_candidates(batch: Tensor, lattice: Lattice | None, num_systems: int) -
 def all_pairs(
     pos: Tensor, batch: Tensor, lattice: Lattice | None, num_systems: int, cutoff: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See :func:`torchmdnet.neighbors.neighbor_pairs`; memory grows with the square of each system."""
+    """See :func:`torchmdnet.neighbors.pairs_within`; memory grows with the square of each system."""
     device = pos.device
     atoms = torch.bincount(batch, minlength=num_systems)  # (S,)
     images = torch.ones_like(atoms) if lattice is None else (2 * lattice.reach + 1).prod(dim=1)  # (S,)
@@ -38,7 +38,7 @@ def all_pairs(
     if lattice is None:
         j = order[first[system] + within]
         near = (pos[i] - pos[j]).square().sum(-1) < cutoff * cutoff
-        near &= i != j
+        near &= i < j
         return i[near], j[near], None
 
     fractional = torch.einsum("nk,nkl->nl", pos.double(), torch.linalg.inv(lattice.cell)[batch])
@@ -49,9 +49,15 @@ def all_pairs(
     shift = (_unravel(within % images[system], 2 * lattice.reach[system] + 1) - lattice.reach[system]).double()
     vec = wrapped[i] - wrapped[j] + torch.einsum("ek,ekl->el", shift, lattice.cell[system])
     near = vec.square().sum(-1) < cutoff * cutoff
-    near &= (i != j) | (shift != 0).any(dim=1)
+    near &= (i < j) | ((i == j) & _is_upper(shift))
     i, j = i[near], j[near]
     return i, j, (shift[near] - home[i] + home[j]).to(pos.dtype)
+
+
+def _is_upper(shift: Tensor) -> Tensor:
+    """One of each two opposite lattice vectors, not zero: (E, 3) -> (E,) bool."""
+    x, y, z = shift.unbind(dim=1)
+    return (x > 0) | ((x == 0) & (y > 0)) | ((x == 0) & (y == 0) & (z > 0))
 
 
 def _unravel(index: Tensor, span: Tensor) -> Tensor:

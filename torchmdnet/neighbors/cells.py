@@ -14,10 +14,10 @@ __all__ = ["vesin_pairs"]
 def vesin_pairs(
     pos: Tensor, batch: Tensor, lattice: Lattice | None, num_systems: int, cutoff: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See :func:`torchmdnet.neighbors.neighbor_pairs`; one call of vesin per system, on the CPU."""
+    """See :func:`torchmdnet.neighbors.pairs_within`; one call of vesin per system, on the CPU."""
     from vesin import NeighborList
 
-    search = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True, n_threads=torch.get_num_threads())
+    search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=torch.get_num_threads())
     points = pos.detach().to("cpu", torch.float64).numpy()
     systems = batch.cpu().numpy()
     is_sorted = bool((systems[1:] >= systems[:-1]).all())
@@ -47,9 +47,6 @@ def vesin_pairs(
         found_shift.append(shift)
     i, j = np.concatenate(found_i), np.concatenate(found_j)
     shift = np.concatenate(found_shift)
-    if not is_sorted:
-        by_receiver = np.argsort(i, kind="stable")
-        i, j, shift = i[by_receiver], j[by_receiver], shift[by_receiver]
     device = pos.device
     return (
         torch.from_numpy(i).to(device),

@@ -96,7 +96,7 @@ class OptimizedDistance(nn.Module):
         batch = torch.zeros(num_atoms, dtype=torch.long, device=pos.device) if batch is None else batch.long()
         num_systems = int(batch.max()) + 1 if num_atoms else 0
         boxes = as_boxes(self.stored_box if box is None else box, num_systems, pos.dtype, pos.device)
-        edge_index, vec, dist = edges_within(
+        edge_index, vec, dist, _ = edges_within(
             pos,
             batch,
             boxes,

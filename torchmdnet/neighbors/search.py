@@ -10,17 +10,17 @@ from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.lattice import lattice_of
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
-__all__ = ["neighbor_pairs"]
+__all__ = ["pairs_within"]
 
 #: Candidate pairs per system up to which looking at every one of them beats building cells.
 BRUTE_LIMIT = {"cpu": 2_000, "cuda": 2_000_000}
 
 
 @torch.no_grad()
-def neighbor_pairs(
+def pairs_within(
     pos: Positions, batch: SystemIndex, box: Boxes | None, num_systems: int, cutoff: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Every ordered pair of atoms closer than a cutoff, counting each periodic image.
+    """Every pair of atoms closer than a cutoff, once, counting each periodic image.
 
     Works for any lattice in any orientation, any mix of open and periodic directions, and cutoffs beyond half
     the box. Positions need not lie inside the box.
@@ -33,9 +33,9 @@ def neighbor_pairs(
         cutoff: Pairs with distance < cutoff are kept, in Å.
 
     Returns:
-        ``i`` and ``j``, (E,) int64, sorted by ``i``, and the number of lattice vectors to add, ``shifts`` (E, 3), so
-        that the vector from ``j`` to ``i`` is ``pos[i] - pos[j] + shifts @ box``; None without a box. An atom is never
-        its own neighbour, but its periodic images are.
+        ``i`` and ``j``, (P,) int64, and the lattice vectors to add, ``shifts`` (P, 3) counts, so that the vector from
+        ``j`` to ``i`` is ``pos[i] - pos[j] + shifts @ box``; None without a box. Each pair is listed in one of its two
+        directions. An atom is never its own neighbour, but its periodic images are.
     """
     if box is not None and not bool(box.any()):
         box = None

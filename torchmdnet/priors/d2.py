@@ -39,7 +39,7 @@ class D2(BasePrior):
     r"""Dispersion correction D2 (Grimme 2006, with :math:`s_6 = 1` and :math:`d = 20`).
 
     .. math::
-        E = -\tfrac12 \sum_{i \ne j} \frac{\sqrt{C_6^i C_6^j}}{r_{ij}^6}
+        E = -\sum_{i < j} \frac{\sqrt{C_6^i C_6^j}}{r_{ij}^6}
         \frac{1}{1 + \exp(-20 (r_{ij} / (R_i + R_j) - 1))}
 
     Args:
@@ -103,14 +103,14 @@ class D2(BasePrior):
         Z = self.Z_map.index_select(0, graph.z)  # (N,)
         _check(Z)
         box = graph.box if self.periodic else None
-        (i, j), _, r, _ = edges_within(
+        pairs = edges_within(
             graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
-        )
-        r = r * (self.distance_scale * 1e9)  # nm
+        ).pairs
+        (i, j), r = pairs.index, pairs.dist * (self.distance_scale * 1e9)  # nm
         C_6, R = self.C_6.index_select(0, Z), self.R_r.index_select(0, Z)  # (N,)
         c = (C_6.index_select(0, i) * C_6.index_select(0, j)).sqrt()
         damping = torch.sigmoid(20 * (r / (R.index_select(0, i) + R.index_select(0, j)) - 1))
-        pair = -0.5 * c / r**6 * damping  # (E,) J/mol
+        pair = -c / r**6 * damping  # (P,) J/mol
         energy = pair.new_zeros(graph.num_systems).index_add(0, graph.batch.index_select(0, i), pair)
         return energy[:, None] / (self.energy_scale * AVOGADRO)
 

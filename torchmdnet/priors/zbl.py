@@ -25,7 +25,7 @@ class ZBL(BasePrior):
     r"""Screened nuclear repulsion (Ziegler, Biersack and Littmark 1985), ended by a cosine at a cutoff.
 
     .. math::
-        E = \tfrac12 \sum_{i \ne j} \frac{e^2}{4 \pi \epsilon_0} \frac{Z_i Z_j}{r_{ij}}\, \phi(r_{ij} / a_{ij})\,
+        E = \sum_{i < j} \frac{e^2}{4 \pi \epsilon_0} \frac{Z_i Z_j}{r_{ij}}\, \phi(r_{ij} / a_{ij})\,
         \tfrac12 (\cos(\pi r_{ij} / r_c) + 1), \qquad a_{ij} = \frac{0.8854\, a_0}{Z_i^{0.23} + Z_j^{0.23}}
 
     It keeps atoms apart where the training data has nothing to say.
@@ -73,14 +73,15 @@ class ZBL(BasePrior):
     def per_system(self, graph: Graph) -> Tensor:
         """Repulsion energy of each system, (S, 1)."""
         box = self.distance.stored_box if graph.box is None else graph.box
-        (i, j), _, r, _ = edges_within(
+        pairs = edges_within(
             graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
-        )
+        ).pairs
+        (i, j), r = pairs.index, pairs.dist
         Z = self.atomic_number.index_select(0, graph.z)  # (N,)
         Z_i, Z_j = Z.index_select(0, i), Z.index_select(0, j)
         # the screening length is a single-precision number in every precision: trained models depend on it
         a = 0.8854 * BOHR_RADIUS / (Z_i.float() ** 0.23 + Z_j.float() ** 0.23)  # m
         envelope = 0.5 * (torch.cos(r * (math.pi / self.cutoff_distance)) + 1)
-        pair = zbl_screening(r * self.distance_scale / a) * envelope * Z_i * Z_j / r  # (E,)
-        constant = 0.5 * COULOMB_CONSTANT / self.energy_scale / self.distance_scale
+        pair = zbl_screening(r * self.distance_scale / a) * envelope * Z_i * Z_j / r  # (P,)
+        constant = COULOMB_CONSTANT / self.energy_scale / self.distance_scale
         return constant * pair.new_zeros(graph.num_systems).index_add(0, graph.batch.index_select(0, i), pair)[:, None]

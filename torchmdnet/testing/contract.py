@@ -157,7 +157,8 @@ def strain_moves_atoms_and_lattice(model: TorchMD_Net, systems: Systems) -> None
     """The derivative of the energy in a strain of positions and box, by central differences."""
     if systems.box is None:
         return
-    z, pos, batch, box, q = systems
+    z, pos, batch, _, q = systems
+    box = systems.box
 
     def energy(strain: Tensor) -> Tensor:
         deform = torch.eye(3, dtype=torch.float64) + (strain + strain.T) / 2
