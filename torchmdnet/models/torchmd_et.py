@@ -122,13 +122,14 @@ class TorchMD_ET(Representation):
         reset_all(*self.attention_layers, self.out_norm)
 
     def encode(self, graph: Graph) -> Features:
-        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
-        envelope = self.envelope(graph.edge_dist)  # (E,)
+        assert graph.pairs is not None
+        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
+        envelope = self.envelope(graph.pairs.dist)  # (P,)
         r = graph.edge_dist[:, None]
         direction = -graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), to the neighbour; zero for self loops
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding(graph.z, x, graph.edge_index, graph.edge_dist, rbf)
+            x = self.neighbor_embedding.on_graph(x, rbf, envelope, graph)
         v = x.new_zeros(x.shape[0], 3, x.shape[1])  # (N, 3, F)
         for layer in self.attention_layers:
             dx, dv = layer(x, v, rbf, envelope, direction, graph)
@@ -201,7 +202,7 @@ class EquivariantMultiHeadAttention(nn.Module):
         xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
 
     def radial(self, rbf: EdgeFeatures) -> tuple[Tensor | None, Tensor | None]:
-        """Filters of keys (E, F) and values (E, 3 F), functions of distance alone; None where distance has no say."""
+        """Filters of keys (P, F) and values (P, 3 F), functions of distance alone; None where distance has no say."""
         return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
 
     def forward(
@@ -214,7 +215,8 @@ class EquivariantMultiHeadAttention(nn.Module):
         graph: Graph,
     ) -> tuple[AtomFeatures, AtomVectors]:
         """Changes of the scalars x (N, F) and the vectors v (N, 3, F)."""
-        i, j = graph.edge_index
+        assert graph.pairs is not None
+        (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
         heads = (self.num_heads, self.head_dim)
         key_filter, value_filter = self.radial(rbf)
         h = self.layernorm(x)
@@ -223,15 +225,16 @@ class EquivariantMultiHeadAttention(nn.Module):
 
         weight = q.index_select(0, i) * k.index_select(0, j)  # (E, F)
         if key_filter is not None:
-            weight = weight * key_filter
+            weight = weight * key_filter.index_select(0, of_edge)
         weight = self.attn_activation(weight.unflatten(1, heads).sum(dim=-1))  # (E, H)
         p = p.index_select(0, j)  # (E, 3 F)
         if value_filter is not None:
-            p = p * value_filter
+            p = p * value_filter.index_select(0, of_edge)
+        fade = envelope.index_select(0, of_edge)[:, None]  # (E, 1)
         if self.vector_cutoff:
-            p = p * envelope[:, None]
+            p = p * fade
         else:
-            weight = weight * envelope[:, None]
+            weight = weight * fade
         alpha, beta, gamma = p.unflatten(1, (self.num_heads, 3, self.head_dim)).unbind(dim=2)  # (E, H, D) each
 
         m = sum_to_atoms((alpha * weight[:, :, None]).flatten(1), graph)  # (N, F)

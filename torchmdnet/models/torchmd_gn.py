@@ -123,11 +123,12 @@ class TorchMD_GN(Representation):
         reset_all(*self.interactions)
 
     def encode(self, graph: Graph) -> Features:
-        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
-        envelope = self.envelope(graph.edge_dist)  # (E,)
+        assert graph.pairs is not None
+        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
+        envelope = self.envelope(graph.pairs.dist)  # (P,)
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding(graph.z, x, graph.edge_index, graph.edge_dist, rbf)
+            x = self.neighbor_embedding.on_graph(x, rbf, envelope, graph)
         for block in self.interactions:
             x = x + block(x, rbf, envelope, graph)
         return Features(x)
@@ -221,13 +222,15 @@ class CFConv(nn.Module):
         xavier_all(self.lin1, self.lin2)
 
     def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
-        """The filter, a function of distance alone: (E, K), (E,) -> (E, num_filters)."""
+        """The filter, a function of distance alone: (P, K), (P,) -> (P, num_filters)."""
         return envelope[:, None] * self.net(rbf)
 
     def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
         """Gather neighbours through the filter: (N, in_channels) -> (N, out_channels)."""
+        assert graph.pairs is not None
         i, j = graph.edge_index
-        message = self.radial(rbf, envelope) * self.lin1(x).index_select(0, j)  # (E, num_filters)
+        weight = self.radial(rbf, envelope).index_select(0, graph.pairs.of_edge)  # (E, num_filters)
+        message = weight * self.lin1(x).index_select(0, j)  # (E, num_filters)
         if self.aggr == "add":
             gathered = sum_to_atoms(message, graph)
         else:

@@ -119,11 +119,12 @@ class TorchMD_T(Representation):
         reset_all(*self.attention_layers, self.out_norm)
 
     def encode(self, graph: Graph) -> Features:
-        rbf = self.distance_expansion(graph.edge_dist)  # (E, K)
-        envelope = self.envelope(graph.edge_dist)  # (E,)
+        assert graph.pairs is not None
+        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
+        envelope = self.envelope(graph.pairs.dist)  # (P,)
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding(graph.z, x, graph.edge_index, graph.edge_dist, rbf)
+            x = self.neighbor_embedding.on_graph(x, rbf, envelope, graph)
         for layer in self.attention_layers:
             x = x + layer(x, rbf, envelope, graph)
         return Features(self.out_norm(x))
@@ -181,23 +182,24 @@ class MultiHeadAttention(nn.Module):
         xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
 
     def radial(self, rbf: EdgeFeatures) -> tuple[Tensor | None, Tensor | None]:
-        """Filters of keys and values, (E, F) each, functions of distance alone; None where distance has no say."""
+        """Filters of keys and values, (P, F) each, functions of distance alone; None where distance has no say."""
         return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
 
     def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
         """Change of the features x (N, F)."""
-        i, j = graph.edge_index
+        assert graph.pairs is not None
+        (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
         key_filter, value_filter = self.radial(rbf)
         h = self.layernorm(x)
         q, k, p = self.q_proj(h), self.k_proj(h), self.v_proj(h)
 
         weight = q.index_select(0, i) * k.index_select(0, j)  # (E, F)
         if key_filter is not None:
-            weight = weight * key_filter
+            weight = weight * key_filter.index_select(0, of_edge)
         weight = weight.unflatten(1, (self.num_heads, self.head_dim)).sum(dim=-1)  # (E, H)
-        weight = self.attn_activation(weight) * envelope[:, None]
+        weight = self.attn_activation(weight) * envelope.index_select(0, of_edge)[:, None]
         p = p.index_select(0, j)  # (E, F)
         if value_filter is not None:
-            p = p * value_filter
+            p = p * value_filter.index_select(0, of_edge)
         message = p.unflatten(1, (self.num_heads, self.head_dim)) * weight[:, :, None]  # (E, H, D)
         return self.o_proj(sum_to_atoms(message.flatten(1), graph))

@@ -38,7 +38,7 @@ def check_attention(hidden_channels: int, num_heads: int, distance_influence: st
 def radial_filters(
     rbf: EdgeFeatures, keys: nn.Linear | None, values: nn.Linear | None, act: nn.Module
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Filters of keys and values, functions of distance alone: (E, K) -> (E, keys) and (E, values), None without one.
+    """Filters of keys and values, functions of distance alone: (P, K) -> (P, keys) and (P, values), None without one.
 
     Both come from one matrix product.
     """

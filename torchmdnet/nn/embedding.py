@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.modules import xavier_all
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, EdgeFeatures, EdgeIndex, EdgeScalars
@@ -51,6 +52,24 @@ class NeighborEmbedding(nn.Module):
         self.embedding.reset_parameters()
         xavier_all(self.distance_proj, self.combine)
 
+    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> AtomFeatures:
+        """Weights of the neighbours, a function of distance alone: (P, K), (P,) -> (P, F)."""
+        return envelope[:, None] * self.distance_proj(rbf)
+
+    def mix(self, x: AtomFeatures, z: AtomicNumbers, weight: EdgeFeatures, edge_index: EdgeIndex) -> AtomFeatures:
+        """Gather the neighbours' elements with the weights of their edges, (E, F): (N, F) -> (N, F)."""
+        i, j = edge_index
+        message = weight * self.embedding(z).index_select(0, j)  # (E, F)
+        around = torch.zeros_like(x).index_add(0, i, message)  # (N, F)
+        return self.combine(torch.cat([x, around], dim=1))
+
+    def on_graph(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+        """Mix in the elements around, given radial basis (P, K) and envelope (P,) of the pairs: (N, F) -> (N, F)."""
+        assert graph.pairs is not None
+        is_loop = torch.arange(envelope.shape[0], device=envelope.device) >= graph.pairs.atoms.shape[1]
+        weight = self.radial(rbf, envelope.masked_fill(is_loop, 0.0)).index_select(0, graph.pairs.of_edge)  # (E, F)
+        return self.mix(x, graph.z, weight, graph.edge_index)
+
     def forward(
         self,
         z: AtomicNumbers,
@@ -59,7 +78,7 @@ class NeighborEmbedding(nn.Module):
         edge_weight: EdgeScalars,
         edge_attr: EdgeFeatures,
     ) -> AtomFeatures:
-        """Features that know the neighbours' elements.
+        """The established call, on edges.
 
         Args:
             z: Atomic numbers, (N,).
@@ -71,10 +90,6 @@ class NeighborEmbedding(nn.Module):
         Returns:
             (N, F).
         """
-        i, j = edge_index
-        is_loop = (i == j) & (edge_weight == 0)
+        is_loop = (edge_index[0] == edge_index[1]) & (edge_weight == 0)
         envelope = self.cutoff(edge_weight).masked_fill(is_loop, 0.0)
-        weight = envelope[:, None] * self.distance_proj(edge_attr)  # (E, F)
-        message = weight * self.embedding(z).index_select(0, j)  # (E, F)
-        around = torch.zeros_like(x).index_add(0, i, message)  # (N, F)
-        return self.combine(torch.cat([x, around], dim=1))
+        return self.mix(x, z, self.radial(edge_attr, envelope), edge_index)

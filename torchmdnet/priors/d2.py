@@ -106,7 +106,7 @@ class D2(BasePrior):
         pairs = edges_within(
             graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
         ).pairs
-        (i, j), r = pairs.index, pairs.dist * (self.distance_scale * 1e9)  # nm
+        (i, j), r = pairs.atoms, pairs.dist * (self.distance_scale * 1e9)  # nm
         C_6, R = self.C_6.index_select(0, Z), self.R_r.index_select(0, Z)  # (N,)
         c = (C_6.index_select(0, i) * C_6.index_select(0, j)).sqrt()
         damping = torch.sigmoid(20 * (r / (R.index_select(0, i) + R.index_select(0, j)) - 1))

@@ -76,7 +76,7 @@ class ZBL(BasePrior):
         pairs = edges_within(
             graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
         ).pairs
-        (i, j), r = pairs.index, pairs.dist
+        (i, j), r = pairs.atoms, pairs.dist
         Z = self.atomic_number.index_select(0, graph.z)  # (N,)
         Z_i, Z_j = Z.index_select(0, i), Z.index_select(0, j)
         # the screening length is a single-precision number in every precision: trained models depend on it

@@ -1,0 +1,259 @@
+"""TensorNet2: TensorNet whose atoms exchange charge, so that the total charge of a system is felt everywhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchmdnet.graph import Graph, sum_to_systems
+from torchmdnet.models import tensornet
+from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.tensornet import OPT, Group, Handedness, TensorEmbedding, check_group
+from torchmdnet.nn.activation import make_activation
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.mlp import MLP
+from torchmdnet.nn.modules import reset_all
+from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.nn.repulsion import RepulsionZBL
+from torchmdnet.ops.irreps import PARTS, norms_by_part
+from torchmdnet.typing import AtomTensors, EdgeFeatures, EdgeScalars
+
+__all__ = ["ChargePredict", "TensorNet2"]
+
+
+class TensorNet2(Representation):
+    r"""TensorNet with neural charge equilibration.
+
+    The tensors are those of TensorNet (Simeon and De Fabritiis, NeurIPS 2023). Before the first layer and after each
+    one, charges of ``q_dim`` channels are predicted for every atom and shared out so that they add up to the total
+    charge of the system, as in AIMNet-NSE (Zubatyuk, Smith, Nebgen, Tretiak and Isayev, Nat. Commun. 2021). The charges
+    of both atoms enter the filter of their edge in the next layer.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        q_dim: Charge channels per atom; 0 is TensorNet without charges.
+        num_layers: Interaction layers (L).
+        num_rbf: Radial basis functions per edge (K).
+        rbf_type: Kind of radial basis.
+        trainable_rbf: Whether the radial basis is trained.
+        activation: Activation function.
+        cutoff_lower: Edges are at least this long, in Å.
+        cutoff_upper: Edges are shorter than this, in Å.
+        max_num_neighbors: Kept for compatibility; pairs are never dropped.
+        max_z: Rows of the element embedding; atomic numbers are below this.
+        equivariance_invariance_group: ``O(3)``, blind to reflections, or ``SO(3)``, which tells mirror images apart.
+        static_shapes: Kept for compatibility; results never depended on it.
+        dtype: Precision of the weights.
+        box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+        output_charges: Whether the (L + 1) ``q_dim`` charges follow the features, layer by layer, for a head that
+            reads them.
+        repulsion: Whether to add the repulsion of nuclei, in eV, :class:`torchmdnet.nn.repulsion.RepulsionZBL`.
+        handedness: Sign of the antisymmetric embedding, see :class:`torchmdnet.models.tensornet.TensorNet`.
+
+    Raises:
+        ConfigError: For an unknown ``rbf_type``, ``activation``, group or handedness.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        q_dim: int = 16,
+        num_layers: int = 2,
+        num_rbf: int = 32,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = False,
+        activation: str = "silu",
+        cutoff_lower: float = 0,
+        cutoff_upper: float = 4.5,
+        max_num_neighbors: int = 64,
+        max_z: int = 128,
+        equivariance_invariance_group: Group = "O(3)",
+        static_shapes: bool = True,
+        dtype: torch.dtype = torch.float32,
+        box_vecs: Tensor | None = None,
+        output_charges: bool = False,
+        repulsion: bool = False,
+        handedness: Handedness = "mirror",
+    ) -> None:
+        super().__init__(
+            cutoff_lower=cutoff_lower,
+            cutoff_upper=cutoff_upper,
+            max_z=max_z,
+            loop=True,
+            box_vecs=box_vecs,
+            max_num_neighbors=max_num_neighbors,
+        )
+        check_group(equivariance_invariance_group)
+        self.hidden_channels = hidden_channels
+        self.q_dim = q_dim
+        self.equivariance_invariance_group = equivariance_invariance_group
+        self.num_layers = num_layers
+        self.num_rbf = num_rbf
+        self.rbf_type = rbf_type
+        self.activation = activation
+        self.static_shapes = static_shapes
+        self.output_charges = output_charges
+        self.opt = OPT
+        self.repulsion = RepulsionZBL(max_z, dtype) if repulsion else None
+        self.distance_expansion = make_radial_basis(rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf)
+        self.envelope = CosineCutoff(cutoff_lower, cutoff_upper)
+        self.tensor_embedding = TensorEmbedding(
+            hidden_channels=hidden_channels,
+            num_rbf=num_rbf,
+            activation=activation,
+            max_z=max_z,
+            dtype=dtype,
+            handedness=handedness,
+        )
+        self.charge_predict_0 = ChargePredict(hidden_channels, activation, q_dim)
+        self.layers, self.charge_predicts = nn.ModuleList(), nn.ModuleList()
+        for _ in range(num_layers):  # in turns: seeded results depend on it
+            self.layers.append(
+                Interaction(
+                    num_rbf=num_rbf,
+                    hidden_channels=hidden_channels,
+                    q_dim=q_dim,
+                    activation=activation,
+                    group=equivariance_invariance_group,
+                    dtype=dtype,
+                )
+            )
+            self.charge_predicts.append(ChargePredict(hidden_channels, activation, q_dim))
+        self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
+        self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
+        self.act = make_activation(activation)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_all(self.tensor_embedding, *self.layers, self.linear, self.out_norm)
+        reset_all(self.charge_predict_0, *self.charge_predicts)
+
+    def encode(self, graph: Graph) -> Features:
+        assert graph.pairs is not None
+        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
+        envelope = self.envelope(graph.pairs.dist)  # (P,)
+        X = self.tensor_embedding(rbf, envelope, graph)  # (N, 9, F)
+        charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
+        for layer, predict in zip(self.layers, self.charge_predicts, strict=True):
+            X = layer(X, rbf, envelope, charges[-1], graph)
+            charges.append(predict(X, graph))
+        x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
+        if self.output_charges:
+            x = torch.cat([x, *charges], dim=-1)  # (N, F + (L + 1) q_dim)
+        energy = None if self.repulsion is None else self.repulsion(graph.z, graph.edge_index, graph.edge_dist)
+        return Features(x, energy=energy)
+
+
+class ChargePredict(nn.Module):
+    r"""Charges that add up to the total charge of the system (AIMNet-NSE, Zubatyuk et al. 2021).
+
+    .. math::
+        [c \| f] = \mathrm{MLP}(\mathrm{LN}[\tfrac13 \mathrm{tr} X, \|A\|^2, \|S\|^2]), \qquad
+        c_i \leftarrow c_i + \frac{f_i^2}{\sum_j f_j^2 + 10^{-6}} \Big(Q - \sum_j c_j\Big)
+
+    for each channel. The small term keeps the quotient finite; the sum is Q up to its size.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        activation: Activation function.
+        q_dim: Charge channels.
+        static_shapes: Kept for compatibility.
+    """
+
+    def __init__(self, hidden_channels: int, activation: str, q_dim: int = 16, static_shapes: bool = False) -> None:
+        super().__init__()
+        self.q_dim = q_dim
+        self.q_norm = nn.LayerNorm(3 * hidden_channels)
+        self.q_mlp = MLP(
+            in_channels=3 * hidden_channels,
+            out_channels=2 * q_dim,
+            hidden_channels=hidden_channels,
+            activation=activation,
+            num_hidden_layers=1,
+        )
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        reset_all(self.q_norm, self.q_mlp)
+
+    def forward(self, X: AtomTensors, graph: Graph) -> Tensor:
+        """Charges of the atoms in e: (N, 9, F) -> (N, q_dim)."""
+        trace = X[:, 0] * 3**-0.5  # (N, F), a third of the trace
+        squares = norms_by_part(X)[:, X.shape[-1] :]  # (N, 2 F)
+        c, f = self.q_mlp(self.q_norm(torch.cat([trace, squares], dim=-1))).split(self.q_dim, dim=-1)
+        share = f.square()  # (N, q_dim)
+        missing = -sum_to_systems(c, graph)  # (S, q_dim)
+        if graph.q is not None:
+            missing = missing + graph.q[:, None]
+        per_share = missing / (sum_to_systems(share, graph) + 1e-6)  # (S, q_dim)
+        return c + share * per_share.index_select(0, graph.batch)
+
+
+class Interaction(tensornet.Interaction):
+    r"""One layer of TensorNet whose radial weights also know the charges of both atoms, :math:`h(r_{ij}, c_i, c_j)`.
+
+    The total charge enters through these alone, there is no factor κ.
+
+    Args:
+        num_rbf: Radial basis functions per edge (K).
+        hidden_channels: Feature channels per atom (F).
+        q_dim: Charge channels per atom.
+        activation: Activation function.
+        group: ``O(3)`` or ``SO(3)``.
+        dtype: Precision of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_rbf: int,
+        hidden_channels: int,
+        q_dim: int,
+        activation: str,
+        group: Group,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(
+            num_rbf=num_rbf + 2 * q_dim,
+            hidden_channels=hidden_channels,
+            activation=activation,
+            group=group,
+            dtype=dtype,
+        )
+        self.widths = (num_rbf, q_dim, q_dim)
+
+    def forward(
+        self, X: AtomTensors, rbf: EdgeFeatures, envelope: EdgeScalars, charge: Tensor | None, graph: Graph
+    ) -> AtomTensors:
+        """Refine the tensors X (N, 9, F); ``charge`` holds the charges of each atom, (N, q_dim)."""
+        assert charge is not None
+        return self.update(X, self.edge_weights(rbf, envelope, charge, graph), None, graph)
+
+    def edge_weights(self, rbf: EdgeFeatures, envelope: EdgeScalars, charges: Tensor, graph: Graph) -> Tensor:
+        """Weights of the three parts for each direction of a pair: (P, K), (P,), (N, q_dim) -> (E, 3, F).
+
+        The first layer is linear in the radial basis and in the charges of either atom, so the former is mapped on
+        pairs and the latter on atoms, not on edges.
+        """
+        assert graph.pairs is not None
+        (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
+        first, *rest = self.linears_scalar
+        radial, receiving, sending = first.get_parameter("weight").split(self.widths, dim=1)
+        weight = F.linear(rbf, radial, first.get_parameter("bias")).index_select(0, of_edge)  # (E, F)
+        if charges.shape[1]:
+            weight = weight + F.linear(charges, receiving).index_select(0, i)
+            weight = weight + F.linear(charges, sending).index_select(0, j)
+        weight = self.act(weight)
+        for linear in rest:
+            weight = self.act(linear(weight))
+        return (envelope.index_select(0, of_edge)[:, None] * weight).unflatten(1, (3, self.hidden_channels))
+
+    def gather(self, Y: AtomTensors, weight: Tensor, graph: Graph) -> AtomTensors:
+        """Sum the neighbours' tensors with the weights of their edges, (E, 3, F)."""
+        i, j = graph.edge_index
+        sums = []
+        for k, part in enumerate(Y.split(PARTS, dim=1)):
+            message = weight[:, k, None] * part.index_select(0, j)  # (E, 1 | 3 | 5, F)
+            sums.append(torch.zeros_like(part).index_add(0, i, message))
+        return torch.cat(sums, dim=1)
