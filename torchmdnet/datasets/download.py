@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -143,7 +144,7 @@ def sha256(path: str | Path) -> str:
     return _digests(Path(path), {"sha256"})["sha256"]
 
 
-def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str) -> None:
+def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str, optional: Collection[str] = ()) -> None:
     """Take files out of a zip or tar archive.
 
     Only regular files with these names are written, each under a temporary name until it is complete.
@@ -153,12 +154,13 @@ def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str) ->
         folder: Where to put the files.
         names: The paths wanted, as they are in the archive and below ``folder``.
         what: Name of the data set, to open error messages.
+        optional: Further files to take if the archive has them.
 
     Raises:
         DataError: If the archive is damaged or lacks one of the files.
     """
-    wanted = {str(PurePosixPath(name)) for name in names}
-    missing, seen = set(wanted), []
+    missing = {str(PurePosixPath(name)) for name in names}
+    wanted, left, seen = {*missing, *optional}, {*missing, *optional}, []
     try:
         for name, stream in _members(archive):
             path = str(PurePosixPath(name))  # drops a leading ./
@@ -167,12 +169,15 @@ def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str) ->
                 with stream() as source:
                     _write(source, folder / path)
                 missing.discard(path)
-                if not missing:
+                left.discard(path)
+                if not left:
                     return
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise
         raise DataError(f"{what}: {archive} is damaged ({error}). Delete it to fetch it again.") from error
+    if not missing:
+        return
     raise DataError(
         f"{what}: {archive} does not hold {', '.join(sorted(missing))}, but {', '.join(seen[:10]) or 'nothing'}"
         f"{', ...' if len(seen) > 10 else ''}."
@@ -316,6 +321,8 @@ def _collect(url: str, part: Path, what: str, trusts_parts: bool) -> bool:
                     raise
                 error = problem
             except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as problem:
+                if isinstance(getattr(problem, "reason", None), ssl.SSLCertVerificationError):
+                    raise
                 error = problem
             failures = 0 if _size(part) > best else failures + 1
             best = max(best, _size(part))
