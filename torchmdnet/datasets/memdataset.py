@@ -37,13 +37,13 @@ from torch_geometric.data import Dataset as GeometricDataset
 from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.download import Remote, fetch, locked, noted, sha256
 from torchmdnet.datasets.files import expand
-from torchmdnet.datasets.frames import Field, Frames, Indices
+from torchmdnet.datasets.frames import Field, Frames, Indices, JoinedFrames
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
 
-__all__ = ["Block", "MemmappedDataset", "conformers", "open_hdf5", "rows"]
+__all__ = ["Block", "MemmappedDataset", "NothingLeft", "conformers", "open_hdf5", "rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ PROPERTIES: dict[str, Field] = {
     "dp": Field("system", (3,), "float32"),
     "box": Field("system", (3, 3), "float32"),
 }
+
+
+class NothingLeft(DataError):
+    """A source without systems, or filters that none of them passes."""
 
 
 class Block(NamedTuple):
@@ -327,7 +331,7 @@ class MemmappedDataset(FramesDataset, GeometricDataset):
             for block in self._incoming():
                 writer.append(block)
             if not writer.num_systems:
-                raise DataError(f"{type(self).__name__}: {self.nothing_left}")
+                raise NothingLeft(f"{type(self).__name__}: {self.nothing_left}")
             writer.finish({"sources": sources, **self._description()})
         finally:
             writer.discard()
@@ -437,7 +441,7 @@ class MemmappedDataset(FramesDataset, GeometricDataset):
             layout[name] = (dtype, shape)
         return layout
 
-    def _open(self) -> Frames:
+    def _open(self) -> Frames | JoinedFrames:
         arrays = {
             name: np.memmap(os.path.join(self.processed_dir, f"{self.name}.{name}.mmap"), dtype, "r", 0, shape)
             for name, (dtype, shape) in self._layout().items()

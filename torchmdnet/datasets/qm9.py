@@ -178,6 +178,7 @@ class QM9(MemmappedDataset):
 
     def _open(self) -> Frames:
         frames = super()._open()
+        assert isinstance(frames, Frames)
         targets = np.asarray(frames.systems["targets"])
         y = targets if self.transform is not None else np.ascontiguousarray(targets[:, self.label_idx, None])
         return Frames(frames.ptr, frames.atoms, {"y": y})
