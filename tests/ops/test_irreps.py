@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from torchmdnet.ops import irreps
+from torchmdnet.ops import irreps, kernels
 from torchmdnet.ops.cartesian import compose_tensor, decompose_tensor, tensor_matmul_o3, tensor_matmul_so3
+from torchmdnet.testing import derivatives
 
 
 def features(n: int = 5, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -71,3 +73,19 @@ def test_channels_mix_within_each_part() -> None:
 def test_packed_cartesian_parts_round_trip() -> None:
     X = irreps.to_matrix(features())
     torch.testing.assert_close(compose_tensor(*decompose_tensor(X)), X)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+@pytest.mark.parametrize("name", ["matrix_product", "anticommutator"])
+def test_products_and_their_twins_agree_to_third_derivatives(name: str, n: int) -> None:
+    twin, plain = getattr(irreps, name), getattr(irreps, f"{name}_plain")
+    arguments = [features(n, 5, seed).requires_grad_() for seed in (1, 2)]
+    assert kernels.can_run(arguments[0])
+    for ours, theirs in zip(derivatives(twin, arguments, 3), derivatives(plain, arguments, 3), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_a_product_with_itself_has_the_right_gradient() -> None:
+    X = features(2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda X: irreps.matrix_product(X, X), X)
+    assert torch.autograd.gradgradcheck(lambda X: irreps.matrix_product(X, X), X)

@@ -7,7 +7,7 @@ import torch
 
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.ops import kernels, messages
-from torchmdnet.testing import cell_of_atoms
+from torchmdnet.testing import cell_of_atoms, derivatives
 
 
 def graph_of(kind: str) -> Graph:
@@ -27,19 +27,6 @@ GRAPHS = ("cell with loops", "cell", "molecule", "isolated", "empty")
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return values.to(dtype).requires_grad_()
-
-
-def derivatives(function, arguments: list[torch.Tensor], order: int) -> list[torch.Tensor]:
-    """The result and its derivatives in every argument, through nonlinear sums, order by order."""
-    generator = torch.Generator().manual_seed(9)
-    level = [function(*arguments)]
-    collected = list(level)
-    for _ in range(order):
-        weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in level]
-        total = torch.stack([(x * weight).sin().sum() for x, weight in zip(level, weights, strict=True)]).sum()
-        level = list(torch.autograd.grad(total, arguments, create_graph=True, materialize_grads=True))
-        collected += level
-    return [x.detach() for x in collected]
 
 
 @pytest.mark.parametrize("kind", GRAPHS)

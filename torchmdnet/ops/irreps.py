@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchmdnet.ops import kernels
 from torchmdnet.typing import AtomFeatures, AtomTensors, EdgeVectors
 
 __all__ = [
     "PARTS",
     "anticommutator",
+    "anticommutator_plain",
     "from_matrix",
     "harmonics",
     "matrix_product",
+    "matrix_product_plain",
     "mix_channels",
     "norms_by_part",
     "scale_parts",
@@ -122,10 +125,20 @@ def _channelwise(A: Tensor, B: Tensor) -> Tensor:
 
 def matrix_product(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
     """X Y, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
-    return from_matrix(_channelwise(to_matrix(X), to_matrix(Y)))
+    return kernels.product(X, Y, both=False) if kernels.can_run(X) else matrix_product_plain(X, Y)
 
 
 def anticommutator(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
     """X Y + Y X, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
+    return kernels.product(X, Y, both=True) if kernels.can_run(X) else anticommutator_plain(X, Y)
+
+
+def matrix_product_plain(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
+    """The definition of :func:`matrix_product`."""
+    return from_matrix(_channelwise(to_matrix(X), to_matrix(Y)))
+
+
+def anticommutator_plain(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
+    """The definition of :func:`anticommutator`."""
     A, B = to_matrix(X), to_matrix(Y)
     return from_matrix(_channelwise(A, B) + _channelwise(B, A))

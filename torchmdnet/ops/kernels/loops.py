@@ -20,12 +20,10 @@ __all__ = [
     "embed_factor",
     "embed_sum",
     "embed_weight",
+    "matrix_product",
     "message_sum",
     "message_weight",
 ]
-
-#: What Numba's thread pool was made for.
-_MOST_THREADS: int = numba.get_num_threads()
 
 #: Numbers in the largest array below which threads cost more than they bring.
 _WORTH_THREADS = 200_000
@@ -37,14 +35,16 @@ def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
     serial = numba.njit(**options)(loop)
     threaded = numba.njit(parallel=True, **options)(loop)
 
-    def run(*arrays: np.ndarray) -> None:
-        threads = min(torch.get_num_threads(), _MOST_THREADS)
-        work = max(array.size for array in arrays)
+    def run(*arrays: Any) -> None:
+        wanted = torch.get_num_threads()
+        threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
+        work = max(array.size for array in arrays if isinstance(array, np.ndarray))
         if threads == 1 or work < _WORTH_THREADS:
             serial(*arrays)
         else:
             numba.set_num_threads(threads)
             threaded(*arrays)
+            torch.set_num_threads(wanted)  # both pools are OpenMP's, and starting Numba's resets PyTorch's
 
     run.__doc__ = loop.__doc__
     return run
@@ -215,3 +215,59 @@ def embed_factor(O, Y, w, sender, pair_of, row_start, reverse, out):
                             here[part, f] += y * O[a, c, f]
                 for f in range(channels):
                     out[i, side, f] += here[0, f] * w[p, 0, f] + here[1, f] * w[p, 1, f] + here[2, f] * w[p, 2, f]
+
+
+_R2, _R3, _R6 = 2**-0.5, 3**-0.5, 6**-0.5
+
+
+@_compiled
+def matrix_product(X, Y, sign_X, sign_Y, both, out):
+    """out = X Y or X Y + Y X; a sign of -1 transposes by turning the antisymmetric part."""
+    num_atoms, _, channels = X.shape
+    r2, r3, r6 = X.dtype.type(_R2), X.dtype.type(_R3), X.dtype.type(_R6)
+    sx, sy = X.dtype.type(sign_X), X.dtype.type(sign_Y)
+    for n in numba.prange(num_atoms):
+        for f in range(channels):
+            trace, diagonal, last = r3 * X[n, 0, f], r2 * X[n, 7, f], r6 * X[n, 8, f]
+            a, b, c = sx * r2 * X[n, 1, f], sx * r2 * X[n, 2, f], sx * r2 * X[n, 3, f]
+            s, t, u = r2 * X[n, 4, f], r2 * X[n, 5, f], r2 * X[n, 6, f]
+            x00, x01, x02 = trace + diagonal - last, s - c, u + b
+            x10, x11, x12 = s + c, trace - diagonal - last, t - a
+            x20, x21, x22 = u - b, t + a, trace + last + last
+
+            trace, diagonal, last = r3 * Y[n, 0, f], r2 * Y[n, 7, f], r6 * Y[n, 8, f]
+            a, b, c = sy * r2 * Y[n, 1, f], sy * r2 * Y[n, 2, f], sy * r2 * Y[n, 3, f]
+            s, t, u = r2 * Y[n, 4, f], r2 * Y[n, 5, f], r2 * Y[n, 6, f]
+            y00, y01, y02 = trace + diagonal - last, s - c, u + b
+            y10, y11, y12 = s + c, trace - diagonal - last, t - a
+            y20, y21, y22 = u - b, t + a, trace + last + last
+
+            p00 = x00 * y00 + x01 * y10 + x02 * y20
+            p01 = x00 * y01 + x01 * y11 + x02 * y21
+            p02 = x00 * y02 + x01 * y12 + x02 * y22
+            p10 = x10 * y00 + x11 * y10 + x12 * y20
+            p11 = x10 * y01 + x11 * y11 + x12 * y21
+            p12 = x10 * y02 + x11 * y12 + x12 * y22
+            p20 = x20 * y00 + x21 * y10 + x22 * y20
+            p21 = x20 * y01 + x21 * y11 + x22 * y21
+            p22 = x20 * y02 + x21 * y12 + x22 * y22
+            if both:
+                p00 += y00 * x00 + y01 * x10 + y02 * x20
+                p01 += y00 * x01 + y01 * x11 + y02 * x21
+                p02 += y00 * x02 + y01 * x12 + y02 * x22
+                p10 += y10 * x00 + y11 * x10 + y12 * x20
+                p11 += y10 * x01 + y11 * x11 + y12 * x21
+                p12 += y10 * x02 + y11 * x12 + y12 * x22
+                p20 += y20 * x00 + y21 * x10 + y22 * x20
+                p21 += y20 * x01 + y21 * x11 + y22 * x21
+                p22 += y20 * x02 + y21 * x12 + y22 * x22
+
+            out[n, 0, f] = r3 * (p00 + p11 + p22)
+            out[n, 1, f] = r2 * (p21 - p12)
+            out[n, 2, f] = r2 * (p02 - p20)
+            out[n, 3, f] = r2 * (p10 - p01)
+            out[n, 4, f] = r2 * (p01 + p10)
+            out[n, 5, f] = r2 * (p12 + p21)
+            out[n, 6, f] = r2 * (p02 + p20)
+            out[n, 7, f] = r2 * (p00 - p11)
+            out[n, 8, f] = r6 * (p22 + p22 - p00 - p11)

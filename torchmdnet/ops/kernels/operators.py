@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchmdnet.graph import Pairs
 
-__all__ = ["can_run", "embed", "message"]
+__all__ = ["can_run", "embed", "message", "product"]
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.get("TORCHMDNET_PLAIN_OPS")
 
@@ -49,6 +49,47 @@ def message(X: Tensor, weight: Tensor, edge_index: Tensor, pairs: Pairs) -> Tens
 def embed(Y: Tensor, weight: Tensor, Z: Tensor, edge_index: Tensor, pairs: Pairs) -> Tensor:
     """See :func:`torchmdnet.ops.messages.embed_edges`."""
     return embed_sum(Y, weight, Z, edge_index[1], pairs.of_edge, pairs.row_start, pairs.reverse)
+
+
+def product(X: Tensor, Y: Tensor, *, both: bool) -> Tensor:
+    """See :func:`torchmdnet.ops.irreps.matrix_product` and, with ``both``, ``anticommutator``."""
+    return matrix_product(X, Y, False, False, both)
+
+
+# <O, X Y> and <O, X Y + Y X>: the gradient of a product is a product with the other argument transposed
+
+
+@torch.library.custom_op("torchmdnet::matrix_product", mutates_args=(), device_types="cpu")
+def matrix_product(X: Tensor, Y: Tensor, transpose_X: bool, transpose_Y: bool, both: bool) -> Tensor:
+    """X Y, or X Y + Y X with ``both``, of matrices that may be transposed first: (N, 9, F) × 2 -> (N, 9, F)."""
+    out = torch.empty_like(X, memory_format=torch.contiguous_format)
+    signs = [-1.0 if transposed else 1.0 for transposed in (transpose_X, transpose_Y)]
+    _loops().matrix_product(*_arrays(X, Y), *signs, both, out.numpy())
+    return out
+
+
+@matrix_product.register_fake
+def _(X: Tensor, Y: Tensor, transpose_X: bool, transpose_Y: bool, both: bool) -> Tensor:
+    return torch.empty_like(X, memory_format=torch.contiguous_format)
+
+
+def _matrix_product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    X, Y, *ctx.flags = inputs
+    ctx.save_for_backward(X, Y)
+
+
+def _matrix_product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    X, Y = ctx.saved_tensors
+    tX, tY, both = ctx.flags
+    of_X = of_Y = None
+    if ctx.needs_input_grad[0]:
+        of_X = matrix_product(Y, grad, tY, True, both) if tX else matrix_product(grad, Y, False, not tY, both)
+    if ctx.needs_input_grad[1]:
+        of_Y = matrix_product(grad, X, True, tX, both) if tY else matrix_product(X, grad, not tX, False, both)
+    return of_X, of_Y, None, None, None
+
+
+matrix_product.register_autograd(_matrix_product_backward, setup_context=_matrix_product_setup)
 
 
 # M(O, w, X)
