@@ -1,0 +1,55 @@
+# make quickstart   train on the embedded data set and simulate a molecule with the result
+# make test         install what the tests need and run them
+#
+# PYTHON picks the interpreter, TORCH the PyTorch that pip installs, REFERENCE_PYTHON the one with torchmd-net 3.1.0.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+REFERENCE_PYTHON ?=
+
+BIN := $(VENV)/bin
+# one worker a core, and one thread a worker
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint bench docs clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]"
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(BIN)/python examples/quickstart.py --output runs/quickstart
+
+test: $(VENV)/installed
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(PYTEST) -m slow
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/codespell torchmdnet tests docs examples tools benchmarks README.md CHANGELOG.md
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/run.py $(if $(REFERENCE_PYTHON),--reference $(REFERENCE_PYTHON))
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build site runs *.egg-info
