@@ -35,7 +35,7 @@ class Trajectory(MemmappedDataset):
     """
 
     #: File of each molecule.
-    FILES: ClassVar[Mapping[str, str]]
+    file_names: ClassVar[Mapping[str, str]]
 
     energy_unit = "kcal/mol"
     length_unit = "Å"
@@ -50,10 +50,10 @@ class Trajectory(MemmappedDataset):
         *,
         mirror: str | None = None,
     ) -> None:
-        if molecules not in self.FILES:
+        if molecules not in self.file_names:
             raise ConfigError(
-                f"molecules: {type(self).__name__} has no {molecules!r}.{did_you_mean(molecules, self.FILES)} "
-                f"Choose from {', '.join(self.FILES)}."
+                f"molecules: {type(self).__name__} has no {molecules!r}.{did_you_mean(molecules, self.file_names)} "
+                f"Choose from {', '.join(self.file_names)}."
             )
         self.molecules = molecules
         super().__init__(root, transform, pre_transform, pre_filter, ("y", "neg_dy"), mirror=mirror)
@@ -72,7 +72,7 @@ class Trajectory(MemmappedDataset):
 
     @property
     def remotes(self) -> Sequence[Remote]:
-        return [gdml(self.FILES[self.molecules])]
+        return [gdml(self.file_names[self.molecules])]
 
     def blocks(self) -> Iterator[Block]:
         z, pos, y, neg_dy = read_npz(self.raw_paths[0], type(self).__name__)
@@ -109,7 +109,7 @@ class MD17(Trajectory):
 
     Args:
         root: Folder for the files.
-        molecules: One of :attr:`FILES`.
+        molecules: One of :attr:`file_names`.
         train: For the coupled-cluster sets, the training or the test frames.
         transform: Called with each sample when it is asked for.
         pre_transform: Called with each sample before it is stored.
@@ -120,7 +120,7 @@ class MD17(Trajectory):
         ConfigError: If the molecule is unknown, or ``train`` does not suit it.
     """
 
-    FILES: ClassVar[Mapping[str, str]] = {
+    file_names: ClassVar[Mapping[str, str]] = {
         "benzene": "md17_benzene2017.npz",
         "uracil": "md17_uracil.npz",
         "naphtalene": "md17_naphthalene.npz",
@@ -162,7 +162,7 @@ class MD17(Trajectory):
     ) -> None:
         self.is_revised = molecules.startswith("revised_")
         self.is_coupled_cluster = "_CCSD" in molecules
-        if molecules in self.FILES and self.is_coupled_cluster != (train is not None):
+        if molecules in self.file_names and self.is_coupled_cluster != (train is not None):
             raise ConfigError(
                 f"train: {molecules!r} has separate frames for training and testing. Choose True or False."
                 if self.is_coupled_cluster
@@ -200,7 +200,7 @@ class MD17(Trajectory):
 
     @property
     def raw_file_names(self) -> list[str]:
-        file = self.FILES[self.molecules]
+        file = self.file_names[self.molecules]
         if self.is_revised:
             return [f"rmd17/npz_data/{file}"]
         if self.is_coupled_cluster:
@@ -215,10 +215,10 @@ class MD17(Trajectory):
         if not os.path.exists(self.raw_paths[0]):
             archive = fetch(self.remotes[0], folder, what="MD17", mirror=self.mirror)
             if self.is_revised:
-                files = [f"rmd17/npz_data/{file}" for file in self.FILES.values() if file.startswith("rmd17_")]
+                files = [f"rmd17/npz_data/{file}" for file in self.file_names.values() if file.startswith("rmd17_")]
                 unpack(archive, folder, files, what="MD17", optional=[f"rmd17/splits/{name}" for name in _SPLITS])
             else:
-                stem = self.FILES[self.molecules].removesuffix(".zip")
+                stem = self.file_names[self.molecules].removesuffix(".zip")
                 unpack(archive, folder, [f"{stem}-train.npz", f"{stem}-test.npz"], what="MD17")
         verify(Path(self.raw_paths[0]), what="MD17")
 

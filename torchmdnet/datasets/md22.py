@@ -19,7 +19,7 @@ class MD22(Trajectory):
 
     Args:
         root: Folder for the files.
-        molecules: One of :attr:`FILES`.
+        molecules: One of :attr:`file_names`.
         transform: Called with each sample when it is asked for.
         pre_transform: Called with each sample before it is stored.
         pre_filter: Says of each sample whether to store it.
@@ -29,7 +29,7 @@ class MD22(Trajectory):
         ConfigError: If the molecule is unknown.
     """
 
-    FILES: ClassVar[Mapping[str, str]] = {
+    file_names: ClassVar[Mapping[str, str]] = {
         "AT-AT-CG-CG": "md22_AT-AT-CG-CG.npz",
         "AT-AT": "md22_AT-AT.npz",
         "Ac-Ala3-NHMe": "md22_Ac-Ala3-NHMe.npz",
