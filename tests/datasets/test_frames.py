@@ -246,6 +246,27 @@ def test_composition_counts_the_atoms_of_each_element():
     np.testing.assert_array_equal(frames.composition([2, 0])[0], [[0, 0, 1], [2, 0, 1]])
 
 
+def test_atomic_numbers_may_be_shared_by_all_systems(tmp_path):
+    rng = np.random.default_rng(0)
+    pos, z = rng.normal(size=(30, 4, 3)), np.array([8, 1, 1, 300])
+    shared = Frames(np.arange(0, 121, 4), {"pos": pos.reshape(-1, 3)}, {"y": rng.normal(size=(30, 1))}, shared={"z": z})
+    plain = Frames(shared.ptr, {"z": np.tile(z, 30), "pos": pos.reshape(-1, 3)}, shared.systems)
+    again = pickle.loads(pickle.dumps(shared))
+    shared.save(tmp_path)
+    for frames in (shared, again, shared.select(range(30)), Frames.open(tmp_path)):
+        one, other = frames.batch([7, 2]), plain.batch([7, 2])
+        for name in ("z", "pos", "y", "batch", "ptr"):
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+        assert frames.data(3).z.tolist() == z.tolist()
+        for got, want in zip(frames.composition([1, 2]), plain.composition([1, 2]), strict=True):
+            np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(frames["z"], plain["z"])
+    joined = JoinedFrames([shared, plain])
+    assert joined.gather([35, 3])["z"].tolist() == z.tolist() * 2
+    with pytest.raises(DataError, match="cannot be shared"):
+        Frames(np.array([0, 2, 5]), {"pos": np.zeros((5, 3))}, shared={"z": np.ones(2)})
+
+
 def test_selected_systems_are_an_independent_copy():
     frames = Frames.from_samples(make_samples(9))
     part = frames.select([8, 1])

@@ -167,7 +167,7 @@ class DataModule(LightningDataModule):
             return None
         values = getattr(self.dataset, name, None)
         frames = getattr(self.dataset, "frames", None)
-        if values is None and frames is not None and name in frames and name not in frames.atoms:
+        if values is None and frames is not None and name in frames and name not in frames.atom_fields:
             values = frames[name]
         if values is None or callable(values) or len(values) != len(self.dataset):
             raise ConfigError(f"split_by: the data set has no {name!r} with one value for each sample.")

@@ -16,7 +16,7 @@ import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ class Frames:
         systems: Arrays with one row per system, (S, ...).
         folder: The folder the arrays were opened from. With it, pickling stores only this path.
         in_memory: Whether arrays opened from ``folder`` were read rather than mapped.
+        shared: Per-atom arrays that are the same in every system, (n, ...), where all systems have n atoms: the
+            atomic numbers of a trajectory, for instance.
 
     Raises:
         DataError: If an array has the wrong number of rows.
@@ -82,10 +84,12 @@ class Frames:
         *,
         folder: str | Path | None = None,
         in_memory: bool = True,
+        shared: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.ptr = np.ascontiguousarray(ptr, dtype=np.int64)
         self.atoms = dict(atoms)
         self.systems = dict(systems or {})
+        self.shared = dict(shared or {})
         self.folder = None if folder is None else str(folder)
         self.in_memory = in_memory
         self._check()
@@ -98,6 +102,9 @@ class Frames:
             for name, array in arrays.items():
                 if len(array) != rows:
                     raise DataError(f"{name} has {len(array)} rows; one per {level} would be {rows}.")
+        for name, array in self.shared.items():
+            if (self.counts != len(array)).any():
+                raise DataError(f"{name} has {len(array)} rows and cannot be shared by systems of other sizes.")
 
     def _prepare(self) -> None:
         """Plain views: indexing a ``np.memmap`` makes a memmap of every result, which costs more than the gather."""
@@ -107,6 +114,8 @@ class Frames:
             name: a.reshape(len(self), size, *a.shape[1:]) if size else a
             for name, a in ((name, np.asarray(a)) for name, a in self.atoms.items())
         }
+        for name, array in self.shared.items():
+            self._atom_views[name] = np.broadcast_to(array, (len(self), *array.shape))
         self._system_views = {name: np.asarray(a) for name, a in self.systems.items()}
         self._common_size = size
 
@@ -124,20 +133,28 @@ class Frames:
         return np.diff(self.ptr)
 
     @property
+    def atom_fields(self) -> list[str]:
+        """Names of the per-atom quantities."""
+        return [*self.shared, *self.atoms]
+
+    @property
     def fields(self) -> list[str]:
         """Names of all stored quantities."""
-        return [*self.atoms, *self.systems]
+        return [*self.shared, *self.atoms, *self.systems]
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays, in bytes."""
-        return self.ptr.nbytes + sum(a.nbytes for a in (*self.atoms.values(), *self.systems.values()))
+        arrays = (*self.shared.values(), *self.atoms.values(), *self.systems.values())
+        return self.ptr.nbytes + sum(a.nbytes for a in arrays)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.atoms or name in self.systems
+        return name in self.atoms or name in self.systems or name in self.shared
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The whole array of one quantity."""
+        """The whole array of one quantity: (N, ...) or (S, ...)."""
+        if name in self.shared:
+            return np.tile(self.shared[name], (len(self), *[1] * (self.shared[name].ndim - 1)))
         return self.atoms[name] if name in self.atoms else self.systems[name]
 
     def __repr__(self) -> str:
@@ -181,13 +198,14 @@ class Frames:
 
     def batch(self, indices: Indices) -> Batch:
         """Systems as one ``torch_geometric`` batch."""
-        return make_batch(self.gather(indices), self.atoms)
+        return make_batch(self.gather(indices), self.atom_fields)
 
     def sample(self, index: int) -> dict[str, Tensor]:
         """One system; a per-system quantity keeps its leading axis: ``y`` (1, 1), ``box`` (1, 3, 3), ``q`` (1,)."""
         row = int(checked_indices([index], len(self))[0])
         first, last = int(self.ptr[row]), int(self.ptr[row + 1])
-        out = {name: as_tensor(np.array(a[first:last])) for name, a in self.atoms.items()}
+        out = {name: as_tensor(np.array(a)) for name, a in self.shared.items()}
+        out.update({name: as_tensor(np.array(a[first:last])) for name, a in self.atoms.items()})
         out.update({name: as_tensor(np.array(a[row : row + 1])) for name, a in self.systems.items()})
         return out
 
@@ -202,13 +220,13 @@ class Frames:
         tensors = self.gather(indices)
         return Frames(
             tensors["ptr"].numpy(),
-            {name: tensors[name].numpy().astype(a.dtype, copy=False) for name, a in self.atoms.items()},
+            {n: tensors[n].numpy().astype(a.dtype, copy=False) for n, a in {**self.shared, **self.atoms}.items()},
             {name: tensors[name].numpy().astype(a.dtype, copy=False) for name, a in self.systems.items()},
         )
 
     def elements(self) -> np.ndarray:
         """The atomic numbers that occur, ascending."""
-        z = np.asarray(self.atoms["z"])
+        z = np.asarray(self.shared["z"] if "z" in self.shared else self.atoms["z"])
         if z.dtype.kind in "iu" and z.dtype.itemsize == 1:
             return np.flatnonzero(np.bincount(z.view(np.uint8), minlength=1))
         return np.unique(z)
@@ -216,6 +234,9 @@ class Frames:
     def composition(self, indices: Indices | None = None) -> tuple[np.ndarray, np.ndarray]:
         """How many atoms of each element each system has: counts (S, K) and the K atomic numbers."""
         elements = self.elements()
+        if "z" in self.shared:
+            one = np.bincount(np.searchsorted(elements, self.shared["z"]), minlength=len(elements))
+            return np.tile(one, (len(self) if indices is None else len(indices), 1)), elements
         z = np.asarray(self.atoms["z"])
         column = np.searchsorted(elements, z)
         system = np.repeat(np.arange(len(self)), self.counts)
@@ -244,7 +265,8 @@ class Frames:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         manifest: dict[str, Any] = {"format": FORMAT, "arrays": {}}
-        for level, arrays in (("ptr", {"ptr": self.ptr}), ("atom", self.atoms), ("system", self.systems)):
+        atoms = {name: self[name] for name in self.atom_fields}
+        for level, arrays in (("ptr", {"ptr": self.ptr}), ("atom", atoms), ("system", self.systems)):
             for name, array in arrays.items():
                 data = np.ascontiguousarray(array)
                 with open(path / f"{name}.npy", "wb") as file:
@@ -283,19 +305,40 @@ class Frames:
     def __getstate__(self) -> dict[str, Any]:
         if self.folder is not None:
             return {"folder": self.folder, "in_memory": self.in_memory}
-        pack = {"ptr": self.ptr, "atoms": self.atoms, "systems": self.systems}
-        return {k: v if k == "ptr" else {n: _pack(a) for n, a in v.items()} for k, v in pack.items()}
+        pack = {"atoms": self.atoms, "systems": self.systems, "shared": self.shared}
+        return {"ptr": self.ptr} | {k: {n: _pack(a) for n, a in v.items()} for k, v in pack.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "folder" in state:
             opened = Frames.open(state["folder"], in_memory=state["in_memory"])
             self.__dict__.update(opened.__dict__)
             return
-        self.__init__(
-            state["ptr"],
-            {name: _unpack(a) for name, a in state["atoms"].items()},
-            {name: _unpack(a) for name, a in state["systems"].items()},
-        )
+        groups = [{n: _unpack(a) for n, a in state[k].items()} for k in ("atoms", "systems", "shared")]
+        self.__init__(state["ptr"], groups[0], groups[1], shared=groups[2])
+
+
+class Part(Protocol):
+    """What :class:`JoinedFrames` needs of the frames it joins."""
+
+    @property
+    def in_memory(self) -> bool: ...
+    @property
+    def fields(self) -> list[str]: ...
+    @property
+    def atom_fields(self) -> list[str]: ...
+    @property
+    def num_atoms(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def counts(self) -> np.ndarray: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, name: object) -> bool: ...
+    def __getitem__(self, name: str) -> np.ndarray: ...
+    def gather(self, indices: Indices) -> dict[str, Tensor]: ...
+    def sample(self, index: int) -> dict[str, Tensor]: ...
+    def elements(self) -> np.ndarray: ...
+    def composition(self, indices: Indices | None = None) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class JoinedFrames:
@@ -308,7 +351,7 @@ class JoinedFrames:
         DataError: If the parts do not hold the same quantities.
     """
 
-    def __init__(self, parts: Sequence[Frames]) -> None:
+    def __init__(self, parts: Sequence[Part]) -> None:
         if not parts:
             raise DataError("There is nothing to join: no frames were given.")
         for number, part in enumerate(parts):
@@ -325,9 +368,9 @@ class JoinedFrames:
         return int(self.offsets[-1])
 
     @property
-    def atoms(self) -> Collection[str]:
+    def atom_fields(self) -> list[str]:
         """Names of the per-atom quantities."""
-        return self.parts[0].atoms.keys()
+        return self.parts[0].atom_fields
 
     @property
     def fields(self) -> list[str]:
@@ -383,8 +426,9 @@ class JoinedFrames:
         which = np.repeat(starts - ptr[:-1], counts)
         which += np.arange(len(which))
         atoms, systems = torch.from_numpy(which), torch.from_numpy(place)
+        atom_fields = set(self.atom_fields)
         out = {
-            name: torch.cat([piece[name] for piece in pieces])[atoms if name in self.atoms else systems]
+            name: torch.cat([piece[name] for piece in pieces])[atoms if name in atom_fields else systems]
             for name in self.fields
         }
         out["batch"] = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
@@ -393,7 +437,7 @@ class JoinedFrames:
 
     def batch(self, indices: Indices) -> Batch:
         """Systems as one ``torch_geometric`` batch."""
-        return make_batch(self.gather(indices), self.atoms)
+        return make_batch(self.gather(indices), self.atom_fields)
 
     def sample(self, index: int) -> dict[str, Tensor]:
         """One system; see :meth:`Frames.sample`."""
@@ -402,8 +446,9 @@ class JoinedFrames:
 
     def data(self, index: int) -> Data:
         """One system as ``torch_geometric.data.Data``."""
-        part, row = self.locate(index)
-        return self.parts[part].data(row)
+        from torch_geometric.data import Data
+
+        return Data(**self.sample(index))
 
     def elements(self) -> np.ndarray:
         """The atomic numbers that occur, ascending."""
