@@ -176,6 +176,7 @@ def _create_head(architecture: type[Any], args: Mapping[str, Any], dtype: torch.
         "q_dim": args.get("q_dim", 0),
         "q_weights": args.get("q_weights", []),
         "coulomb_cutoff": args.get("coulomb_cutoff"),
+        "coulomb_epsilon_solvent": args.get("coulomb_epsilon_solvent", 78.3),
         "coulomb_max_num_neighbors": args.get("coulomb_max_num_neighbors"),
         "coulomb_neighbor_strategy": args.get("coulomb_neighbor_strategy", "brute"),
         "box_vecs": box_from_config(args.get("box_vecs"), dtype),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precision_of, representation_arguments
-from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate
+from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
 from torchmdnet.errors import CheckpointError, did_you_mean
 from torchmdnet.models import ARCHITECTURES
@@ -68,7 +68,7 @@ def load_model(
     state, chosen = migrate(checkpoint["state_dict"], {**stored, **_overrides(stored, kwargs)})
     if "box_vecs" in kwargs:
         box = box_from_config(kwargs["box_vecs"], precision_of(chosen))
-        state["representation_model.distance.box"] = torch.zeros(3, 3) if box is None else box
+        state[f"{representation_prefix(state)}distance.box"] = torch.zeros(3, 3) if box is None else box
     model = create_model(chosen)
     _load_state(model, state, filepath)
     if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:

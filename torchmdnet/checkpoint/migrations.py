@@ -49,7 +49,13 @@ def has_old_tensor_layout(state: Mapping[str, Tensor], args: Mapping[str, Any]) 
     """
     if args.get("model") not in ("tensornet", "tensornet2"):
         return False
-    return "check_errors" in args or "representation_model.distance.box" not in state
+    return "check_errors" in args or f"{representation_prefix(state)}distance.box" not in state
+
+
+def representation_prefix(state: Mapping[str, Tensor]) -> str:
+    """Where the weights of the architecture lie: one level deeper when a wrapper is around it."""
+    inside = "representation_model.model."
+    return inside if any(key.startswith(inside) for key in state) else "representation_model."
 
 
 def component_first_gates(state: State, args: Args) -> tuple[State, Args]:
@@ -62,9 +68,10 @@ def component_first_gates(state: State, args: Args) -> tuple[State, Args]:
         return state, args
     if args.get("model") not in ("tensornet", "tensornet2"):
         return state, args
-    layers = ["representation_model.tensor_embedding.linears_scalar.1"]
+    prefix = representation_prefix(state)
+    layers = [f"{prefix}tensor_embedding.linears_scalar.1"]
     if args["model"] == "tensornet":
-        layers += [f"representation_model.layers.{n}.linears_scalar.2" for n in range(args["num_layers"])]
+        layers += [f"{prefix}layers.{n}.linears_scalar.2" for n in range(args["num_layers"])]
     state = dict(state)
     for name in (f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")):
         rows = state[name]

@@ -215,7 +215,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("neighbor_embedding", "bool", False,
                "Mix the elements of the neighbours into the first features. graph-network, transformer, "
                "equivariant-transformer."),
-        Option("aggr", "text", "add", "How messages are gathered. graph-network.", choices=("add", "mean", "max")),
+        Option("aggr", "text", "add",
+               "How messages are gathered. The established mean and max count an extra zero, average and maximum do "
+               "not. graph-network.", choices=("add", "mean", "max", "average", "maximum")),
         Option("distance_influence", "text", "both",
                "Where the distance enters the attention. transformer, equivariant-transformer.",
                choices=("keys", "values", "both", "none")),
@@ -233,6 +235,8 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("coulomb_cutoff", "float", None,
                "Cutoff of the Coulomb head in Å, with a reaction field. None takes all pairs and no box.",
                gt=0, established=False),
+        Option("coulomb_epsilon_solvent", "float", 78.3,
+               "Relative permittivity beyond coulomb_cutoff.", gt=0, established=False),
         Option("coulomb_max_num_neighbors", "int", None,
                "Neighbours to expect within coulomb_cutoff.", ge=1, established=False),
         Option("coulomb_neighbor_strategy", "text", "brute",
@@ -249,7 +253,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Only atoms with an atomic number above this count. Not with derivative.", ge=-1),
         Option("max_z", "int", 100, "Atomic numbers must be smaller than this.", ge=1),
         Option("max_num_neighbors", "int", 32, "Neighbours to expect per atom.", ge=1),
-        Option("reduce_op", "text", "add", "How atoms make up the system's value.", choices=("add", "mean")),
+        Option("reduce_op", "text", "add",
+               "How atoms make up the system's value. The established mean divides by one atom more; average does not.",
+               choices=("add", "mean", "average")),
     ),
     "Experiment trackers": (
         Option("wandb_use", "bool", False, "Log to Weights & Biases."),

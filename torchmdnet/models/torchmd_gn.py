@@ -20,8 +20,8 @@ from torchmdnet.typing import AtomFeatures, EdgeFeatures, EdgeScalars
 
 __all__ = ["CFConv", "InteractionBlock", "TorchMD_GN"]
 
-Aggregation = Literal["add", "mean", "max"]
-AGGREGATIONS = ("add", "mean", "max")
+Aggregation = Literal["add", "mean", "max", "average", "maximum"]
+AGGREGATIONS = ("add", "mean", "max", "average", "maximum")
 
 
 class TorchMD_GN(Representation):
@@ -45,8 +45,8 @@ class TorchMD_GN(Representation):
         cutoff_upper: Edges are shorter than this, in Å.
         max_z: Rows of the element embedding; atomic numbers are below this.
         max_num_neighbors: Kept for compatibility; pairs are never dropped.
-        aggr: How messages are gathered; ``mean`` divides by one more than their number and ``max`` is at least zero,
-            see :func:`torchmdnet.ops.scatter.scatter`.
+        aggr: How messages are gathered. The established ``mean`` divides by one more than their number and ``max`` is
+            at least zero; ``average`` and ``maximum`` are exact. See :func:`torchmdnet.ops.scatter.scatter`.
         dtype: Precision of the weights.
         box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
 

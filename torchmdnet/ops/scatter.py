@@ -6,22 +6,25 @@ from torch import Tensor
 
 __all__ = ["REDUCTIONS", "scatter"]
 
-_TORCH_NAMES = {"mean": "mean", "max": "amax", "min": "amin", "mul": "prod"}
-REDUCTIONS = ("add", "sum", *_TORCH_NAMES)
+_FROM_ZERO = {"mean": "mean", "max": "amax", "min": "amin", "mul": "prod"}
+_PLAIN = {"average": "mean", "maximum": "amax", "minimum": "amin", "product": "prod"}
+REDUCTIONS = ("add", "sum", *_FROM_ZERO, *_PLAIN)
 
 
 def scatter(src: Tensor, index: Tensor, dim: int = 0, dim_size: int | None = None, reduce: str = "sum") -> Tensor:
     """Reduce the rows of ``src`` that share an index.
 
-    All but the sum reduce **onto a zero that takes part itself**: mean is the sum over count + 1, max and min compare
-    with 0, mul is 0. Models trained with ``reduce_op: mean`` or ``aggr: mean | max`` depend on it.
+    The established short words reduce **onto a zero that takes part itself**: mean is the sum over count + 1, max and
+    min compare with 0, mul is 0. Models trained with ``reduce_op: mean`` or ``aggr: mean | max`` depend on it. The long
+    words average, maximum, minimum and product mean what they say. Rows nothing is reduced to are 0.
 
     Args:
         src: Values, any shape.
         index: Target row of each entry along ``dim``, (src.shape[dim],).
         dim: Axis to reduce.
         dim_size: Number of rows in the result; None is ``index.max() + 1``.
-        reduce: ``add`` (= ``sum``), ``mean``, ``max``, ``min`` or ``mul``.
+        reduce: ``add`` (= ``sum``), one of ``mean``, ``max``, ``min``, ``mul``, or one of ``average``, ``maximum``,
+            ``minimum``, ``product``.
 
     Raises:
         ValueError: For an unknown ``reduce``.
@@ -36,4 +39,5 @@ def scatter(src: Tensor, index: Tensor, dim: int = 0, dim_size: int | None = Non
     if reduce in ("add", "sum"):
         return result.index_add(dim, index, src)
     column = index.reshape([-1 if axis == dim % src.dim() else 1 for axis in range(src.dim())]).expand_as(src)
-    return result.scatter_reduce(dim, column, src, reduce=_TORCH_NAMES[reduce], include_self=True)
+    name = _FROM_ZERO.get(reduce) or _PLAIN[reduce]
+    return result.scatter_reduce(dim, column, src, reduce=name, include_self=reduce in _FROM_ZERO)

@@ -1,0 +1,1 @@
+"""Established addresses of low-level functions; the package itself does not use them."""
