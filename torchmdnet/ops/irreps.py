@@ -76,22 +76,10 @@ def harmonics(u: EdgeVectors, handedness: float = 1.0) -> Tensor:
         u: Directions; a zero vector has only the first component.
         handedness: Sign of the antisymmetric part.
     """
-    x, y, z = u.unbind(dim=-1)
-    a = handedness * 2**0.5
-    return torch.stack(
-        [
-            torch.full_like(x, 3**0.5),
-            a * x,
-            a * y,
-            a * z,
-            2**0.5 * x * y,
-            2**0.5 * y * z,
-            2**0.5 * x * z,
-            _R2 * (x * x - y * y),
-            _R6 * (2 * z * z - x * x - y * y),
-        ],
-        dim=-1,
-    )
+    square = (u[:, :, None] * u[:, None, :]).flatten(1)  # (E, 9) entries of u uᵀ
+    symmetric = torch.matmul(square, _basis(u)[4:].t())  # (E, 5)
+    trace = u.new_full((u.shape[0], 1), 3**0.5)
+    return torch.cat([trace, handedness * 2**0.5 * u, symmetric], dim=1)
 
 
 def squared_norm(X: AtomTensors) -> AtomFeatures:
