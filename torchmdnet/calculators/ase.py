@@ -1,0 +1,281 @@
+"""Potentials for ASE, and for everything that drives an ASE calculator."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor, nn
+
+from torchmdnet.calculators.compiled import compiled
+from torchmdnet.calculators.loading import (
+    ModelSource,
+    as_dtype,
+    check_elements,
+    load,
+    members_of,
+    placed,
+    stated_units,
+    trained_with,
+    units_or_default,
+    unseen_elements,
+)
+from torchmdnet.calculators.predict import Answer, Inputs, predict
+from torchmdnet.datasets.ase import SPIN_MEANING, USUAL_NAMES
+from torchmdnet.errors import ConfigError
+from torchmdnet.potential import TorchMD_Net
+
+__all__ = ["TMDNETCalculator"]
+
+log = logging.getLogger(__name__)
+
+
+class TMDNETCalculator(Calculator):
+    """A potential as an ASE calculator, in eV and Å.
+
+    Any cell will do: in any orientation, periodic along any of its vectors, smaller than the cutoff. The total charge
+    is ``atoms.info["charge"]`` or else the sum of the initial charges; the spin is ``atoms.info["spin"]`` in the
+    convention of the training data, which for data read through ASE is the number of unpaired electrons.
+    ``total_charge``, ``spin_multiplicity`` and the other names that data sets use are understood too.
+
+    Results are ``energy``, ``free_energy`` (the same), ``forces``, ``stress`` where the cell has a volume, and
+    ``energies`` of the atoms where the model is a sum over them. An ensemble gives means and adds ``energy_std`` and
+    ``forces_std``.
+
+    Args:
+        model_file: A checkpoint; several, or a zip of them, for an ensemble; or a model, which is copied.
+        device: Where the model runs.
+        dtype: Precision of the calculation, a torch type or its name. Energies are summed over atoms in float64.
+        compile: Compile the model on first use, which takes a minute and pays off in long runs. If that fails, or
+            gives other numbers, the calculator goes on without and says so.
+        units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
+        **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`. With ``remove_ref_energy``, True unless given,
+            a delta-learned model gives energies relative to its reference, with False total energies.
+
+    Raises:
+        ValueError: If an option does not fit; the message names it.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]
+
+    def __init__(
+        self,
+        model_file: ModelSource,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        compile: bool = False,
+        *,
+        units: str | Sequence[str] | Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.device = device
+        self.dtype = as_dtype(dtype)
+        if isinstance(model_file, nn.Module):
+            if kwargs:
+                warnings.warn(f"A model is used as it is; {', '.join(kwargs)} would only change how a file is loaded.")
+            self.model = _energies_only(model_file, device, self.dtype)
+        else:
+            options = {"remove_ref_energy": True, **kwargs}
+            self.model = load(model_file, device=device, dtype=self.dtype, derivative=False, **options)
+        self.model_file = model_file
+        self.units = units_or_default(stated_units(self.model, units), model_file)
+        self.members = members_of(self.model)
+        self.by_atom = all(isinstance(member, TorchMD_Net) and member.is_sum_of_atoms for member in self.members)
+        self.implemented_properties = [
+            name for name in type(self).implemented_properties if self.by_atom or name != "energies"
+        ]
+        if len(self.members) > 1:
+            self.implemented_properties += ["energy_std", "forces_std"]
+        self.compile = compile
+        self.compiled: list[nn.Module] | None = None
+        #: Number of calculations so far; asking again about unchanged atoms does not add to it.
+        self.evals = 0
+        self._told: set[str] = set()
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation; total charge and spin count as ``info``."""
+        changes = super().check_state(atoms, tol=tol)
+        if self.atoms is not None and any(
+            _stated(name, self.atoms) != _stated(name, atoms) for name in ("charge", "spin")
+        ):
+            changes.append("info")
+        return changes
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] | None = None,
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Calculate everything the model can say of the atoms; called by ASE.
+
+        Raises:
+            PropertyNotImplementedError: If stress is asked for and the cell has no volume.
+            ValueError: If positions are not finite, or an element lies outside the embedding.
+        """
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        assert isinstance(atoms, Atoms)
+        has_volume = atoms.cell.rank == 3
+        is_asked = "stress" in (properties or ())
+        if is_asked and not has_volume:
+            raise PropertyNotImplementedError(
+                "stress: the cell has no volume. Give three lattice vectors; pbc tells which of them repeat."
+            )
+        answers = self._ask(self._inputs(atoms), with_virial=has_volume and (is_asked or bool(atoms.pbc.any())))
+        self.results = self._results(answers, atoms)
+        self.evals += 1
+
+    def _inputs(self, atoms: Atoms) -> Inputs:
+        positions = atoms.get_positions()
+        if not np.isfinite(positions).all():
+            atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+            raise ValueError(f"The position of atom {atom} is {positions[atom]}; the structure has fallen apart.")
+        z = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))
+        check_elements(self.model, z)
+        self._tell(unseen_elements(self.model, z))
+        cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)  # a zero row is an open direction
+        if not cell.any() and any(map(_has_a_box, self.members)):
+            self._tell(
+                "The atoms are not periodic, but the model carries a box of its own (box_vecs), which it uses. "
+                "Set cell and pbc of the atoms, or load the model with box_vecs=None."
+            )
+        return Inputs(
+            z=z.to(self.device),
+            pos=self._tensor(positions / self.units.in_angstrom),
+            batch=torch.zeros(len(z), dtype=torch.long, device=self.device),
+            box=self._tensor(cell / self.units.in_angstrom) if cell.any() else None,
+            q=self._charge(atoms),
+            s=self._spin(atoms),
+            num_systems=1,
+        )
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device=self.device, dtype=self.dtype)
+
+    def _charge(self, atoms: Atoms) -> Tensor | None:
+        charge = _stated("charge", atoms)
+        is_read = trained_with(self.model, "charge")
+        if charge is None and is_read:
+            charge = float(atoms.get_initial_charges().sum())
+            if not atoms.has("initial_charges"):
+                self._tell(
+                    "The model was trained with charges and the atoms state none; 0 is assumed. "
+                    'Set atoms.info["charge"].'
+                )
+        if charge and is_read is False:
+            self._tell(
+                f"The atoms have charge {charge:g}, but the model was trained without charges; what it makes of it is "
+                'not learned. Remove atoms.info["charge"] to ask it as it was trained.'
+            )
+        return None if charge is None else self._tensor(np.array([charge]))
+
+    def _spin(self, atoms: Atoms) -> Tensor | None:
+        spin = _stated("spin", atoms)
+        is_read = trained_with(self.model, "spin")
+        if spin is None and is_read:
+            raise ConfigError(
+                'The model was trained with spin. Set atoms.info["spin"], in the convention of its training data.'
+            )
+        return None if spin is None else self._tensor(np.array([spin]))
+
+    def _tell(self, message: str | None) -> None:
+        if message is not None and message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
+    def _ask(self, inputs: Inputs, *, with_virial: bool) -> list[Answer]:
+        def ask(members: list[nn.Module]) -> list[Answer]:
+            return [predict(member, inputs, with_virial=with_virial, by_atom=self.by_atom) for member in members]
+
+        if not self.compile:
+            return ask(self.members)
+        if self.compiled is not None:
+            return ask(self.compiled)
+        plain = ask(self.members)
+        try:
+            log.info("Compiling the model; this takes a minute.")
+            quick = [compiled(member) for member in self.members]
+            _expect_agreement(ask(quick), plain)
+        except Exception as error:  # whatever the compiler raises, the plain model is there
+            log.warning("compile: failed (%s: %s); going on without.", type(error).__name__, _first_line(error))
+            self.compile = False
+        else:
+            self.compiled = quick
+        return plain
+
+    def _results(self, answers: list[Answer], atoms: Atoms) -> dict[str, Any]:
+        energies = self.units.in_ev * np.array([answer.energy.item() for answer in answers])  # (members,)
+        forces = self.units.in_ev / self.units.in_angstrom * _stack([answer.forces for answer in answers])
+        results: dict[str, Any] = {
+            "energy": float(energies.mean()),
+            "free_energy": float(energies.mean()),
+            "forces": forces.mean(axis=0),
+        }
+        if answers[0].virial is not None:
+            virial = self.units.in_ev * _stack([answer.virial[0] for answer in answers if answer.virial is not None])
+            results["stress"] = full_3x3_to_voigt_6_stress(virial.mean(axis=0) / atoms.get_volume())
+        if self.by_atom:
+            atomic = _stack([answer.atomic for answer in answers if answer.atomic is not None])
+            results["energies"] = self.units.in_ev * atomic.mean(axis=0)
+        if len(answers) > 1:
+            results["energy_std"] = float(energies.std(ddof=1))
+            results["forces_std"] = forces.std(axis=0, ddof=1)
+        return results
+
+
+def _energies_only(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model that leaves the differentiation to the calculator."""
+    inner = getattr(model, "model", None)  # a potential in training
+    model = copy.deepcopy(inner if isinstance(inner, TorchMD_Net) else model)
+    for part in model.modules():
+        if isinstance(part, TorchMD_Net):
+            part.derivative = False
+    return placed(model, device, dtype).eval().requires_grad_(False)
+
+
+def _has_a_box(model: nn.Module) -> bool:
+    distance = getattr(getattr(model, "representation_model", None), "distance", None)
+    return getattr(distance, "stored_box", None) is not None
+
+
+def _stated(kind: Literal["charge", "spin"], atoms: Atoms) -> float | None:
+    """Total charge or spin in ``atoms.info``, under its own name or one that data sets use; None if there is none."""
+    for name in (kind, *USUAL_NAMES[kind]):
+        value = atoms.info.get(name)
+        if value is None:
+            continue
+        try:
+            number = float(np.asarray(value).reshape(()))
+        except (TypeError, ValueError):
+            if name == kind:
+                raise ValueError(f'atoms.info["{name}"] is {value!r}. Set one number.') from None
+            continue
+        return number - 1 if SPIN_MEANING.get(name) == "multiplicity" else number
+    return None
+
+
+def _stack(tensors: list[Tensor]) -> np.ndarray:
+    return torch.stack(tensors).double().cpu().numpy()
+
+
+def _expect_agreement(quick: list[Answer], plain: list[Answer]) -> None:
+    """Raise unless two ways of asking the same models give the same numbers."""
+    for a, b in zip(quick, plain, strict=True):
+        tolerance = 1e-9 if b.forces.dtype == torch.float64 else 1e-4
+        for name, x, y in (("energy", a.energy, b.energy), ("forces", a.forces, b.forces)):
+            if not torch.allclose(x, y, rtol=tolerance, atol=tolerance):
+                raise RuntimeError(f"{name} differs by {float((x - y).abs().max()):.1e} from the plain model")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

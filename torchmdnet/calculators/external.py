@@ -1,0 +1,262 @@
+"""Potentials for engines that bring batches of positions, such as TorchMD."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchmdnet.calculators.cuda_graph import CudaGraph
+from torchmdnet.calculators.loading import (
+    as_dtype,
+    check_elements,
+    load,
+    placed,
+    stated_units,
+    trained_with,
+    units_or_default,
+    unseen_elements,
+)
+from torchmdnet.calculators.predict import Inputs, predict
+from torchmdnet.calculators.units import Transform, make_transform, tranforms
+from torchmdnet.errors import ConfigError
+
+__all__ = ["External"]
+
+log = logging.getLogger(__name__)
+
+#: A number shared by all replicas, one per replica, or None.
+PerReplica = float | Sequence[float] | Tensor | None
+
+
+class Call(NamedTuple):
+    """What changes from call to call, in the units of the model."""
+
+    pos: Tensor  # (N, 3)
+    box: Tensor | None  # (3, 3) or (R, 3, 3)
+    q: Tensor | None  # (R,)
+    s: Tensor | None  # (R,)
+
+
+class External:
+    """A potential over a fixed set of atoms, in one or more replicas.
+
+    Args:
+        netfile: A checkpoint (or several, or a zip of them), or a module called with ``z, pos, batch, box`` that
+            returns energies, or energies and forces. Where it returns no forces they are found by differentiation.
+        embeddings: Atomic numbers, (replicas, atoms), as a tensor or nested lists; (atoms,) is one replica.
+        device: Where the model runs. Results stay there.
+        output_transform: What to do with energies and forces: one of the names in
+            :data:`torchmdnet.calculators.tranforms`; the units to convert to, such as ``"kcal/mol/A"`` or
+            ``"kJ/mol/nm"``, with exact factors; or a function of both. None leaves them in the units of the model.
+        use_cuda_graph: Capture the call as a CUDA graph on first use and replay it afterwards. A model that cannot be
+            captured, or replays to something else, runs plainly and says so.
+        cuda_graph_warmup_steps: Plain calls before the capture.
+        dtype: Precision of the calculation, a torch type or its name. A model in another precision is converted; if
+            it is a module of yours, a copy of it.
+        q: Total charge of each replica in e, or one number for all.
+        s: Spin of each replica, as ``q``, in the convention of the training data.
+        units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
+        **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`.
+
+    Raises:
+        ValueError: If an argument does not fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        netfile: str | Path | Sequence[str | Path] | nn.Module,
+        embeddings: Tensor | Sequence[int] | Sequence[Sequence[int]],
+        device: str | torch.device = "cpu",
+        output_transform: str | Transform | None = None,
+        use_cuda_graph: bool = False,
+        cuda_graph_warmup_steps: int = 12,
+        dtype: torch.dtype | str = torch.float32,
+        *,
+        q: PerReplica = None,
+        s: PerReplica = None,
+        units: str | Sequence[str] | Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.device = device
+        self.dtype = as_dtype(dtype)
+        if use_cuda_graph:
+            _check_cuda(device)
+            if not isinstance(netfile, nn.Module) and not kwargs.get("static_shapes", False):
+                warnings.warn("use_cuda_graph=True needs arrays of fixed shape; static_shapes=True is set.")
+                kwargs["static_shapes"] = True
+        z = _atomic_numbers(embeddings)  # (R, n)
+        self.num_replicas, self.n_atoms = z.shape
+        if isinstance(netfile, nn.Module):
+            if kwargs:
+                warnings.warn(f"A module is used as it is; {', '.join(kwargs)} would only change how a file is loaded.")
+            self.model = netfile
+        elif isinstance(netfile, (str, Path, list, tuple)):
+            self.model = load(netfile, device=device, dtype=self.dtype, derivative=True, **kwargs)
+        else:
+            raise ValueError(
+                f"netfile is a {type(netfile).__name__}. Pass the path of a checkpoint, several paths, or a module."
+            )
+        check_elements(self.model, z.reshape(-1))
+        self.embeddings = z.reshape(-1).to(device)  # (N,)
+        self.batch = torch.arange(self.num_replicas, device=device).repeat_interleave(self.n_atoms)  # (N,)
+        self.q, self.s = q, s
+        self._told: set[str] = set()
+        self._tell(unseen_elements(self.model, z.reshape(-1)))
+        self.units = stated_units(self.model, units)
+        if isinstance(output_transform, str) and output_transform not in tranforms:
+            self.units = units_or_default(self.units, netfile)
+        self.output_transformer = make_transform(output_transform, self.units)
+        self.use_cuda_graph = use_cuda_graph
+        self.cuda_graph_warmup_steps = cuda_graph_warmup_steps
+        self.cuda_graph: CudaGraph | None = None
+        self.pos: Tensor | None = None
+        self.box: Tensor | None = None
+        self.energy: Tensor | None = None
+        self.forces: Tensor | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; another one may be put in its place, and is brought into the same precision."""
+        return self._model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._model = placed(model, self.device, self.dtype).eval()
+        self.cuda_graph = None
+
+    def calculate(
+        self,
+        pos: Tensor,
+        box: Tensor | None = None,
+        q: PerReplica = None,
+        s: PerReplica = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Energies and forces of all replicas.
+
+        Args:
+            pos: Positions in Å, (replicas, atoms, 3) or any shape with as many numbers.
+            box: Lattice vectors as rows in Å, (3, 3) shared or (replicas, 3, 3); all zeros is no box, a zero row an
+                open direction.
+            q: Total charges for this call, in place of those given at construction.
+            s: Spins for this call, likewise.
+
+        Returns:
+            Energies (replicas, 1) and forces (replicas, atoms, 3), both without gradient history.
+
+        Raises:
+            ValueError: If a shape does not fit.
+        """
+        with torch.inference_mode(False):
+            self.pos, self.box = self._positions(pos), self._boxes(box)
+            call = Call(
+                self.pos,
+                self.box,
+                self._per_replica("q", self.q if q is None else q),
+                self._per_replica("s", self.s if s is None else s),
+            )
+        energy, forces = self._replay(call) if self.use_cuda_graph else self._ask(*call)
+        energy, forces = self.output_transformer(energy, forces)
+        energy, forces = energy.detach().clone(), forces.detach().clone()
+        self.energy, self.forces = energy, forces
+        return energy, forces
+
+    def _ask(self, pos: Tensor, box: Tensor | None, q: Tensor | None, s: Tensor | None) -> tuple[Tensor, Tensor]:
+        answer = predict(self.model, Inputs(self.embeddings, pos, self.batch, box, q, s, self.num_replicas))
+        return answer.energy, answer.forces.reshape(self.num_replicas, self.n_atoms, 3)
+
+    def _replay(self, call: Call) -> tuple[Tensor, ...]:
+        if self.cuda_graph is None:
+            self.cuda_graph = self._capture(call)
+        if self.cuda_graph is None:
+            self.use_cuda_graph = False
+            return self._ask(*call)
+        return self.cuda_graph(*call)
+
+    def _capture(self, call: Call) -> CudaGraph | None:
+        """Record the call, and see that a replay follows the atoms when they move; None if either fails."""
+        try:
+            graph = CudaGraph(self._ask, call, self.cuda_graph_warmup_steps)
+            elsewhere = call._replace(pos=1.05 * call.pos)
+            for replayed, plain in zip(graph(*elsewhere), self._ask(*elsewhere), strict=True):
+                if not torch.allclose(replayed, plain, rtol=1e-5, atol=1e-3):
+                    raise RuntimeError("a replay with atoms elsewhere differs from the plain call")
+        except RuntimeError as error:
+            log.warning(
+                "use_cuda_graph: %s cannot be captured (%s); it runs without.",
+                type(self.model).__name__,
+                str(error).splitlines()[0],
+            )
+            return None
+        return graph
+
+    def _positions(self, pos: Any) -> Tensor:
+        pos = torch.as_tensor(pos).detach().clone().to(device=self.device, dtype=self.dtype)
+        expected = self.num_replicas * self.n_atoms * 3
+        if pos.numel() != expected:
+            raise ValueError(
+                f"pos has shape {tuple(pos.shape)} but embeddings hold {self.num_replicas} replicas of {self.n_atoms} "
+                f"atoms. Pass ({self.num_replicas}, {self.n_atoms}, 3), or embeddings of shape (replicas, atoms)."
+            )
+        return self._in_units_of_the_model(pos.reshape(-1, 3))
+
+    def _boxes(self, box: Any) -> Tensor | None:
+        if box is None:
+            return None
+        box = torch.as_tensor(box).detach().clone().to(device=self.device, dtype=self.dtype)
+        return self._in_units_of_the_model(box) if bool(box.any()) else None
+
+    def _in_units_of_the_model(self, length: Tensor) -> Tensor:
+        if self.units is None or self.units.length == "Å":
+            return length
+        return length / self.units.in_angstrom
+
+    def _per_replica(self, name: Literal["q", "s"], value: PerReplica) -> Tensor | None:
+        """Charges or spins as (replicas,), or None where the model needs none."""
+        option = {"q": "charge", "s": "spin"}[name]
+        is_read = trained_with(self.model, option)
+        if value is None:
+            if not is_read:
+                return None
+            if name == "s":
+                raise ConfigError("s: the model was trained with spin. Pass s=, in the convention of its data.")
+            self._tell("q: the model was trained with charges and none is given; 0 is assumed. Pass q=.")
+            value = 0.0
+        tensor = torch.as_tensor(value).detach().to(device=self.device, dtype=self.dtype).reshape(-1)
+        if tensor.numel() not in (1, self.num_replicas):
+            raise ValueError(
+                f"{name} holds {tensor.numel()} values but there are {self.num_replicas} replicas. "
+                "Pass one for all, or one for each."
+            )
+        if is_read is False and bool(tensor.any()):
+            self._tell(f"{name}: the model was trained without {option}; what it makes of it is not learned.")
+        return tensor.expand(self.num_replicas).clone()
+
+    def _tell(self, message: str | None) -> None:
+        if message is not None and message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
+
+def _atomic_numbers(embeddings: Any) -> Tensor:
+    """Atomic numbers as (replicas, atoms) int64 on the CPU."""
+    z = torch.as_tensor(embeddings).detach().cpu()
+    if z.dim() == 1:
+        z = z[None]
+    if z.dim() != 2 or z.is_floating_point() or z.dtype == torch.bool:
+        raise ValueError(
+            f"embeddings has shape {tuple(z.shape)}, {z.dtype}. Pass integer atomic numbers, (replicas, atoms)."
+        )
+    return z.long()
+
+
+def _check_cuda(device: str | torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError("use_cuda_graph=True needs CUDA, which is not available here. Pass use_cuda_graph=False.")
+    if torch.device(device).type != "cuda":
+        raise ValueError(f"use_cuda_graph=True needs the model on the GPU, but device is {device!r}. Pass 'cuda'.")

@@ -1,0 +1,153 @@
+"""From whatever is passed as a model to a potential ready to be asked."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchmdnet.calculators.units import Units
+from torchmdnet.checkpoint import load_model
+from torchmdnet.elements import SYMBOLS
+from torchmdnet.errors import ConfigError
+from torchmdnet.potential import Ensemble
+
+__all__ = [
+    "ModelSource",
+    "as_dtype",
+    "check_elements",
+    "load",
+    "members_of",
+    "placed",
+    "stated_units",
+    "trained_with",
+    "units_or_default",
+    "unseen_elements",
+]
+
+log = logging.getLogger(__name__)
+
+#: A checkpoint, several of them, a zip of them, or a module.
+ModelSource = str | Path | Sequence[str | Path] | nn.Module
+
+_PRECISIONS = {torch.float16: 16, torch.float32: 32, torch.float64: 64}
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A floating point type from itself or its name, ``"float64"``.
+
+    Raises:
+        ConfigError: If there is no such type.
+    """
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype: {dtype!r} is not available. Choose from float32, float64.")
+    return found
+
+
+def load(
+    source: str | Path | Sequence[str | Path],
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    derivative: bool,
+    **options: Any,
+) -> nn.Module:
+    """Load a potential for inference, its parameters frozen; see :func:`torchmdnet.checkpoint.load_model`.
+
+    Raises:
+        ConfigError: If ``precision`` is among the options and is not the one of ``dtype``.
+    """
+    if options.setdefault("precision", _PRECISIONS.get(dtype, 32)) != _PRECISIONS.get(dtype, 32):
+        raise ConfigError(f"precision: {options['precision']} contradicts dtype={dtype}. Pass dtype alone.")
+    model = load_model(source, device=device, derivative=derivative, **options)
+    return placed(model, device, dtype).requires_grad_(False)
+
+
+def placed(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model on a device and in a precision: itself where it is so already, a copy otherwise."""
+    device = torch.device(device)
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    fits = all(
+        tensor.dtype == dtype and tensor.device.type == device.type and device.index in (None, tensor.device.index)
+        for tensor in tensors
+    )
+    return model if fits else copy.deepcopy(model).to(device=device, dtype=dtype)
+
+
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """The models of an ensemble, or the model alone."""
+    return list(model) if isinstance(model, Ensemble) else [model]
+
+
+def check_elements(model: nn.Module, z: Tensor) -> None:
+    """Refuse atomic numbers (on the CPU) that the model has no embedding for, with the name of the element."""
+    for member in members_of(model):
+        check = getattr(getattr(member, "representation_model", None), "check_elements", None)
+        if check is not None:
+            check(z)
+
+
+def unseen_elements(model: nn.Module, z: Tensor) -> str | None:
+    """A sentence about elements the training data did not have, as far as the file lists them; None without any."""
+    trained_on = [set(getattr(member, "provenance", {}).get("elements") or ()) for member in members_of(model)]
+    seen = set.intersection(*trained_on) if trained_on else set()
+    unseen = set(z.tolist()) - seen if seen else set()
+    if not unseen:
+        return None
+    names, known = (", ".join(SYMBOLS[number] for number in sorted(numbers)) for numbers in (unseen, seen))
+    return f"The model has never seen {names}: it was trained on {known}. Its answer is not learned."
+
+
+def trained_with(model: nn.Module, option: str) -> bool | None:
+    """Whether the model's file says that it was trained with ``charge`` or ``spin``; None if it does not say."""
+    answers = {getattr(member, "hyper_parameters", {}).get(option) for member in members_of(model)}
+    return True if True in answers else False if False in answers else None
+
+
+def stated_units(model: nn.Module, units: str | Sequence[str] | Mapping[str, str] | None) -> Units | None:
+    """The units of a model: the ones given, else the ones in its file, else None.
+
+    Raises:
+        ConfigError: If a unit is not known, or the members of an ensemble have different ones.
+    """
+    stored = {
+        Units.parse((energy, length or "Å"))
+        for energy, length in (_units_in_file(member) for member in members_of(model))
+        if energy
+    }
+    if units is not None:
+        given = Units.parse(units)
+        if stored - {given}:
+            log.warning("units: the file states %s; %s is used as given.", " and ".join(map(str, stored)), given)
+        return given
+    if len(stored) > 1:
+        raise ConfigError(
+            f"The members of the ensemble predict in {' and '.join(sorted(map(str, stored)))}. "
+            "An ensemble needs models trained in the same units."
+        )
+    return stored.pop() if stored else None
+
+
+def _units_in_file(model: nn.Module) -> tuple[str | None, str | None]:
+    """Energy and length unit as the file of a model states them, nested or one by one."""
+    facts = getattr(model, "provenance", {})
+    nested = facts.get("units") or {name: facts.get(f"{name}_unit") for name in ("energy", "length")}
+    return nested.get("energy"), nested.get("length")
+
+
+def units_or_default(units: Units | None, what: object) -> Units:
+    """The units, or eV and Å with a word about it."""
+    if units is not None:
+        return units
+    log.warning(
+        "%s does not state its units; eV and Å are assumed. Pass units='kcal/mol/A', for example, if it was trained "
+        "in others (units='eV/A' confirms these).",
+        type(what).__name__ if isinstance(what, nn.Module) else what,
+    )
+    return Units()
