@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""Time this package against the reference package, torchmd-net 3.1.0, and print how many times faster it is."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from compare import Row, Schedule, compare_start_up, compare_workload
+from report import about_this_run, table_header, table_line, title, warnings, write
+from sides import BENCHMARKS, Side, available_memory, ours, reference
+from workloads import STARTUP, WORKLOADS
+
+HOW_TO_GET_A_REFERENCE = """\
+No --reference was given, so only this package runs. Times alone say little, they depend on the machine. To compare,
+put the reference package into an environment of its own and name its interpreter:
+
+    python -m venv ~/reference
+    ~/reference/bin/pip install torchmd-net==3.1.0
+    python benchmarks/run.py --reference ~/reference/bin/python
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A comparison waiting to be made: called with the sides, the schedule and a folder for weights, gives a row."""
+
+    name: str
+    optional: bool
+    run: Callable[[list[Side], Schedule, Path], Row]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns 1 if this package failed, or computed something else than the reference."""
+    args = parse_arguments(argv)
+    jobs = choose(all_jobs(args.threads), args.only, everything=args.all)
+    if args.list:
+        print("\n".join(dict.fromkeys(job.name for job in jobs)))
+        return 0
+    sides = [ours(), args.reference] if args.reference else [ours()]
+    if not args.reference:
+        print(HOW_TO_GET_A_REFERENCE)
+    free = available_memory()
+    limit = None if free is None else free * 3 // 4
+    schedule = Schedule(args.rounds, args.seconds, args.budget, args.timeout, limit)
+    about = about_this_run(asdict(schedule))
+    rows: list[Row] = []
+    print(table_header(), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which ends the workers too
+    with tempfile.TemporaryDirectory() as checkpoints:
+        for job in jobs:
+            rows.append(job.run(sides, schedule, Path(checkpoints)))
+            print(table_line(rows[-1]), flush=True)
+            write(rows, about, args.out)  # each time: a run that is cut short leaves what it has
+    print(f"\n{title(rows, about)}")
+    for warning in warnings(rows):
+        print(f"warning: {warning}")
+    print(f"Written to {write(rows, about, args.out)}, and as .json beside it.")
+    return 1 if any(row.sides["ours"].failed or not row.agrees for row in rows) else 0
+
+
+def all_jobs(threads: Sequence[int]) -> list[Job]:
+    """Everything there is to time: starting up, then each workload with each number of threads."""
+    start_up = [
+        Job(name, False, lambda sides, schedule, _, args=(name, code): compare_start_up(*args, sides, schedule))
+        for name, code in STARTUP.items()
+    ]
+    work = [
+        Job(workload.name, workload.optional, lambda *args, load=workload, n=n: compare_workload(load, n, *args))
+        for workload in WORKLOADS
+        for n in threads
+    ]
+    return start_up + work
+
+
+def choose(jobs: Sequence[Job], only: Sequence[str], everything: bool) -> list[Job]:
+    """The jobs whose names match one of the patterns; without patterns, those that are not optional, or all."""
+    if only:
+        return [job for job in jobs if any(fnmatchcase(job.name, pattern) for pattern in only)]
+    return [job for job in jobs if everything or not job.optional]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with a message."""
+    default = Schedule()
+    parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
+    add = parser.add_argument
+    add("--reference", metavar="PYTHON", help="interpreter of an environment with the reference package")
+    add("--threads", metavar="N,...", default="1", help="numbers of threads to run with (default: 1)")
+    add("--only", metavar="NAME,...", default="", help="names of workloads, with * for anything, such as '*/train'")
+    add("--all", action="store_true", help="run the optional workloads too: other architectures, large training steps")
+    add("--list", action="store_true", help="print the names and stop")
+    add("--rounds", type=int, default=default.rounds, help="turns that each side takes (default: %(default)s)")
+    add("--seconds", type=float, default=default.seconds, help="length of a turn (default: %(default)s)")
+    add("--budget", type=float, default=default.budget, help="seconds after which there is no third round or later")
+    add("--timeout", type=float, default=default.timeout, help="longest wait for one answer, s (default: %(default)s)")
+    add("--out", type=Path, default=BENCHMARKS / "results", help="folder for the results (default: benchmarks/results)")
+    args = parser.parse_args(argv)
+    args.only = [pattern for pattern in args.only.split(",") if pattern]
+    for pattern in args.only:
+        if not choose(all_jobs([1]), [pattern], everything=True):
+            parser.error(f"--only: nothing is called {pattern!r}. --list --all shows the names.")
+    try:
+        args.threads = [int(n) for n in args.threads.split(",")]
+        if min(args.threads) < 1:
+            raise ValueError
+    except ValueError:
+        parser.error(f"--threads: {args.threads!r} are not numbers of threads. Give some, such as 1,2.")
+    for key in ("rounds", "seconds", "timeout"):
+        if getattr(args, key) <= 0:
+            parser.error(f"--{key}: {getattr(args, key)} given, a positive number is needed.")
+    if args.reference:
+        try:
+            args.reference = reference(args.reference)
+        except FileNotFoundError as error:
+            parser.error(str(error))
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
