@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -165,13 +167,15 @@ class ChargePredict(nn.Module):
         super().__init__()
         self.q_dim = q_dim
         self.q_norm = nn.LayerNorm(3 * hidden_channels)
-        self.q_mlp = MLP(
-            in_channels=3 * hidden_channels,
-            out_channels=2 * q_dim,
-            hidden_channels=hidden_channels,
-            activation=activation,
-            num_hidden_layers=1,
-        )
+        with warnings.catch_warnings():  # no channels, no weights: nothing to warn of
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.q_mlp = MLP(
+                in_channels=3 * hidden_channels,
+                out_channels=2 * q_dim,
+                hidden_channels=hidden_channels,
+                activation=activation,
+                num_hidden_layers=1,
+            )
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases."""
@@ -181,7 +185,7 @@ class ChargePredict(nn.Module):
         """Charges of the atoms in e: (N, 9, F) -> (N, q_dim)."""
         trace = X[:, 0] * 3**-0.5  # (N, F), a third of the trace
         squares = norms_by_part(X)[:, X.shape[-1] :]  # (N, 2 F)
-        c, f = self.q_mlp(self.q_norm(torch.cat([trace, squares], dim=-1))).split(self.q_dim, dim=-1)
+        c, f = self.q_mlp(self.q_norm(torch.cat([trace, squares], dim=-1))).chunk(2, dim=-1)
         share = f.square()  # (N, q_dim)
         missing = -sum_to_systems(c, graph)  # (S, q_dim)
         if graph.q is not None:
