@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-__all__ = ["EpochBatchSampler", "IndexedSubset", "Loader", "collate"]
+__all__ = ["EpochBatchSampler", "IndexedSubset", "Loader", "collect"]
 
 
 class EpochBatchSampler(Sampler[np.ndarray]):
@@ -46,6 +46,7 @@ class EpochBatchSampler(Sampler[np.ndarray]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self._skip = 0
         self._place = None if rank is None or world_size is None else (rank, world_size)
 
     @property
@@ -56,6 +57,10 @@ class EpochBatchSampler(Sampler[np.ndarray]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
         self.epoch = epoch
+
+    def skip(self, batches: int) -> None:
+        """Let the next iteration begin after this many batches: a run continues inside an epoch."""
+        self._skip = batches
 
     def _process(self) -> tuple[int, int]:
         if self._place is not None:
@@ -80,13 +85,18 @@ class EpochBatchSampler(Sampler[np.ndarray]):
         if len(mine) < number:  # fewer samples than processes: everyone needs something to do
             mine = np.resize(order if not len(mine) else mine, number)
         if -(-len(mine) // self.batch_size) == number:
-            yield from np.split(mine, np.arange(self.batch_size, len(mine), self.batch_size))
+            batches = np.split(mine, np.arange(self.batch_size, len(mine), self.batch_size))
         else:
-            yield from np.array_split(mine, number)
+            batches = np.array_split(mine, number)
+        first, self._skip = self._skip, 0
+        yield from batches[first:]
 
 
 class IndexedSubset(Subset):
-    """A part of a data set that passes whole batches of numbers on."""
+    """A part of a data set that passes whole batches of numbers on.
+
+    As far as other loaders are concerned, it is an ordinary ``Subset`` of samples.
+    """
 
     def __init__(self, dataset: Any, indices: torch.Tensor) -> None:
         super().__init__(dataset, indices)  # type: ignore[arg-type]
@@ -95,11 +105,12 @@ class IndexedSubset(Subset):
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self._rows[index])]
 
-    def __getitems__(self, indices: Any) -> Any:
-        """One batch where the data set collects batches, else a list of samples."""
-        rows = self._rows[np.asarray(indices, dtype=np.int64)]
-        gather: Callable[[np.ndarray], Any] | None = getattr(self.dataset, "__getitems__", None)
-        return gather(rows) if gather is not None else [self.dataset[int(row)] for row in rows]
+    def __getitems__(self, indices: Any) -> list[Any]:
+        return [self[int(i)] for i in indices]
+
+    def batch(self, indices: Any) -> Batch:
+        """Samples of this part as one batch."""
+        return collect(self.dataset, self._rows[np.asarray(indices, dtype=np.int64)])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,7 +123,7 @@ class Loader(DataLoader):
     from worker to worker would cost more than making them. Others get ``num_workers`` workers.
 
     Args:
-        dataset: Gives samples, or batches through ``__getitems__``.
+        dataset: Gives samples, or batches through ``batch(indices)``.
         batch_sampler: Which samples make up each batch.
         num_workers: Worker processes for a data set that needs them.
     """
@@ -122,18 +133,41 @@ class Loader(DataLoader):
         has_transform = getattr(source, "transform", None) is not None
         workers = 0 if getattr(source, "gathers_in_process", False) and not has_transform else num_workers
         super().__init__(
-            dataset,
+            _WholeBatches(dataset),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(batch_sampler.seed),  # not a draw from the global one
         )
 
 
-def collate(items: Any) -> Batch:
-    """Samples as a ``torch_geometric`` batch; a batch stays what it is."""
+def collect(dataset: Any, indices: np.ndarray) -> Batch:
+    """Samples as a ``torch_geometric`` batch: gathered by the data set itself if it can, else collated one by one."""
+    gather: Callable[[np.ndarray], Batch] | None = getattr(dataset, "batch", None)
+    if gather is not None:
+        return gather(indices)
     from torch_geometric.data import Batch
 
-    return Batch.from_data_list(items) if isinstance(items, list) else items
+    return Batch.from_data_list([dataset[int(i)] for i in indices])
+
+
+class _WholeBatches(Dataset):
+    """Hands a loader's request over as one piece."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: np.ndarray) -> Batch:
+        return collect(self.dataset, indices)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

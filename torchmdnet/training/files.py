@@ -1,0 +1,108 @@
+"""Files that are whole or not there: every output of a run is written beside its place and moved into it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from torchmdnet.checkpoint import read_checkpoint
+
+__all__ = ["SafeCheckpointIO", "copy_file", "draft_of", "read_table", "write_json", "write_table", "write_text"]
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path that replaces ``path`` when the block ends well; otherwise ``path`` stays as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text, UTF-8."""
+    with draft_of(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON; numbers that are not finite become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def write_table(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV table; what a row lacks is empty."""
+    with draft_of(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Rows of a CSV table as text, empty cells left out; an empty list where there is no file."""
+    if not Path(path).is_file():
+        return []
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Let ``target`` be what ``source`` is now: a second name of the same bytes where the file system has them."""
+    with draft_of(target) as draft:
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copyfile(source, draft)
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """How Lightning writes and reads checkpoints here: whole files only, and no code from a file is run."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint; a crash on the way leaves the file that was there."""
+        with draft_of(path) as draft:
+            torch.save(checkpoint, draft)
+
+    def load_checkpoint(  # type: ignore[override]
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU.
+
+        Raises:
+            CheckpointError: If the file is damaged or holds more than tensors and plain values.
+        """
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint that fell out of the best."""
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,569 @@
+"""One step of training, what is measured on the way, and what a checkpoint remembers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from torchmdnet import __version__
+from torchmdnet.build import create_model
+from torchmdnet.checkpoint import hyper_parameters_of, load_model, migrate, read_checkpoint
+from torchmdnet.checkpoint.migrations import fill_boxes
+from torchmdnet.config.reader import read_yaml
+from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
+from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.training.losses import LOSSES, LossFunction, l1_loss, loss_name
+from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean
+
+__all__ = ["LNNP", "Comparison", "EnergyRefRemover", "FloatCastDatasetWrapper", "LossFunction"]
+
+NamedLoss = tuple[str, Callable[[Tensor, Tensor], Tensor]]
+
+#: Fields of a batch that are labels or named arguments of the model; every other field travels in ``extra_args``.
+NAMED_FIELDS = frozenset({"y", "neg_dy", "z", "pos", "batch", "box", "q", "s"})
+
+#: Options a module can do without; the established defaults.
+DEFAULTS: dict[str, Any] = {
+    "charge": False,
+    "spin": False,
+    "train_loss": "mse_loss",
+    "train_loss_arg": None,
+    "load_model": None,
+    "precision": 32,
+    "remove_ref_energy": False,
+    "derivative": False,
+    "ema_alpha_y": 1.0,
+    "ema_alpha_neg_dy": 1.0,
+    "y_weight": 1.0,
+    "neg_dy_weight": 1.0,
+    "lr": 1e-4,
+    "weight_decay": 0.0,
+    "lr_factor": 0.8,
+    "lr_patience": 10,
+    "lr_min": 1e-6,
+    "lr_warmup_steps": 0,
+    "lr_metric": "val",
+}
+
+DTYPES = {16: torch.float16, 32: torch.float32, 64: torch.float64}
+
+
+class Comparison(NamedTuple):
+    """Predictions of one batch beside its labels; a label is None where the batch has none to compare with."""
+
+    y: Tensor  # (S, 1)
+    y_label: Tensor | None  # (S, 1)
+    neg_dy: Tensor  # (N, 3), empty without forces
+    neg_dy_label: Tensor | None  # (N, 3)
+    atoms_per_molecule: Tensor | None  # (S,)
+    num_atoms: int
+
+    def pairs(self) -> dict[str, tuple[Tensor, Tensor, int]]:
+        """Term -> prediction, label, and the number of molecules or atoms they describe."""
+        pairs = {}
+        if self.y_label is not None:
+            pairs["y"] = (self.y, self.y_label, self.y.shape[0])
+        if self.neg_dy_label is not None:
+            pairs["neg_dy"] = (self.neg_dy, self.neg_dy_label, self.num_atoms)
+        return pairs
+
+    def detach(self) -> Comparison:
+        """The same without history."""
+        return self._replace(y=self.y.detach(), neg_dy=self.neg_dy.detach())
+
+    def add_to(self, sums: ErrorSums) -> None:
+        """Add the errors of this batch."""
+        pairs = {term: prediction - label for term, (prediction, label, _) in self.pairs().items()}
+        sums.update(pairs.get("y"), self.atoms_per_molecule, pairs.get("neg_dy"))
+
+
+class LNNP(LightningModule):
+    r"""A potential in training.
+
+    .. math:: L = w_y\, \ell(y, y^\mathrm{ref}) + w_F\, \ell(F, F^\mathrm{ref}), \qquad F = -\nabla y
+
+    With ``0 < ema_alpha < 1`` each term is smoothed over steps, :math:`\alpha L + (1 - \alpha) E`, where E is the
+    previous smoothed value. The gradient of a smoothed term is :math:`\alpha` times the plain one, and what is logged
+    and monitored is smoothed too; test errors never are.
+
+    Means over an epoch are weighted by molecules (``y``) or atoms (``neg_dy``), so a short last batch counts for what
+    it holds.
+
+    Args:
+        hparams: Options by name, a mapping or a Namespace; it is copied. Missing training options take their defaults.
+        prior_model: Prior or priors of the model. None: rebuilt from ``prior_model`` and ``prior_args`` in ``hparams``.
+        mean: Added to every prediction, in the data's unit of energy.
+        std: Factor of the atoms' contributions.
+
+    Raises:
+        ConfigError: If ``train_loss`` is unknown or ``train_loss_arg`` does not fit it.
+    """
+
+    def __init__(
+        self,
+        hparams: Mapping[str, Any] | Namespace,
+        prior_model: Any = None,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        hparams = with_defaults(hparams)  # under this name it is saved as the argument `hparams`
+        self.save_hyperparameters(hparams)
+        if hparams["load_model"]:
+            self.model = load_model(hparams["load_model"], args=hparams).train()
+        else:
+            self.model = create_model(hparams, prior_model, mean, std)
+
+        self.train_loss_name = loss_name(hparams["train_loss"])
+        self.train_loss_fn = LossFunction(LOSSES[hparams["train_loss"]], hparams["train_loss_arg"])
+        self.term_weight = {term: float(hparams[f"{term}_weight"]) for term in ("y", "neg_dy")}
+        self.term_alpha = {term: float(hparams[f"ema_alpha_{term}"]) for term in ("y", "neg_dy")}
+        self.data_transform = self._data_transform()
+
+        #: Smoothed losses: stage -> term -> loss name -> last value.
+        self.ema: dict[str, dict[str, dict[str, Tensor]]] = {}
+        #: Sums of the running epoch: stage -> term -> loss name.
+        self.losses: dict[str, dict[str, dict[str, RunningMean]]] = {}
+        self.errors: dict[str, ErrorSums] = {}
+        #: What the last finished epoch measured, by column name, and its errors per stage.
+        self.epoch_metrics: dict[str, float] = {}
+        self.epoch_errors: dict[str, Errors] = {}
+        self.epoch_samples = 0
+        #: Predictions and labels of the latest training batch, for a display that sets ``keep_latest``.
+        self.latest: Comparison | None = None
+        self.keep_latest = False
+        #: Facts about the data that travel with the weights: units, elements, level of theory.
+        self.provenance: dict[str, Any] = {}
+        #: Whether a parameter update has begun whose step is not yet counted; such a state must not be saved.
+        self.is_updating = False
+        self.plateau: ReduceLROnPlateau | None = None
+        self._restored: dict[str, Any] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of every hook it enters here, some forty times a step; a plain string need not pass
+        # through the registration of parameters and modules.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool = True,
+        weights_only: bool = True,
+        **kwargs: Any,
+    ) -> LNNP:
+        """Rebuild a module from a checkpoint of any release, without running code from it.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device to put the module on.
+            hparams_file: YAML file with the options, for a checkpoint that has none.
+            strict: Whether every weight must be in the file.
+            weights_only: See :func:`torchmdnet.checkpoint.read_checkpoint`.
+            **kwargs: Options to change. The file the module was itself started from is not needed.
+
+        Raises:
+            CheckpointError: If the file cannot be read.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, weights_only=weights_only)
+        if hparams_file is None:
+            options = hyper_parameters_of(checkpoint, checkpoint_path)
+        else:
+            options = {key: setting.value for key, setting in read_yaml(hparams_file).items()}
+        _, options = migrate(checkpoint["state_dict"], options)
+        module = cls({**options, "load_model": None, **kwargs})
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return module if map_location is None else module.to(map_location)
+
+    def _data_transform(self) -> Callable[[Any], Any]:
+        from torch_geometric.transforms import Compose
+
+        cast = FloatCastDatasetWrapper(DTYPES[int(self.hparams["precision"])])
+        if not self.hparams["remove_ref_energy"]:
+            return cast
+        priors = getattr(self.model, "prior_model", None)
+        atomref = getattr(priors[-1], "initial_atomref", None) if priors else None
+        if atomref is None:
+            raise ConfigError(
+                "remove_ref_energy: the last prior of the model must be an Atomref, whose energies are subtracted. "
+                'Append {"Atomref": {"enable": False}} to prior_model.'
+            )
+        return Compose([EnergyRefRemover(atomref), cast])
+
+    # ------------------------------------------------------------------------------------------ optimization
+
+    def configure_optimizers(self) -> tuple[list[AdamW], list[dict[str, Any]]]:  # type: ignore[override]
+        """AdamW, and a scheduler that lowers the learning rate on a plateau of ``{lr_metric}_total_{train_loss}``."""
+        lr, weight_decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
+        try:
+            optimizer = AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        except RuntimeError:  # a device or dtype without fused kernels
+            optimizer = AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay)
+        self.plateau = ReduceLROnPlateau(
+            optimizer,
+            mode="min",
+            factor=float(self.hparams["lr_factor"]),
+            patience=int(self.hparams["lr_patience"]),
+            min_lr=float(self.hparams["lr_min"]),
+        )
+        scheduler = {
+            "scheduler": self.plateau,
+            "strict": True,
+            "monitor": self.plateau_monitor,
+            "interval": "epoch",
+            "frequency": 1,
+        }
+        return [optimizer], [scheduler]
+
+    @property
+    def plateau_monitor(self) -> str:
+        """The metric that lowers the learning rate. Without a validation set it is the training loss."""
+        stage = str(self.hparams["lr_metric"])
+        if stage == "val" and self._trainer is not None and not any(self.trainer.num_val_batches):
+            stage = "train" if self.trainer.training else stage
+        return f"{stage}_total_{self.train_loss_name}"
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's turn comes after checkpoints are written and is left out on some resumes: see `_step_plateau`."""
+        if scheduler is not self.plateau:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _step_plateau(self) -> None:
+        if self.plateau is not None:
+            metric = self.epoch_metrics.get(self.plateau_monitor)
+            if metric is not None:
+                self.plateau.step(metric)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Warm the learning rate up linearly over ``lr_warmup_steps``, then step."""
+        warmup = int(self.hparams["lr_warmup_steps"])
+        if warmup and (step := self.trainer.global_step) < warmup:
+            lr = float(self.hparams["lr"]) * min(1.0, (step + 1) / warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+        def closure() -> Any:
+            loss = optimizer_closure() if optimizer_closure is not None else None
+            self.is_updating = True
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        optimizer.zero_grad()
+
+    # ------------------------------------------------------------------------------------------ one step
+
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        box: Tensor | None = None,
+        q: Tensor | None = None,
+        s: Tensor | None = None,
+        extra_args: dict[str, Tensor] | None = None,
+        num_systems: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions (S, 1) and minus their gradients (N, 3) of the model."""
+        return self.model(z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems)
+
+    def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Loss of one batch."""
+        return self.step(batch, [(self.train_loss_name, self.train_loss_fn)], "train")
+
+    def validation_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
+        """Losses of one validation batch, or of one test batch when the second loader is read."""
+        if dataloader_idx == 1:
+            self.step(batch, [("l1_loss", l1_loss)], "test")
+        elif self.train_loss_name == "l1_loss":
+            self.step(batch, [("l1_loss", self.train_loss_fn)], "val")
+        else:
+            self.step(batch, [("l1_loss", l1_loss), (self.train_loss_name, self.train_loss_fn)], "val")
+
+    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Absolute errors of one test batch."""
+        self.step(batch, [("l1_loss", l1_loss)], "test")
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:
+        """Predictions (S, 1) and forces (N, 3), empty without ``derivative``."""
+        return self._predict(self.data_transform(batch), with_grad=bool(self.hparams["derivative"]))
+
+    def step(self, batch: Any, loss_fn_list: Sequence[NamedLoss], stage: str) -> Tensor:
+        """Compare one batch with its labels and add the losses to the running epoch.
+
+        Args:
+            batch: A ``torch_geometric`` batch; it is transformed in place.
+            loss_fn_list: Names and functions of the losses to record.
+            stage: ``train``, ``val`` or ``test``.
+
+        Returns:
+            The total of the last loss in the list, ().
+        """
+        comparison = self.compare(batch, stage)
+        counts = not self._is_sanity_check()
+        if stage == "train":
+            self.epoch_samples += comparison.y.shape[0]
+            self.latest = comparison.detach() if self.keep_latest else None
+        total = comparison.y.new_zeros(())
+        for name, loss_fn in loss_fn_list:
+            total = comparison.y.new_zeros(())
+            for term, (prediction, label, weight) in comparison.pairs().items():
+                if self.term_weight[term] <= 0:
+                    continue
+                loss = loss_fn(prediction, label)
+                if counts:
+                    loss = self._smooth(loss, stage, term, name)
+                    self._mean_of(stage, term, name).update(loss, weight)
+                total = total + self.term_weight[term] * loss
+        if stage != "train" and counts:
+            comparison.add_to(self.errors.setdefault(stage, ErrorSums()))
+        return total
+
+    def compare(self, batch: Any, stage: str) -> Comparison:
+        """Predict a batch and lay its labels beside.
+
+        Raises:
+            DataError: If there is nothing to compare with, or a label has another shape than its prediction.
+        """
+        batch = self.data_transform(batch)
+        is_training = stage == "train"
+        y, neg_dy = self._predict(batch, with_grad=is_training or bool(self.hparams["derivative"]))
+        if not is_training:
+            y, neg_dy = y.detach(), neg_dy.detach()
+        y_label = batch.y if "y" in batch else None
+        neg_dy_label = batch.neg_dy if self.hparams["derivative"] and "neg_dy" in batch else None
+        if y_label is None:
+            if neg_dy_label is None:
+                raise DataError(
+                    "the batch has no label to learn from: y is missing, and neg_dy is "
+                    + ("missing too." if self.hparams["derivative"] else "used only with derivative: true.")
+                )
+            neg_dy = neg_dy + 0 * y.sum()  # every parameter takes part in the gradient reduction
+        elif y_label.dim() == 1:
+            y_label = y_label.unsqueeze(1)
+        for name, prediction, label in (("y", y, y_label), ("neg_dy", neg_dy, neg_dy_label)):
+            if label is not None and label.shape != prediction.shape:
+                raise DataError(
+                    f"{name} has shape {tuple(label.shape)} in the data, but the model predicts "
+                    f"{tuple(prediction.shape)}. One label per molecule (y) or three per atom (neg_dy) are expected."
+                )
+        ptr = batch.ptr if "ptr" in batch else None
+        return Comparison(y, y_label, neg_dy, neg_dy_label, _sizes(batch, ptr), batch.z.shape[0])
+
+    def _predict(self, batch: Any, with_grad: bool) -> tuple[Tensor, Tensor]:
+        fields = batch.to_dict()
+        for name, option in (("q", "charge"), ("s", "spin")):
+            if self.hparams[option] and name not in fields:
+                raise DataError(
+                    f"{option}: true needs {name!r} in the data, which holds {', '.join(sorted(fields))}. "
+                    f"Set {option}: false, or use a data set with {name!r}."
+                )
+        with torch.set_grad_enabled(with_grad):
+            return self(
+                fields["z"],
+                fields["pos"],
+                batch=fields.get("batch"),
+                box=fields.get("box"),
+                q=fields["q"] if self.hparams["charge"] else None,
+                s=fields["s"] if self.hparams["spin"] else None,
+                extra_args={name: value for name, value in fields.items() if name not in NAMED_FIELDS},
+                num_systems=batch.num_graphs if "ptr" in fields else None,
+            )
+
+    def _smooth(self, loss: Tensor, stage: str, term: str, name: str) -> Tensor:
+        alpha = self.term_alpha[term]
+        if stage == "test" or not 0 < alpha < 1:
+            return loss
+        memory = self.ema.setdefault(stage, {}).setdefault(term, {})
+        if name in memory:
+            loss = alpha * loss + (1 - alpha) * memory[name].to(loss)
+        memory[name] = loss.detach()
+        return loss
+
+    def _mean_of(self, stage: str, term: str, name: str) -> RunningMean:
+        return self.losses.setdefault(stage, {}).setdefault(term, {}).setdefault(name, RunningMean())
+
+    def running_loss(self) -> float | None:
+        """Mean training loss of the epoch so far on this process; fetched from the device."""
+        means = [
+            self.term_weight[term] * by_name[self.train_loss_name].mean()
+            for term, by_name in self.losses.get("train", {}).items()
+            if self.train_loss_name in by_name
+        ]
+        return sum(means) if means else None
+
+    def _is_sanity_check(self) -> bool:
+        return self._trainer is not None and self._trainer.sanity_checking
+
+    # ------------------------------------------------------------------------------------------ end of an epoch
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The step is complete: its state may be saved again."""
+        self.is_updating = False
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what the last epoch measured."""
+        self.losses.clear()
+        self.errors.clear()
+        self.epoch_samples = 0
+        self.epoch_metrics, self.epoch_errors = {}, {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of everything collected since the epoch began."""
+        if self._is_sanity_check():
+            return
+        self._log_epoch(("train", "val", "test"))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training losses of an epoch without validation; adapt the learning rate before files are written."""
+        if "train" in self.losses:
+            self._log_epoch(("train",))
+        self._step_plateau()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test errors."""
+        self.log_dict(self._take_means("test"), sync_dist=True)
+
+    def _log_epoch(self, stages: Sequence[str]) -> None:
+        metrics = {"epoch": float(self.current_epoch)}
+        optimizers = self.trainer.optimizers
+        if optimizers:
+            metrics["lr"] = float(optimizers[0].param_groups[0]["lr"])
+        for stage in stages:
+            metrics |= self._take_means(stage)
+        self.epoch_metrics = metrics
+        self.log_dict(metrics, sync_dist=True)
+
+    def _take_means(self, stage: str) -> dict[str, float]:
+        """Means over the epoch by column name, over all processes, and a fresh start for the next epoch."""
+        leaves = [
+            (term, name, mean)
+            for term, by_name in self.losses.pop(stage, {}).items()
+            for name, mean in by_name.items()
+            if mean.total is not None
+        ]
+        errors = self.errors.pop(stage, ErrorSums()).sums
+        if errors is not None:
+            self.epoch_errors[stage] = Errors.from_sums(self._sum_over_processes(errors).tolist())
+        if not leaves:
+            return {}
+        totals = torch.stack([mean.total for *_, mean in leaves])  # type: ignore[arg-type]
+        table = torch.stack([totals, totals.new_tensor([mean.weight for *_, mean in leaves])])  # (2, leaves)
+        columns: dict[str, float] = {}
+        for (term, name, _), total, weight in zip(leaves, *self._sum_over_processes(table).tolist(), strict=True):
+            mean = total / weight
+            columns[f"{stage}_{term}_{name}"] = mean
+            column = f"{stage}_total_{name}"
+            columns[column] = columns.get(column, 0.0) + self.term_weight[term] * mean
+        return columns
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        if self._trainer is None:
+            return values
+        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add, under our own key, the facts about the data and what an exact continuation needs."""
+        _count_this_batch(checkpoint)
+        to_cpu = _map_tensors(lambda value: value.detach().cpu().clone())
+        checkpoint["torchmdnet"] = {
+            "version": __version__,
+            **self.provenance,
+            "state": {
+                "ema": to_cpu(self.ema),
+                "train_losses": {
+                    term: {name: mean.state_dict() for name, mean in by_name.items()}
+                    for term, by_name in self.losses.get("train", {}).items()
+                },
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(self.device).cpu() if self.device.type == "cuda" else None,
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up our own state; files without it, and of older layouts, load all the same."""
+        stored = checkpoint["state_dict"]
+        ours = {name: value for name, value in stored.items() if name.startswith("model.")}
+        state, _ = migrate(ours, {**self.hparams, **_options_of(checkpoint)})
+        state = {f"model.{name}": value for name, value in fill_boxes(state, self.model).items()}
+        checkpoint["state_dict"] = {**{name: stored[name] for name in stored.keys() - ours.keys()}, **state}
+        extra = checkpoint.get("torchmdnet") or {}
+        self._restored = extra.get("state") or {}
+        facts = {key: value for key, value in extra.items() if key not in ("version", "state")}
+        self.provenance = {**facts, **self.provenance}
+        self.ema = _map_tensors(lambda value: value.to(self.device))(self._restored.get("ema", {}))
+
+    def on_train_start(self) -> None:
+        """Continue inside an epoch and restore the random state of a resumed run."""
+        state, self._restored = self._restored, {}
+        for term, by_name in state.get("train_losses", {}).items():
+            for name, mean in by_name.items():
+                means = self.losses.setdefault("train", {}).setdefault(term, {})
+                means[name] = RunningMean.from_state(mean, self.device)
+        if state.get("rng") is not None:
+            torch.set_rng_state(state["rng"])
+        if state.get("cuda_rng") is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def with_defaults(hparams: Mapping[str, Any] | Namespace) -> dict[str, Any]:
+    """A copy of the options with the missing training options filled in."""
+    given = dict(vars(hparams)) if isinstance(hparams, Namespace) else dict(hparams)
+    options = {**DEFAULTS, **given}
+    options["precision"] = int(options["precision"])
+    if options["precision"] not in DTYPES:
+        raise ConfigError(f"precision: {options['precision']} is not available. Choose from 16, 32, 64.")
+    return options
+
+
+def _sizes(batch: Any, ptr: Tensor | None) -> Tensor:
+    """Atoms of each molecule, (S,)."""
+    if ptr is not None:
+        return ptr[1:] - ptr[:-1]
+    index = batch.batch if "batch" in batch else batch.z.new_zeros(batch.z.shape[0])
+    return torch.bincount(index)
+
+
+def _options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    return hyper_parameters_of(checkpoint) if checkpoint.get("hyper_parameters") else {}
+
+
+def _count_this_batch(checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint written in the last hook of a batch say that the batch is done, which Lightning notes later."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    progress = loop.get("epoch_loop.batch_progress", {})
+    for kind in ("total", "current"):
+        if kind in progress:
+            progress[kind]["completed"] = progress[kind]["processed"]
+    if len(checkpoint.get("optimizer_states", ())) == 1 and "epoch_loop.state_dict" in loop:
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    def apply(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        return {key: apply(item) for key, item in value.items()}
+
+    return apply

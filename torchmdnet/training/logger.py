@@ -1,0 +1,97 @@
+"""``metrics.csv`` and ``hparams.yaml``: the tables of a run, whole at any moment."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from torchmdnet.config.reader import write_yaml
+from torchmdnet.training.files import read_table, write_table
+
+__all__ = ["RunLogger"]
+
+
+class RunLogger(Logger):
+    """Keep one row per epoch.
+
+    ``metrics.csv`` has the columns ``epoch``, ``lr``, ``step`` (the 0-based number of the last optimizer step) and the
+    mean losses, in alphabetical order. ``errors.csv`` holds the errors of each split in the units of the data. A
+    continued run keeps the rows up to the epoch it continues from, so the table reads as if nothing had happened.
+
+    Args:
+        folder: Where the files go.
+        keep_until: Keep the rows of epochs below this of tables that are already there; 0 starts anew.
+    """
+
+    def __init__(self, folder: str | Path, keep_until: int = 0) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.metrics = _earlier(self.folder / "metrics.csv", keep_until)
+        self.errors = _earlier(self.folder / "errors.csv", keep_until)
+
+    @property
+    def name(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the files."""
+        return str(self.folder)
+
+    @property
+    def log_dir(self) -> str:
+        """Folder of the files."""
+        return str(self.folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write ``hparams.yaml``."""
+        write_yaml(self.folder / "hparams.yaml", vars(params) if isinstance(params, Namespace) else params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row to ``metrics.csv``."""
+        self.metrics.append({"step": step, **metrics})
+        _write(self.folder / "metrics.csv", self.metrics)
+
+    @rank_zero_only
+    def log_errors(self, row: Mapping[str, Any]) -> None:
+        """Add a row to ``errors.csv``."""
+        self.errors.append(dict(row))
+        _write(self.folder / "errors.csv", self.errors, sort=False)
+
+
+def _earlier(path: Path, keep_until: int) -> list[dict[str, Any]]:
+    if keep_until <= 0:
+        return []
+    rows = read_table(path)
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        epoch = float(row.get("epoch", "nan"))
+        # A final test names the epoch of the checkpoint it tested, which may be an earlier one: it ends its run.
+        if epoch < keep_until and (not kept or epoch >= float(kept[-1]["epoch"])) and not _is_final_test(row):
+            kept.append(dict(row))
+    return kept
+
+
+def _is_final_test(row: Mapping[str, str]) -> bool:
+    measured = [name for name in row if name not in ("epoch", "step", "lr", "split")]
+    return bool(measured) and "lr" not in row and all(name.startswith("test_") for name in measured)
+
+
+def _write(path: Path, rows: list[dict[str, Any]], sort: bool = True) -> None:
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+    write_table(path, sorted(columns) if sort else list(columns), rows)

@@ -1,0 +1,128 @@
+"""Means over an epoch, collected on the device the model runs on: nothing here waits for the accelerator per step."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["ErrorSums", "Errors", "RunningMean"]
+
+
+def _accumulator_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class RunningMean:
+    """The mean of batch means, each weighted by the molecules or atoms it stands for.
+
+    A last batch of one molecule then counts as one molecule, and the result does not depend on the batch size.
+    """
+
+    __slots__ = ("count", "total", "weight")
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.weight = 0.0
+        self.count = 0
+
+    def update(self, mean: Tensor, weight: float) -> None:
+        """Add the mean over ``weight`` molecules or atoms."""
+        mean = mean.detach()
+        total = self.total
+        if total is None:
+            total = self.total = torch.zeros((), dtype=_accumulator_dtype(mean.device), device=mean.device)
+        total.add_(mean, alpha=weight)
+        self.weight += weight
+        self.count += 1
+
+    def mean(self) -> float:
+        """The mean so far; waits for the device."""
+        return math.nan if self.total is None else float(self.total) / self.weight
+
+    def __len__(self) -> int:
+        return self.count
+
+    def state_dict(self) -> dict[str, Tensor | float | int | None]:
+        """Plain values from which :meth:`from_state` rebuilds this mean."""
+        return {"total": None if self.total is None else self.total.cpu(), "weight": self.weight, "count": self.count}
+
+    @classmethod
+    def from_state(cls, state: dict, device: torch.device) -> RunningMean:
+        """Continue a mean that was interrupted inside an epoch."""
+        mean = cls()
+        mean.total = None if state["total"] is None else state["total"].to(device)
+        mean.weight, mean.count = float(state["weight"]), int(state["count"])
+        return mean
+
+
+class Errors(NamedTuple):
+    """Errors over a split, in the units of the data. Terms without labels are NaN."""
+
+    num_molecules: int
+    y_mae: float
+    y_rmse: float
+    y_mae_per_atom: float
+    y_rmse_per_atom: float
+    num_atoms: int
+    neg_dy_mae: float
+    neg_dy_rmse: float
+
+    @classmethod
+    def from_sums(cls, sums: list[float]) -> Errors:
+        """From the eight sums of :class:`ErrorSums`."""
+        molecules, y_abs, y_square, y_abs_atom, y_square_atom, atoms, f_abs, f_square = sums
+
+        def mean(total: float, count: float) -> float:
+            return total / count if count else math.nan
+
+        return cls(
+            int(molecules),
+            mean(y_abs, molecules),
+            math.sqrt(mean(y_square, molecules)),
+            mean(y_abs_atom, molecules),
+            math.sqrt(mean(y_square_atom, molecules)),
+            int(atoms),
+            mean(f_abs, 3 * atoms),
+            math.sqrt(mean(f_square, 3 * atoms)),
+        )
+
+
+class ErrorSums:
+    """Sums of absolute and squared errors of energies, energies per atom and force components."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # (8,)
+
+    def update(
+        self,
+        y_error: Tensor | None,
+        atoms_per_molecule: Tensor | None,
+        neg_dy_error: Tensor | None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            y_error: Prediction minus label, (S, 1), or None without labels.
+            atoms_per_molecule: (S,), needed with ``y_error``.
+            neg_dy_error: Prediction minus label, (N, 3), or None without labels.
+        """
+        error = neg_dy_error if y_error is None else y_error
+        if error is None:
+            return
+        dtype = _accumulator_dtype(error.device)
+        batch = [torch.zeros((), dtype=dtype, device=error.device)] * 8
+        if y_error is not None:
+            d = y_error.detach().to(dtype)  # (S, 1)
+            assert atoms_per_molecule is not None
+            d_atom = d / atoms_per_molecule.clamp(min=1).unsqueeze(1)
+            batch[0] = torch.full_like(batch[0], len(d))
+            batch[1:5] = [d.abs().sum(), d.square().sum(), d_atom.abs().sum(), d_atom.square().sum()]
+        if neg_dy_error is not None:
+            d = neg_dy_error.detach().to(dtype)  # (N, 3)
+            batch[5] = torch.full_like(batch[5], len(d))
+            batch[6:8] = [d.abs().sum(), d.square().sum()]
+        sums = torch.stack(batch)
+        self.sums = sums if self.sums is None else self.sums + sums

@@ -1,0 +1,201 @@
+"""Learning curves and parity plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchmdnet.training.evaluate import Evaluation
+from torchmdnet.training.files import draft_of
+from torchmdnet.training.terminal import Units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_learning_curves", "draw_parity"]
+
+BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#8a8f98"
+
+#: Above this many points a cloud is drawn as its density.
+MANY_POINTS = 3_000
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#5a6069",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+def _figure(columns: int, width: float = 4.3, height: float = 3.7) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with draft_of(path) as draft:
+        figure.savefig(draft, format="png")
+
+
+def draw_learning_curves(
+    path: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    errors: Sequence[Mapping[str, Any]],
+    loss: str,
+    units: Units,
+    best_epoch: int | None = None,
+) -> None:
+    """Losses, errors and the learning rate over epochs.
+
+    Args:
+        path: The PNG file.
+        metrics: Rows of ``metrics.csv``.
+        errors: Rows of ``errors.csv``.
+        loss: Name of the training loss.
+        units: Units of the data.
+        best_epoch: Marked with a line.
+    """
+    import matplotlib as mpl
+
+    terms = [
+        (column, title, unit)
+        for column, title, unit in (
+            ("y_mae_per_atom", "Energy MAE", units.of_energy_per_atom),
+            ("neg_dy_mae", "Force MAE", units.of_force),
+        )
+        if _series(errors, column, "val")[0].size or _series(errors, column, "test")[0].size
+    ]
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(2 + len(terms))
+        for split, colour in (("train", GREY), ("val", BLUE)):
+            _line(axes[0], *_series(metrics, f"{split}_total_{loss}"), colour, split)
+        axes[0].set_title(f"Loss ({loss.removesuffix('_loss')})")
+        for axis, (column, title, unit) in zip(axes[1:], terms, strict=False):
+            for split, colour in (("val", BLUE), ("test", ORANGE)):
+                epochs, values = _series(errors, column, split)
+                _line(axis, epochs, values * units.scale, colour, split)
+            axis.set_title(f"{title} [{unit}]")
+        _line(axes[-1], *_series(metrics, "lr"), GREY, "")
+        axes[-1].set_title("Learning rate")
+        for axis in axes:
+            axis.set_xlabel("epoch")
+            _log_scale(axis)
+            if best_epoch is not None:
+                axis.axvline(best_epoch, color=ORANGE, linewidth=1, linestyle=":", label="best epoch")
+        if axes[0].get_legend_handles_labels()[0]:
+            axes[0].legend()
+        for axis in axes[1:-1]:
+            if len(axis.lines) > 1 + (best_epoch is not None):
+                axis.legend()
+        _save(figure, path)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], column: str, split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    chosen = [row for row in rows if row.get(column) not in (None, "") and (split is None or row.get("split") == split)]
+    epochs = np.array([float(row["epoch"]) for row in chosen])
+    values = np.array([float(row[column]) for row in chosen])
+    fine = np.isfinite(values)
+    return epochs[fine], values[fine]
+
+
+def _line(axis: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    if len(epochs):
+        marker = "o" if len(epochs) < 30 else None
+        axis.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=label or None)
+
+
+def _log_scale(axis: Axes) -> None:
+    """Show values that span more than half a decade by their logarithm."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.zeros(0)])
+    if len(values) and values.min() > 0 and values.max() > 3 * values.min():
+        axis.set_yscale("log")
+        decades = np.log10(values.max() / values.min())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
+    """Predictions against labels, one panel for energies and one for force components.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    import matplotlib as mpl
+
+    panels = [
+        (term, title, unit, error)
+        for term, title, unit, error in (
+            ("y", "Energy per atom", units.energy or "energy unit", _words(evaluation, "y", units)),
+            ("neg_dy", "Force components", _plain_force(units), _words(evaluation, "neg_dy", units)),
+        )
+        if term in evaluation.points and len(evaluation.points[term][0])
+    ]
+    if not panels:
+        return False
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(len(panels), width=4.8, height=4.6)
+        for axis, (term, title, unit, words) in zip(axes, panels, strict=True):
+            _cloud(axis, *evaluation.points[term])
+            axis.set_title(title)
+            axis.set_xlabel(f"reference [{unit}]")
+            axis.set_ylabel(f"predicted [{unit}]")
+            axis.text(0.04, 0.96, words, transform=axis.transAxes, va="top", linespacing=1.4)
+        figure.suptitle({"test": "Test set", "val": "Validation set"}.get(evaluation.split, evaluation.split))
+        _save(figure, path)
+    return True
+
+
+def _words(evaluation: Evaluation, term: str, units: Units) -> str:
+    errors = evaluation.errors
+    if term == "y":
+        mae, rmse, unit = errors.y_mae_per_atom, errors.y_rmse_per_atom, units.of_energy_per_atom
+    else:
+        mae, rmse, unit = errors.neg_dy_mae, errors.neg_dy_rmse, units.of_force
+    return f"MAE   {units.show(mae)} {unit}\nRMSE {units.show(rmse)} {unit}"
+
+
+def _plain_force(units: Units) -> str:
+    return f"{units.energy}/{units.length or 'Å'}" if units.energy else units.of_force
+
+
+def _cloud(axis: Axes, reference: np.ndarray, predicted: np.ndarray) -> None:
+    fine = np.isfinite(reference) & np.isfinite(predicted)
+    reference, predicted = reference[fine], predicted[fine]
+    if not len(reference):
+        return
+    low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
+    margin = 0.03 * (high - low) or 1.0
+    limits = (float(low - margin), float(high + margin))
+    if len(reference) > MANY_POINTS:
+        cloud = axis.hexbin(
+            reference, predicted, gridsize=90, extent=(*limits, *limits), bins="log", mincnt=1, cmap="viridis",
+            linewidths=0.1,
+        )  # fmt: skip
+        axis.figure.colorbar(cloud, ax=axis, label="points", shrink=0.7, pad=0.02)
+    else:
+        axis.scatter(reference, predicted, s=12, alpha=0.5, color=BLUE, edgecolors="none")
+    axis.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=3)
+    axis.set_xlim(limits)
+    axis.set_ylim(limits)
+    axis.set_aspect("equal")
+    axis.locator_params(nbins=6)

@@ -1,0 +1,340 @@
+"""``summary.json`` for programs and ``report.html`` for people: what was trained, on what, and how good it is."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchmdnet import __version__
+from torchmdnet.elements import SYMBOLS
+from torchmdnet.training.evaluate import Evaluation, SplitFacts
+from torchmdnet.training.files import write_json, write_text
+from torchmdnet.training.terminal import Units, significant
+
+__all__ = ["RunFacts", "data_summary", "error_table", "summary_of", "versions", "write_report", "write_summary"]
+
+
+@dataclass
+class RunFacts:
+    """Everything the summary and the report tell of a run."""
+
+    folder: Path
+    options: Mapping[str, Any]
+    units: Units
+    splits: Mapping[str, int]
+    train_facts: SplitFacts | None
+    evaluation: Evaluation | None
+    provenance: Mapping[str, Any]
+    monitor: str
+    best_score: float
+    tested: str  # name of the checkpoint whose errors these are, or "current weights"
+    tested_epoch: int | None
+    num_epochs: int
+    num_parameters: int
+    device: str
+    seconds: float
+    samples_per_second: float
+    stopped: str = ""
+    notes: Sequence[str] = field(default_factory=list)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part."""
+    found = {"torchmd-net": __version__, "python": platform.python_version()}
+    for name in ("torch", "lightning", "torch_geometric", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def data_summary(facts: RunFacts) -> dict[str, Any]:
+    """Numbers of systems, elements, sizes and ranges of labels."""
+    summary: dict[str, Any] = {f"{split} systems": count for split, count in facts.splits.items()}
+    train = facts.train_facts
+    if train is not None and len(train.counts):
+        atoms = train.atoms
+        summary["elements"] = " ".join(SYMBOLS[z] for z in train.elements)
+        summary["atoms per system"] = (
+            f"{atoms.min()} to {atoms.max()}, {atoms.mean():.1f} on average"
+            if atoms.min() != atoms.max()
+            else f"{atoms.min()}"
+        )
+        summary["quantities"] = ", ".join(train.fields)
+        if train.y is not None:
+            unit = facts.units.energy or "energy unit"
+            summary["energy"] = f"{train.y.min():.6g} to {train.y.max():.6g} {unit}"
+        if train.num_force_components:
+            unit = f"{facts.units.energy}/{facts.units.length or 'Å'}" if facts.units.energy else facts.units.of_force
+            summary["force, rms"] = f"{significant(train.force_rms)} {unit}"
+            summary["force, largest component"] = f"{significant(train.force_max)} {unit}"
+    for key in ("level_of_theory", "citation"):
+        if facts.provenance.get(key):
+            summary[key.replace("_", " ")] = facts.provenance[key]
+    return summary
+
+
+def error_table(facts: RunFacts) -> list[tuple[str, str, str, str, str]]:
+    """Rows of quantity, MAE, RMSE, error of the trivial prediction, unit."""
+    evaluation, units = facts.evaluation, facts.units
+    if evaluation is None:
+        return []
+    errors, baseline = evaluation.errors, evaluation.baseline
+    rows = []
+    if not math.isnan(errors.y_mae):
+        trivial = (baseline.y_mae_per_atom, baseline.y_mae) if baseline else (math.nan, math.nan)
+        rows += [
+            ("energy per atom", errors.y_mae_per_atom, errors.y_rmse_per_atom, trivial[0], units.of_energy_per_atom),
+            ("energy", errors.y_mae, errors.y_rmse, trivial[1], units.of_energy),
+        ]
+    if not math.isnan(errors.neg_dy_mae):
+        trivial_force = baseline.neg_dy_mae if baseline else math.nan
+        rows.append(("force component", errors.neg_dy_mae, errors.neg_dy_rmse, trivial_force, units.of_force))
+    return [(name, units.show(mae), units.show(rmse), units.show(base), unit) for name, mae, rmse, base, unit in rows]
+
+
+def summary_of(facts: RunFacts) -> dict[str, Any]:
+    """The content of ``summary.json``; errors are in the units of the data."""
+    evaluation = facts.evaluation
+    summary: dict[str, Any] = {
+        "log_dir": str(facts.folder),
+        "epochs": facts.num_epochs,
+        "stopped": facts.stopped or "all epochs done",
+        "best": {
+            "checkpoint": "best.ckpt" if (facts.folder / "best.ckpt").exists() else None,
+            "monitor": facts.monitor,
+            "value": facts.best_score,
+        },
+        "tested": {"checkpoint": facts.tested, "epoch": facts.tested_epoch},
+        "units": {"energy": facts.units.energy, "length": facts.units.length},
+        "errors": {},
+        "baseline": {},
+        "data": {**facts.splits, "elements": facts.train_facts.elements if facts.train_facts else []},
+        "parameters": facts.num_parameters,
+        "device": facts.device,
+        "seconds": round(facts.seconds, 2),
+        "samples_per_second": round(facts.samples_per_second, 2),
+        "versions": versions(),
+    }
+    if evaluation is not None:
+        summary["errors"] = {"split": evaluation.split, **evaluation.errors._asdict()}
+        if evaluation.baseline is not None:
+            summary["baseline"] = {
+                "what": "mean energy of the same composition in the training set; zero force",
+                **evaluation.baseline._asdict(),
+            }
+    return summary
+
+
+def write_summary(facts: RunFacts) -> Path:
+    """Write ``summary.json``."""
+    path = facts.folder / "summary.json"
+    write_json(path, summary_of(facts))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ report.html
+
+_CSS = """
+:root { color-scheme: light dark;
+  --ink: #1d2126; --dim: #5d6570; --line: #dfe3e8; --paper: #fff; --card: #f5f7f9; --accent: #2f6fb0 }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e7eaee; --dim: #a2abb6; --line: #3a414a; --paper: #16191d; --card: #1f242a; --accent: #7fb2e6 } }
+* { box-sizing: border-box }
+body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  margin: 0 auto; max-width: 1080px; padding: 2rem 1.2rem 4rem }
+h1 { font-size: 1.6rem; margin: 0 }
+h2 { font-size: 1.1rem; margin: 2.4rem 0 .7rem }
+p.sub { color: var(--dim); margin: .2rem 0 1.4rem }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem }
+.card { background: var(--card); border-radius: 10px; padding: .8rem 1.1rem; min-width: 11rem; flex: 1 }
+.card b { display: block; font-size: 1.35rem }
+.card span { color: var(--dim); font-size: .85rem }
+table { border-collapse: collapse; width: 100% }
+td, th { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+th { color: var(--dim); font-weight: 600 }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+tr.set td:first-child { font-weight: 600; color: var(--accent) }
+img { max-width: 100%; border-radius: 8px; background: #fff; border: 1px solid var(--line) }
+pre { background: var(--card); padding: .9rem 1.1rem; border-radius: 8px; overflow-x: auto; font-size: .88rem }
+code { font-size: .9em; overflow-wrap: anywhere }
+details summary { cursor: pointer; color: var(--dim) }
+.scroll { overflow-x: auto }
+"""
+
+_FILES = {
+    "best.ckpt": "the epoch with the lowest monitored loss; this is the potential to use",
+    "last.ckpt": "the latest state; --load-model continues from it",
+    "epoch=*.ckpt": "the best of the checkpoints written every save_interval epochs",
+    "metrics.csv": "losses, one row per epoch",
+    "errors.csv": "errors of each split in the units of the data, one row per epoch",
+    "splits.npz": "which system is in which split",
+    "input.yaml": "the settings as they were given",
+    "hparams.yaml": "the settings as the model keeps them",
+    "summary.json": "the numbers of this page, for programs",
+    "learning_curves.png": "losses and errors over epochs",
+    "parity.png": "predictions against labels",
+    "log": "what appeared on the terminal",
+}
+
+
+def write_report(facts: RunFacts, defaults: Mapping[str, Any]) -> Path:
+    """Write ``report.html``: one file with everything in it, plots included.
+
+    Args:
+        facts: What to tell.
+        defaults: Default of each option; settings that differ are set off.
+    """
+    folder = facts.folder
+    parts = [
+        f"<h1>{_text(_title(facts))}</h1>",
+        f'<p class="sub">{_text(_subtitle(facts))}</p>',
+        _cards(facts),
+        _errors_section(facts),
+        _image(folder / "learning_curves.png", "Learning curves"),
+        _image(folder / "parity.png", "Predictions against labels"),
+        "<h2>Data</h2>" + _table(data_summary(facts).items()),
+        "<h2>Use it</h2>" + _usage(facts),
+        "<h2>Settings</h2>" + _settings(facts.options, defaults),
+        "<h2>Files</h2>" + _files(folder),
+        "<h2>Versions</h2>" + _table({**versions(), "device": facts.device}.items()),
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{_text(_title(facts))}</title><style>{_CSS}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _title(facts: RunFacts) -> str:
+    return f"{facts.options.get('model')} trained on {facts.options.get('dataset')}"
+
+
+def _subtitle(facts: RunFacts) -> str:
+    words = [
+        f"{facts.num_epochs} epochs",
+        duration(facts.seconds),
+        facts.device,
+        f"{facts.num_parameters:,} parameters",
+        facts.stopped,
+    ]
+    return " · ".join(word for word in words if word)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 2 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _cards(facts: RunFacts) -> str:
+    cards = []
+    split = {"test": "test", "val": "validation"}.get(facts.evaluation.split, "") if facts.evaluation else ""
+    for name, mae, _, base, unit in error_table(facts):
+        if name == "energy":
+            continue
+        compare = f"trivial prediction: {base}" if base != "-" else ""
+        cards.append((f"{mae} {unit}", f"{split} MAE, {name}" + (f"; {compare}" if compare else "")))
+    best = f"{significant(facts.best_score)}" if math.isfinite(facts.best_score) else "-"
+    where = f", epoch {facts.tested_epoch}" if facts.tested_epoch is not None else ""
+    cards.append((best, f"best {facts.monitor}{where}"))
+    cards.append((f"{significant(facts.samples_per_second)}/s", "systems trained per second"))
+    return (
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{_text(big)}</b><span>{_text(small)}</span></div>' for big, small in cards)
+        + "</div>"
+    )
+
+
+def _errors_section(facts: RunFacts) -> str:
+    rows = error_table(facts)
+    if not rows or facts.evaluation is None:
+        return ""
+    split = facts.evaluation.split
+    systems = facts.evaluation.errors.num_molecules or facts.splits.get(split, 0)
+    header = "".join(f'<th class="n">{name}</th>' for name in ("MAE", "RMSE", "trivial MAE"))
+    body = "".join(
+        f"<tr><td>{_text(row[0])}</td>"
+        + "".join(f'<td class="n">{number}</td>' for number in row[1:4])
+        + f"<td>{_text(row[4])}</td></tr>"
+        for row in rows
+    )
+    return (
+        f"<h2>Errors on the {'test' if split == 'test' else 'validation'} set</h2>"
+        f'<p class="sub">Of {_text(facts.tested)}, on {systems:,} systems. The trivial prediction is the mean energy '
+        "of the same composition in the training set, and zero force.</p>"
+        f"<table><tr><th>quantity</th>{header}<th>unit</th></tr>{body}</table>"
+    )
+
+
+def _image(path: Path, title: str) -> str:
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
+
+
+def _table(rows: Any) -> str:
+    body = "".join(f"<tr><td>{_text(key)}</td><td>{_text(value)}</td></tr>" for key, value in rows)
+    return f'<div class="scroll"><table>{body}</table></div>'
+
+
+def _usage(facts: RunFacts) -> str:
+    name = "best.ckpt" if (facts.folder / "best.ckpt").exists() else "last.ckpt"
+    code = (
+        "from torchmdnet.models.model import load_model\n"
+        "from torchmdnet.calculators import TMDNETCalculator\n\n"
+        f'model = load_model("{facts.folder / name}", derivative=True)\n'
+        f'atoms.calc = TMDNETCalculator("{facts.folder / name}")    # ASE'
+    )
+    command = f"torchmd-train --load-model {facts.folder / 'last.ckpt'} --num-epochs ..."
+    return f"<pre>{_text(code)}</pre><p>Train on:</p><pre>{_text(command)}</pre>"
+
+
+def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    rows = {True: "", False: ""}
+    for key in sorted(options):
+        is_set = key not in defaults or options[key] != defaults[key]
+        mark = ' class="set"' if is_set else ""
+        rows[is_set] += f"<tr{mark}><td>{_text(key)}</td><td><code>{_text(options[key])}</code></td></tr>"
+    return (
+        f'<div class="scroll"><table>{rows[True]}</table></div>'
+        f"<details><summary>at their defaults</summary><table>{rows[False]}</table></details>"
+    )
+
+
+def _files(folder: Path) -> str:
+    rows = []
+    for pattern, meaning in _FILES.items():
+        found = sorted(folder.glob(pattern))
+        if found:
+            size = sum(path.stat().st_size for path in found)
+            name = pattern if len(found) == 1 else f"{pattern} ({len(found)})"
+            rows.append((name, f"{meaning} ({_size(size)})"))
+    return _table(rows)
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

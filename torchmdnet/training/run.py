@@ -1,0 +1,484 @@
+"""A training run from settings to report."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import signal
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from torchmdnet.build import create_prior_models
+from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
+from torchmdnet.checkpoint.load import load_weights
+from torchmdnet.checkpoint.migrations import has_old_tensor_layout
+from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.rundir import is_main_process
+from torchmdnet.config.settings import add_reference_prior, hyper_parameters
+from torchmdnet.data import DataModule
+from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
+from torchmdnet.training.distributed import choose_devices, choose_strategy
+from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
+from torchmdnet.training.files import SafeCheckpointIO
+from torchmdnet.training.lightning import LNNP
+from torchmdnet.training.logger import RunLogger
+from torchmdnet.training.losses import loss_name
+from torchmdnet.training.report import RunFacts, duration, error_table, write_report, write_summary
+from torchmdnet.training.terminal import Terminal, Units, console_for, significant
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(args: Namespace) -> Path:
+    """Train a potential, test it, and write everything about it.
+
+    Args:
+        args: A value for every option, see :data:`torchmdnet.config.flags.OPTIONS`; not modified.
+
+    Returns:
+        The folder with the checkpoints, tables, plots and the report.
+
+    Raises:
+        ConfigError: If settings cannot work together or with the data; nothing is trained then.
+        CheckpointError: If a checkpoint to start from cannot be used.
+        DataError: If the data cannot be used.
+    """
+    began = time.monotonic()
+    _quiet_lightning()
+    if not is_main_process():
+        setattr(rank_zero_only, "rank", 1)  # noqa: B010 (the true number is known when the processes have met)
+    args = Namespace(**vars(args))
+    folder = Path(args.log_dir)
+    _check(args)
+    accelerator, devices = choose_devices(int(args.ngpus))
+    resumed = _checkpoint_to_continue(args)
+    seed_everything(args.seed, workers=True, verbose=False)
+
+    if args.remove_ref_energy:
+        args.prior_model = add_reference_prior(args.prior_model)
+    data = DataModule(hyper_parameters(args))
+    data.prepare_data()
+    data.setup("fit")
+    train_facts = facts_of(read_batches(data.dataset, data.idx_train))
+    _check_data(args, data, train_facts)
+
+    module = _module(args, data, resumed)
+    units = Units(*(getattr(data.dataset, name, None) for name in ("energy_unit", "length_unit")))
+    module.provenance = _provenance(data.dataset, train_facts)
+
+    splits = {name: len(getattr(data, f"idx_{name}")) for name in ("train", "val", "test")}
+    monitor = _monitor(args.checkpoint_monitor, args, splits["val"] > 0)
+    stop_monitor = _monitor(args.early_stopping_monitor, args, splits["val"] > 0)
+    is_continued = resumed is not None and Path(args.load_model).resolve().parent == folder.resolve()
+
+    logger = RunLogger(folder, keep_until=resumed.next_epoch if is_continued and resumed is not None else 0)
+    terminal = Terminal(units, console_for())
+    checkpoints = Checkpoints(
+        folder,
+        monitor or f"val_total_{module.train_loss_name}",
+        every_n_epochs=args.save_interval,
+        mark_test=splits["test"] > 0,
+        is_continued=is_continued,
+        then=[_write_errors(logger), terminal.epoch_line],
+    )
+    polite = PoliteStop(checkpoints)
+    callbacks = [terminal, polite, checkpoints]
+    if stop_monitor is not None:
+        callbacks.append(patient_stop(stop_monitor, args.early_stopping_patience))
+    if resumed is not None:
+        callbacks.append(ContinueRun(vars(args), resumed.options, resumed.batches_done))
+    if args.test_interval > 0 and splits["test"]:
+        log.info("The test set is evaluated every %d epochs, which takes time.", args.test_interval)
+
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=args.num_nodes,
+        strategy=choose_strategy(devices, args.num_nodes),
+        precision="64-true" if args.precision == 64 else "32-true",
+        max_epochs=args.num_epochs,
+        gradient_clip_val=args.gradient_clipping or None,
+        default_root_dir=str(folder),
+        callbacks=callbacks,
+        logger=[logger, *_trackers(args, folder)],
+        plugins=[SafeCheckpointIO()],
+        inference_mode=False,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1 if args.test_interval > 0 else 0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=2**62,
+    )
+    if trainer.is_global_zero:
+        _clear_drafts(folder)
+        _introduce(terminal, args, data, splits, module, trainer)
+    stopped = _fit(trainer, module, data, args.load_model if resumed else None, polite, checkpoints)
+
+    # ------------------------------------------------------------------------------------------ test and tell
+    tested, tested_epoch, tested_step = _load_best(trainer, module, checkpoints)
+    evaluation = _evaluate(trainer, module, data, train_facts, splits)
+    if not trainer.is_global_zero:
+        return folder
+    if evaluation is not None and evaluation.split == "test":
+        _log_test(trainer, module, evaluation, tested_epoch, tested_step)
+    facts = RunFacts(
+        folder=folder,
+        options=hyper_parameters(args),
+        units=units,
+        splits=splits,
+        train_facts=train_facts,
+        evaluation=evaluation,
+        provenance=module.provenance,
+        monitor=checkpoints.monitor,
+        best_score=checkpoints.best_score,
+        tested=tested,
+        tested_epoch=tested_epoch,
+        num_epochs=trainer.current_epoch,
+        num_parameters=sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        device=_device_name(trainer),
+        seconds=time.monotonic() - began,
+        samples_per_second=terminal.num_samples / terminal.seconds_training if terminal.seconds_training else math.nan,
+        stopped=stopped,
+    )
+    _tell(terminal, facts)
+    _write_all(facts, logger, args, checkpoints)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ before
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice concerns people who write training loops; what our users need to know we say ourselves."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
+def _check(args: Namespace) -> None:
+    if args.precision == 16:
+        raise ConfigError(
+            "precision: 16 cannot train a potential: distances and the second derivatives behind force training need "
+            "at least 32 bits. Use 32, or 64 for double precision."
+        )
+    if args.dataset is None:
+        raise ConfigError("dataset: none is given. Name one, e.g. dataset: TinyQM.")
+
+
+def _check_data(args: Namespace, data: DataModule, facts: SplitFacts | None) -> None:
+    """Refuse, before any step, options that the data cannot serve.
+
+    Raises:
+        ConfigError: Naming the option and what the data hold.
+    """
+    if facts is None:
+        raise ConfigError("train_size: the training set is empty. Raise train_size, or lower val_size and test_size.")
+    held = ", ".join(facts.fields)
+    for option, name, what in (("charge", "q", "total charges"), ("spin", "s", "spins")):
+        if getattr(args, option) and name not in facts.fields:
+            raise ConfigError(
+                f"{option}: true needs {what} ({name!r}), but the data hold {held}. Set {option} to false, or use data "
+                f"with {name!r}."
+            )
+    uses_forces = args.derivative and "neg_dy" in facts.fields
+    if "y" not in facts.fields and not uses_forces:
+        raise ConfigError(
+            f"The data hold {held}, but no energies (y)"
+            + (", and no forces (neg_dy) either." if args.derivative else "; forces are used with derivative: true.")
+        )
+    if args.derivative and "neg_dy" not in facts.fields and args.neg_dy_weight > 0:
+        log.warning("derivative: the data hold no forces (neg_dy), so only energies are trained.")
+    elements = _elements(data.dataset, facts)
+    if max(elements) >= args.max_z:
+        raise ConfigError(
+            f"max_z: {args.max_z} is too small, the data hold atomic number {max(elements)}. "
+            f"Set max_z to {max(elements) + 1} or more."
+        )
+
+
+class _Resumed:
+    """What has to be known of a checkpoint before training continues from it."""
+
+    def __init__(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        self.options = hyper_parameters_of(checkpoint, path) if checkpoint.get("hyper_parameters") else {}
+        self.epoch = int(checkpoint.get("epoch", 0))
+        progress = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches = progress.get("epoch_loop.batch_progress", {})
+        is_inside_epoch = not batches.get("is_last_batch", True)
+        self.batches_done = int(batches["current"]["processed"]) if is_inside_epoch else 0
+        self.next_epoch = self.epoch + (0 if is_inside_epoch else 1)
+
+
+def _checkpoint_to_continue(args: Namespace) -> _Resumed | None:
+    """The checkpoint whose optimizer and counters are taken up, if any."""
+    if not args.load_model or args.reset_trainer:
+        return None
+    checkpoint = read_checkpoint(args.load_model)
+    if not checkpoint.get("optimizer_states") or "loops" not in checkpoint:
+        raise CheckpointError(
+            f"load_model: {args.load_model} holds weights but no optimizer state, so training cannot continue where it "
+            "stopped. Add --reset-trainer to start a new training from these weights."
+        )
+    resumed = _Resumed(checkpoint, args.load_model)
+    state = {key.removeprefix("model."): None for key in checkpoint["state_dict"]}
+    if has_old_tensor_layout(state, resumed.options):  # type: ignore[arg-type]
+        raise CheckpointError(
+            f"load_model: {args.load_model} is in the tensor layout of releases before 3.0. Its weights can be used, "
+            "but not its optimizer state. Add --reset-trainer to start a new training from these weights."
+        )
+    return resumed
+
+
+def _module(args: Namespace, data: DataModule, resumed: _Resumed | None) -> LNNP:
+    priors = create_prior_models(vars(args), data.prior_source)
+    args.prior_args = [prior.get_init_args() for prior in priors]
+    module = LNNP(
+        hyper_parameters(args), prior_model=priors, mean=getattr(data, "mean", None), std=getattr(data, "std", None)
+    )
+    if args.load_weights:
+        load_weights(module.model, args.load_weights)
+    return module
+
+
+def _provenance(dataset: Any, facts: SplitFacts | None) -> dict[str, Any]:
+    """Facts about the data that a checkpoint keeps."""
+    return {
+        "units": {"energy": getattr(dataset, "energy_unit", None), "length": getattr(dataset, "length_unit", None)},
+        "level_of_theory": getattr(dataset, "level_of_theory", None),
+        "citation": getattr(dataset, "citation", None),
+        "elements": _elements(dataset, facts),
+    }
+
+
+def _elements(dataset: Any, facts: SplitFacts | None) -> list[int]:
+    """Atomic numbers in the data: of all systems where they lie in one array, else of those that were looked at."""
+    frames: Any = getattr(dataset, "frames", None)
+    found = frames.elements() if hasattr(frames, "elements") else facts.elements if facts else []
+    return [int(z) for z in found]
+
+
+def _monitor(monitor: str | None, args: Namespace, has_val: bool) -> str | None:
+    """The metric to follow: without a validation set, the training loss."""
+    if monitor is not None and monitor.startswith("val_") and not has_val:
+        return f"train_total_{loss_name(args.train_loss)}"
+    return monitor
+
+
+def _trackers(args: Namespace, folder: Path) -> list[Any]:
+    trackers: list[Any] = []
+    if args.wandb_use:
+        from lightning.pytorch.loggers import WandbLogger
+
+        resume = {"id": args.wandb_resume_from_id, "resume": "must"} if args.wandb_resume_from_id else {}
+        trackers.append(WandbLogger(project=args.wandb_project, name=args.wandb_name, save_dir=str(folder), **resume))
+    if args.tensorboard_use:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        trackers.append(
+            TensorBoardLogger(save_dir=str(folder), name="tensorboard", version="", default_hp_metric=False)
+        )
+    return trackers
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Remove what a run that was killed while writing left behind."""
+    for draft in folder.glob(".*.tmp"):
+        draft.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------ during
+
+
+def _write_errors(logger: RunLogger) -> Any:
+    def write(trainer: Trainer, module: LNNP, is_best: bool) -> None:
+        for split, errors in module.epoch_errors.items():
+            logger.log_errors(_error_row(trainer.current_epoch, split, errors))
+
+    return write
+
+
+def _error_row(epoch: int | None, split: str, errors: Any) -> dict[str, Any]:
+    numbers = {name: value for name, value in errors._asdict().items() if not math.isnan(value)}
+    return {"epoch": epoch, "split": split, **numbers}
+
+
+def _fit(
+    trainer: Trainer,
+    module: LNNP,
+    data: DataModule,
+    checkpoint: str | None,
+    polite: PoliteStop,
+    checkpoints: Checkpoints,
+) -> str:
+    """Train; returns in words why it ended before the last epoch, or nothing.
+
+    Raises:
+        SystemExit: After Ctrl-C or SIGTERM, with the status that shells expect.
+    """
+    # Older releases of Lightning read checkpoints by themselves; since 2.6 they want to be told, though ours decides.
+    options = {"weights_only": True} if "weights_only" in inspect.signature(trainer.fit).parameters else {}
+    try:
+        with polite.listening():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, **options)
+    except StopRequested:
+        number = polite.signal or signal.SIGTERM
+        if trainer.is_global_zero:
+            log.warning("Stopped. Continue with: torchmd-train --load-model %s", checkpoints.last_path)
+        raise SystemExit(128 + number) from None
+    for stopping in trainer.early_stopping_callbacks:
+        if stopping.stopped_epoch:  # type: ignore[union-attr]
+            return f"stopped early: {stopping.monitor} no longer improved"  # type: ignore[union-attr]
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------ after
+
+
+def _load_best(trainer: Trainer, module: LNNP, checkpoints: Checkpoints) -> tuple[str, int | None, int]:
+    """Put the best weights into the module; name, epoch and last step of what it now holds."""
+    found: tuple[Any, str, int | None, int] = (None, "current weights", None, trainer.global_step - 1)
+    if trainer.is_global_zero and checkpoints.best_model_path and checkpoints.best_path.exists():
+        checkpoint = read_checkpoint(checkpoints.best_path)
+        step = int(checkpoint["global_step"]) - 1
+        found = (checkpoint["state_dict"], checkpoints.best_path.name, int(checkpoint["epoch"]), step)
+    if trainer.world_size > 1:
+        found = trainer.strategy.broadcast(found)
+    weights, name, epoch, step = found
+    if weights is not None:
+        module.load_state_dict(weights)
+    elif trainer.current_epoch:
+        epoch = trainer.current_epoch - 1
+    return name, epoch, step
+
+
+def _evaluate(
+    trainer: Trainer, module: LNNP, data: DataModule, train_facts: SplitFacts | None, splits: Mapping[str, int]
+) -> Evaluation | None:
+    """Errors on the test set, or on the validation set where there is no other, beside those of a trivial guess."""
+    split = "test" if splits["test"] else "val"
+    if not splits[split]:
+        return None
+    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+    loader = loader[0] if isinstance(loader, (list, tuple)) else loader
+    evaluation = evaluate(
+        module,
+        loader,
+        split,
+        device=trainer.strategy.root_device,
+        reduce=lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"),  # type: ignore[arg-type, return-value]
+    )
+    facts = facts_of(read_batches(data.dataset, getattr(data, f"idx_{split}")))
+    if facts is not None:
+        evaluation.baseline = composition_baseline(train_facts, facts)
+    return evaluation
+
+
+def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int | None, step: int) -> None:
+    """Add a row with the test errors, under the epoch and step of the tested weights."""
+    errors = evaluation.errors
+    means = {"y": errors.y_mae, "neg_dy": errors.neg_dy_mae}
+    means = {term: mean for term, mean in means.items() if not math.isnan(mean) and module.term_weight[term] > 0}
+    row = {"epoch": float(epoch if epoch is not None else 0)}
+    row |= {f"test_{term}_l1_loss": mean for term, mean in means.items()}
+    row["test_total_l1_loss"] = sum(module.term_weight[term] * mean for term, mean in means.items())
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step=step)
+        logger.save()
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.log_errors({**_error_row(epoch, "test", errors), "split": "final test"})
+
+
+def _write_all(facts: RunFacts, logger: RunLogger, args: Namespace, checkpoints: Checkpoints) -> None:
+    """Summary, plots and report; a failure here costs the page, not the training."""
+    steps: list[tuple[str, Callable[[], object]]] = [("summary.json", lambda: write_summary(facts))]
+    if args.report:
+        from torchmdnet.training.plots import draw_learning_curves, draw_parity
+
+        loss = loss_name(args.train_loss)
+        defaults = {key: option.default for key, option in OPTIONS.items()}
+        steps += [
+            (
+                "learning_curves.png",
+                lambda: draw_learning_curves(
+                    facts.folder / "learning_curves.png",
+                    logger.metrics,
+                    logger.errors,
+                    loss,
+                    facts.units,
+                    checkpoints.best_epoch,
+                ),
+            ),
+            ("report.html", lambda: write_report(facts, defaults)),
+        ]
+        if facts.evaluation is not None:
+            evaluation = facts.evaluation
+            steps.insert(2, ("parity.png", lambda: draw_parity(facts.folder / "parity.png", evaluation, facts.units)))
+    for name, write in steps:
+        try:
+            write()
+        except Exception:
+            log.exception("%s could not be written; the training itself is complete.", name)
+
+
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    processes = trainer.world_size
+    return kind if processes == 1 else f"{processes} × {kind}"
+
+
+def _introduce(
+    terminal: Terminal, args: Namespace, data: DataModule, splits: Mapping[str, int], module: LNNP, trainer: Trainer
+) -> None:
+    parameters = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    say = terminal.console.print
+    say(
+        f"{args.model}, {parameters:,} parameters, {args.precision} bit, on {_device_name(trainer)}; "
+        f"{args.dataset}: {splits['train']} systems to train, {splits['val']} to validate, {splits['test']} to test",
+        soft_wrap=True,
+        markup=False,
+    )
+    say(f"everything goes to {args.log_dir}", soft_wrap=True, markup=False)
+
+
+def _tell(terminal: Terminal, facts: RunFacts) -> None:
+    """The last lines on the terminal."""
+    say = terminal.console.print
+    say("", soft_wrap=True)
+    epochs = f"{facts.num_epochs} epochs in {duration(facts.seconds)}"
+    say(". ".join(words for words in (epochs, facts.stopped.capitalize()) if words) + ".", soft_wrap=True, markup=False)
+    if math.isfinite(facts.best_score):
+        say(
+            f"best: {facts.folder / 'best.ckpt'}, epoch {facts.tested_epoch}, {facts.monitor} "
+            f"{significant(facts.best_score, 4)}",
+            soft_wrap=True,
+            markup=False,
+        )
+    rows = error_table(facts)
+    if rows and facts.evaluation is not None:
+        split = {"test": "test set", "val": "validation set"}[facts.evaluation.split]
+        say(f"errors of {facts.tested} on the {split}:", soft_wrap=True, markup=False)
+        header = ("", "MAE", "RMSE", "trivial MAE", "")
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(5)]
+        for row in [header, *rows]:
+            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
+            say("  " + "  ".join(cells).rstrip(), soft_wrap=True, markup=False)
+        say("  (trivial: mean energy of the composition, zero force)", soft_wrap=True, markup=False)
+    if facts.options.get("report", True):
+        say(f"report: {facts.folder / 'report.html'}", soft_wrap=True, markup=False)
