@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, Option
 
 __all__ = ["options_markdown"]
@@ -38,5 +40,10 @@ def _row(option: Option) -> str:
     flag = f"`{option.short}`, `{option.flag}`" if option.short else f"`{option.flag}`"
     if option.type == "bool":
         flag += f", `--no-{option.flag[2:]}`"
-    cells = (f"`{option.key}`", flag, option.expects, f"`{option.default}`", option.help)
+    cells = (f"`{option.key}`", flag, _prose(option.expects), f"`{option.default}`", _prose(option.help))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _prose(text: str) -> str:
+    """Text that means the same in Markdown: ``val_total_<loss>`` is neither emphasis nor HTML."""
+    return re.sub(r"([_*`\[])", r"\\\1", text).replace("<", "&lt;")
