@@ -1,0 +1,82 @@
+"""Everything the pages tell a reader to do, done in order."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import logging
+import re
+
+import pytest
+from conftest import REPOSITORY
+from doc_pages import DOCS, PAGES, Reader, blocks_of, folder_of_its_own
+
+from torchmdnet.config import options_markdown
+from torchmdnet.config.parser import get_argparse
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_following_a_page_works(page, tmp_path):
+    with folder_of_its_own(tmp_path):
+        reader = Reader()
+        for block in blocks_of(page):
+            reader.follow(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_flag_a_page_mentions_exists(page):
+    known = get_argparse()._option_string_actions
+    for flag in re.findall(r"`(--[a-z][\w-]*)[^`]*`", page.read_text(encoding="utf-8")):
+        assert flag in known, f"{page.name} mentions {flag}"
+
+
+def test_the_reference_page_is_made_from_the_option_table():
+    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    assert page == options_markdown(), "run: python tools/build_docs_reference.py"
+
+
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "README.md"], ids=lambda page: page.stem)
+def test_every_module_and_name_a_page_mentions_exists(page):
+    for address in sorted(set(re.findall(r"\btorchmdnet(?:\.\w+)+", page.read_text(encoding="utf-8")))):
+        module, _, name = address.rpartition(".")
+        try:
+            importlib.import_module(address)
+        except ModuleNotFoundError:
+            assert hasattr(importlib.import_module(module), name), f"{page.name} mentions {address}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "README.md"], ids=lambda page: page.stem)
+def test_every_file_a_page_links_to_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target:
+            path, _, heading = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert not heading or heading in headings(linked), f"{page.name} links to {target}"
+
+
+def headings(page):
+    """The anchors of a page, as MkDocs makes them."""
+    lines = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL).splitlines()
+    titles = [line.lstrip("# ").lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title)).strip("-") for title in titles}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="mkdocs-material is not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("mkdocs").addHandler(handler)
+    try:
+        build(load_config(str(REPOSITORY / "mkdocs.yml"), site_dir=str(tmp_path / "site")))
+    finally:
+        logging.getLogger("mkdocs").removeHandler(handler)
+    assert heard.getvalue() == ""
+    for page in PAGES:
+        assert (tmp_path / "site" / f"{page.stem}.html").is_file()
