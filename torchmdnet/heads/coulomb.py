@@ -45,7 +45,8 @@ class ScalarPlusWeightedCoulomb(Scalar):
     .. math::
         g(r) = \frac1r + \frac{\epsilon - 1}{2\epsilon + 1} \frac{r^2}{R^3} - \frac{3\epsilon}{2\epsilon + 1}\frac1R.
 
-    Energies are in eV, distances in Å. Like the scalar they are multiplied by the standard deviation of the data.
+    Its slope there is :math:`3/(2\epsilon + 1)` of the bare one's. Energies are in eV, distances in Å. Like the scalar
+    they are multiplied by the standard deviation of the data.
 
     Args:
         hidden_channels: Feature channels per atom (F); the charges follow them.

@@ -106,7 +106,7 @@ class Coulomb(BasePrior):
         lower, upper = self.lower_switch_distance, self.upper_switch_distance
         phase = (nm.clamp(lower, upper) - lower) / (upper - lower)
         switch = 0.5 - 0.5 * torch.cos(math.pi * phase)
-        pair = switch * charges.index_select(0, i) * charges.index_select(0, j) / r
+        pair = switch * charges.index_select(0, i) * charges.index_select(0, j) / torch.where(r == 0, 1.0, r)
         energy = pair.new_zeros(graph.num_systems).index_add(0, graph.batch.index_select(0, i), pair)
         return energy[:, None] * (COULOMB_CONSTANT / self.energy_scale / self.distance_scale)
 
