@@ -265,6 +265,14 @@ def test_the_files_wanted_are_unpacked(tmp_path, kind):
     assert (tmp_path / "out/a/one.h5").read_bytes() == b"1"
 
 
+def test_folders_at_the_front_of_a_name_may_differ(tmp_path):
+    archive = tmp_path / "archive.tar.gz"
+    make_tar(archive, {"version 2/a/one.h5": b"1", "two.h5": b"2", "another-two.h5": b"3"})
+    unpack(archive, tmp_path / "out", ["a/one.h5", "b/two.h5"], what="Set")
+    assert (tmp_path / "out/a/one.h5").read_bytes() == b"1"
+    assert (tmp_path / "out/b/two.h5").read_bytes() == b"2"
+
+
 def test_members_that_lead_elsewhere_are_never_written(tmp_path):
     archive = tmp_path / "evil.tar.gz"
     make_tar(archive, {"../outside": b"!", "/tmp/outside": b"!", "good": b"1"})

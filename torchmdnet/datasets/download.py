@@ -147,7 +147,8 @@ def sha256(path: str | Path) -> str:
 def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str, optional: Collection[str] = ()) -> None:
     """Take files out of a zip or tar archive.
 
-    Only regular files with these names are written, each under a temporary name until it is complete.
+    Only regular files with these names are written, each under a temporary name until it is complete. Folders may be
+    missing or added at the front of a name in the archive.
 
     Args:
         archive: The archive.
@@ -160,12 +161,12 @@ def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str, op
         DataError: If the archive is damaged or lacks one of the files.
     """
     missing = {str(PurePosixPath(name)) for name in names}
-    wanted, left, seen = {*missing, *optional}, {*missing, *optional}, []
+    left, seen = {*missing, *optional}, []
     try:
         for name, stream in _members(archive):
-            path = str(PurePosixPath(name))  # drops a leading ./
-            seen.append(path)
-            if path in wanted:
+            seen.append(str(PurePosixPath(name)))  # drops a leading ./
+            path = _wanted_as(seen[-1], left)
+            if path is not None:
                 with stream() as source:
                     _write(source, folder / path)
                 missing.discard(path)
@@ -477,6 +478,13 @@ def _members(archive: Path) -> Iterator[tuple[str, Any]]:
         for member in file:
             if member.isreg():
                 yield member.name, lambda member=member: file.extractfile(member)
+
+
+def _wanted_as(member: str, wanted: Collection[str]) -> str | None:
+    """The name under which a member is wanted, if it is."""
+    if member in wanted or ".." in PurePosixPath(member).parts:
+        return member if member in wanted else None
+    return next((name for name in wanted if name.endswith(f"/{member}") or member.endswith(f"/{name}")), None)
 
 
 def _write(source: IO[bytes], target: Path) -> None:
