@@ -77,7 +77,9 @@ class Option:
             return words + (" or 'my_package.module:Class'" if self.takes_address else "")
         low, high = self.ge if self.ge is not None else self.gt, self.le if self.le is not None else self.lt
         if low is not None and high is not None:
-            bounds = f" between {low:g} and {high:g}" + ("" if self.gt is None and self.lt is None else " (exclusive)")
+            bounds = f" between {low:.10g} and {high:.10g}" + (
+                "" if self.gt is None and self.lt is None else " (exclusive)"
+            )
         elif low is not None:
             bounds = f" of {low:g} or more" if self.ge is not None else f" above {low:g}"
         else:
