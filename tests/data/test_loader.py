@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader as GeometricLoader
 
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader
 from torchmdnet.datasets.base import FramesDataset
@@ -100,9 +101,18 @@ def test_a_subset_maps_numbers_and_collects_batches():
     subset = IndexedSubset(dataset(), torch.tensor([9, 2, 5]))
     assert len(subset) == 3
     assert subset[1].y.item() == 2
-    batch = subset.__getitems__([2, 0])
+    batch = subset.batch([2, 0])
     assert isinstance(batch, Batch)
     assert batch.y.reshape(-1).tolist() == [5, 9]
+
+
+@pytest.mark.parametrize("data", [dataset(), IndexedSubset(dataset(), torch.arange(11))], ids=["whole", "part"])
+def test_the_loader_of_torch_geometric_reads_our_data_too(data):
+    ours = list(Loader(data, EpochBatchSampler(11, 4)))
+    for one, other in zip(ours, GeometricLoader(data, batch_size=4), strict=True):
+        for name in ("z", "pos", "y", "batch", "ptr"):
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+        assert one.num_graphs == other.num_graphs
 
 
 def test_data_at_memory_speed_need_no_workers():

@@ -97,7 +97,7 @@ def test_samples_and_batches_have_the_documented_shapes(tmp_path):
         "q": (),
         "dp": (1, 3),
     }
-    batch, expected = data.__getitems__([11, 0, 5]), Batch.from_data_list([data[11], data[0], data[5]])
+    batch, expected = data.batch([11, 0, 5]), Batch.from_data_list([data[11], data[0], data[5]])
     for key in ("z", "pos", "y", "neg_dy", "q", "pq", "dp", "batch"):
         assert torch.equal(batch[key], expected[key])
     assert batch.dp.shape == (3, 3)
@@ -111,7 +111,7 @@ def test_files_and_folders_are_read_in_natural_order(tmp_path):
     (folder / "notes.txt").write_text("...")
     whole = Ace(tmp_path, paths=str(folder))
     energies = [e for number in (1, 2, 10) for e in make_molecules(number, count=1)["mol0"]["energy"]]
-    assert whole.__getitems__(range(12)).y.flatten().tolist() == energies
+    assert whole.batch(range(12)).y.flatten().tolist() == energies
     pair = Ace(tmp_path, paths=[folder / "part_10.h5", str(folder / "part_1.h5")])
     assert pair[0].y.item() == energies[8]
     assert [sample.i_path for sample in pair.sample_iter(mol_ids=True)] == [0] * 4 + [1] * 4
@@ -240,7 +240,7 @@ def test_rows_of_a_table_become_samples(table, tmp_path):
     data = AceHF("parquet", ["a.parquet", "~/b.parquet"], "test")
     assert table == [("parquet", ["a.parquet", os.path.expanduser("~/b.parquet")], "test")]
     check(data, [(m, i) for m in make_molecules(0).values() for i in range(4)])
-    assert data.__getitems__([3, 8]).dp.shape == (2, 3)
+    assert data.batch([3, 8]).dp.shape == (2, 3)
 
 
 def test_one_file_may_be_given_as_text(table):

@@ -94,7 +94,7 @@ def test_ani1_reads_eight_files_in_order(tmp_path):
                 energies += (molecule["energies"][()] * HARTREE).tolist()
                 ids += [name] * len(molecule["energies"])
     data = ANI1(tmp_path)
-    assert data.__getitems__(range(len(data))).y.flatten().tolist() == energies
+    assert data.batch(range(len(data))).y.flatten().tolist() == energies
     assert [sample.mol_id for sample in data.sample_iter(mol_ids=True)] == ids
     assert data[0].z.tolist() == [6, 1, 8, 7]
     assert set(data[0].keys()) == {"z", "pos", "y"}
@@ -122,7 +122,7 @@ def test_ani1x_leaves_out_conformers_without_labels(tmp_path, ani1x):
         expected = [*first["wb97x_dz.energy"][[0, 2, 3]], *second["wb97x_dz.energy"][:2]]
         forces = [*first["wb97x_dz.forces"][[0, 2, 3]].reshape(-1, 3), *second["wb97x_dz.forces"][:2].reshape(-1, 3)]
         positions = [*first["coordinates"][[0, 2, 3]].reshape(-1, 3), *second["coordinates"][:2].reshape(-1, 3)]
-    batch = data.__getitems__(range(len(data)))
+    batch = data.batch(range(len(data)))
     np.testing.assert_array_equal(batch.y.flatten(), np.array(expected) * HARTREE)
     np.testing.assert_allclose(batch.neg_dy, np.array(forces) * HARTREE, rtol=1e-6)
     np.testing.assert_array_equal(batch.pos, positions)
@@ -133,7 +133,7 @@ def test_ani1ccx_shares_the_file_and_has_its_own_arrays(tmp_path, ani1x):
     ccx, x = ANI1CCX(tmp_path), ANI1X(tmp_path)
     with h5py.File(ani1x) as file:
         expected = [*file["C1H2/ccsd(t)_cbs.energy"][1:3], *file["N1O1/ccsd(t)_cbs.energy"][()]]
-    assert (ccx.__getitems__(range(5)).y.flatten() / HARTREE).tolist() == pytest.approx(expected, rel=1e-15)
+    assert (ccx.batch(range(5)).y.flatten() / HARTREE).tolist() == pytest.approx(expected, rel=1e-15)
     assert set(ccx[0].keys()) == {"z", "pos", "y"}
     assert len(x) == 5
 
@@ -229,7 +229,7 @@ def test_pieces_of_the_published_files_are_read_in_full(tmp_path, kind, piece, p
             valid = np.isfinite(group[key][()])
             expected += (group[key][()][valid] * HARTREE).tolist()
             sizes += [group["coordinates"].shape[1]] * int(valid.sum())
-    batch = data.__getitems__(range(len(data)))
+    batch = data.batch(range(len(data)))
     assert batch.y.flatten().tolist() == expected
     assert torch.diff(batch.ptr).tolist() == sizes
 

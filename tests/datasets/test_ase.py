@@ -73,7 +73,7 @@ def test_every_format_gives_what_ase_reads(tmp_path, frames, name):
 
 
 def test_a_batch_holds_molecules_of_different_sizes(tmp_path, frames):
-    batch = ASE(write(tmp_path / "a.extxyz", frames)).__getitems__([3, 0])
+    batch = ASE(write(tmp_path / "a.extxyz", frames)).batch([3, 0])
     np.testing.assert_array_equal(batch.z, np.concatenate([frames[3].numbers, frames[0].numbers]))
     np.testing.assert_array_equal(batch.batch, [0] * 12 + [1] * 3)
     assert batch.y.shape == (2, 1)
@@ -173,7 +173,7 @@ def test_boxes_and_stresses_belong_to_each_frame(tmp_path):
     for i, atoms in enumerate(crystals):
         np.testing.assert_allclose(dataset[i].box, atoms.cell.array[None], atol=1e-12)
         np.testing.assert_allclose(dataset[i].stress, atoms.get_stress(voigt=False)[None], rtol=1e-5)
-    assert dataset.__getitems__([0, 2]).stress.shape == (2, 3, 3)
+    assert dataset.batch([0, 2]).stress.shape == (2, 3, 3)
 
 
 @pytest.mark.parametrize("form", ["voigt", "matrix", "flat"])
@@ -244,7 +244,7 @@ def test_extra_quantities_come_along(tmp_path, frames):
         atoms.arrays["mulliken"] = np.arange(float(len(atoms)))
         atoms.info["dipole_qm"] = np.array([1.0, 2.0, 3.0])
     path = write(tmp_path / "a.extxyz", frames)
-    batch = ASE(path, extra_keys={"partial_charges": "mulliken", "dp": "dipole_qm"}).__getitems__([0, 1])
+    batch = ASE(path, extra_keys={"partial_charges": "mulliken", "dp": "dipole_qm"}).batch([0, 1])
     np.testing.assert_array_equal(batch.partial_charges, [0, 1, 2, 0, 1, 2, 3, 4])
     assert batch.dp.shape == (2, 3)
     with pytest.raises(ConfigError, match="'pos'"):

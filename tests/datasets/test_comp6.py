@@ -66,14 +66,14 @@ def test_molecules_are_named_by_file_and_group(root):
 def test_the_parts_stand_in_a_row(root):
     whole, parts = COMP6v1(root), [part(root) for part in COMP6v1.PARTS]
     assert len(whole) == sum(map(len, parts)) == 11 * 6
-    expected = torch.cat([part.__getitems__(range(len(part))).y for part in parts])
-    assert torch.equal(whole.__getitems__(range(len(whole))).y, expected)
+    expected = torch.cat([part.batch(range(len(part))).y for part in parts])
+    assert torch.equal(whole.batch(range(len(whole))).y, expected)
     assert torch.equal(whole[-1].pos, parts[-1][-1].pos)
 
 
 def test_batches_mix_the_parts(root):
     data, order = COMP6v1(root), [65, 0, 30, 64, 7]
-    batch, expected = data.__getitems__(order), Batch.from_data_list([data[i] for i in order])
+    batch, expected = data.batch(order), Batch.from_data_list([data[i] for i in order])
     for key in ("z", "pos", "y", "neg_dy", "batch", "ptr"):
         assert torch.equal(batch[key], expected[key])
 
@@ -85,7 +85,7 @@ def test_a_transform_is_called_once(root):
 
     assert COMP6v1(root, transform=add_one)[3].y == COMP6v1(root)[3].y + 1
     assert torch.equal(
-        COMP6v1(root, transform=add_one).__getitems__([3, 4]).y, COMP6v1(root).__getitems__([3, 4]).y + 1
+        COMP6v1(root, transform=add_one).batch([3, 4]).y, COMP6v1(root).batch([3, 4]).y + 1
     )
 
 

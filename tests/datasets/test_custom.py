@@ -62,7 +62,7 @@ def test_samples_are_those_of_the_files_in_the_established_order(tmp_path, limit
 def test_a_batch_equals_collated_samples(tmp_path, limit, flat):
     data = Custom(*globs(write(tmp_path, flat=flat)), limit)
     rows = [11, 0, 5, 4]
-    batch, expected = data.__getitems__(rows), Batch.from_data_list([data[i] for i in rows])
+    batch, expected = data.batch(rows), Batch.from_data_list([data[i] for i in rows])
     assert set(batch.keys()) == set(expected.keys())
     for name in expected.keys():  # noqa: SIM118
         assert batch[name].shape == expected[name].shape, name

@@ -64,7 +64,7 @@ def test_samples_are_those_of_the_groups_in_order(path, limit):
 def test_a_batch_equals_collated_samples(path, limit):
     data = HDF5(path, limit)
     rows = [8, 0, 3, 0, 5]
-    batch, expected = data.__getitems__(rows), Batch.from_data_list([data[i] for i in rows])
+    batch, expected = data.batch(rows), Batch.from_data_list([data[i] for i in rows])
     for name in expected.keys():  # noqa: SIM118
         torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
     assert batch.y.shape == (5,)
@@ -86,7 +86,7 @@ def test_types_may_be_shared_also_by_as_many_samples_as_atoms(tmp_path, limit, n
     for i in range(num):
         assert data[i].z.tolist() == [8, 1, 1]
         np.testing.assert_allclose(data[i].partial_charges, [-0.8, 0.4, 0.4])
-    assert data.__getitems__([1, 0]).z.tolist() == [8, 1, 1] * 2
+    assert data.batch([1, 0]).z.tolist() == [8, 1, 1] * 2
 
 
 @LIMITS
@@ -95,7 +95,7 @@ def test_energies_may_have_a_second_axis(tmp_path, limit):
         group(file, "g", 4, 3, energy=np.arange(4.0)[:, None])
     data = HDF5(tmp_path / "a.h5", limit)
     assert data[2].y.tolist() == [2.0]
-    assert data.__getitems__([3, 1]).y.tolist() == [3.0, 1.0]
+    assert data.batch([3, 1]).y.tolist() == [3.0, 1.0]
 
 
 def test_several_files_are_joined(path, tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_groups_that_do_not_fit_are_refused(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         HDF5(tmp_path / "a.h5")
     with pytest.raises(DataError, match=message):
-        HDF5(tmp_path / "a.h5", 0).__getitems__(range(9))
+        HDF5(tmp_path / "a.h5", 0).batch(range(9))
 
 
 def test_files_that_cannot_be_read_are_refused(path, tmp_path):

@@ -77,7 +77,7 @@ def test_large_forces_are_left_out(tmp_path):
     largest = np.array([np.linalg.norm(forces, axis=1).max() for *_, forces in FRAMES])
     limit = float(np.median(largest))
     data = MACEOFF(tmp_path, max_gradient=limit)
-    assert data.__getitems__(range(len(data))).y.flatten().tolist() == [
+    assert data.batch(range(len(data))).y.flatten().tolist() == [
         frame[0] for frame, force in zip(FRAMES, largest, strict=True) if force <= limit
     ]
     with pytest.raises(DataError, match=r"MACEOFF: no conformer is left with max_gradient=1e-06"):

@@ -97,7 +97,7 @@ def test_values_come_as_they_are_in_the_file(tmp_path, make, place, revised):
     put(tmp_path, place, npz(6, 0, revised))
     data, expected = make(tmp_path), arrays(6)
     assert len(data) == 6
-    batch = data.__getitems__(range(6))
+    batch = data.batch(range(6))
     assert batch.y.dtype == torch.float64
     assert batch.y.tolist() == expected["E"].tolist()
     np.testing.assert_array_equal(batch.pos, expected["R"].reshape(-1, 3).astype(np.float32))
@@ -108,7 +108,7 @@ def test_values_come_as_they_are_in_the_file(tmp_path, make, place, revised):
 
 def test_neighbouring_energies_stay_apart(tmp_path):
     put(tmp_path, "aspirin/raw/md17_aspirin.npz", npz(50))
-    y = MD17(tmp_path, "aspirin").__getitems__(range(50)).y
+    y = MD17(tmp_path, "aspirin").batch(range(50)).y
     assert len(y.unique()) == 50
     assert len(y.float().unique()) < 50 or y.float().double().ne(y).all()
 
@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, damage):
 def test_batches_equal_samples_collated_one_by_one(tmp_path):
     put(tmp_path, "aspirin/raw/md17_aspirin.npz", npz(9))
     data = MD17(tmp_path, "aspirin")
-    batch, expected = data.__getitems__([4, 0, 4]), Batch.from_data_list([data[4], data[0], data[4]])
+    batch, expected = data.batch([4, 0, 4]), Batch.from_data_list([data[4], data[0], data[4]])
     for key in ("z", "pos", "y", "neg_dy", "batch", "ptr"):
         assert torch.equal(batch[key], expected[key])
 
@@ -217,7 +217,7 @@ def test_a_piece_of_the_published_file_is_read_in_full(tmp_path):
     shutil.copy(source, tmp_path / "ethanol" / "raw" / "md17_ethanol.npz")
     data = MD17(tmp_path, "ethanol")
     with np.load(source) as file:
-        batch = data.__getitems__(range(2000))
+        batch = data.batch(range(2000))
         np.testing.assert_array_equal(batch.y, file["E"])
         np.testing.assert_array_equal(batch.pos.reshape(2000, 9, 3), file["R"].astype(np.float32))
         np.testing.assert_array_equal(batch.neg_dy.reshape(2000, 9, 3), file["F"].astype(np.float32))

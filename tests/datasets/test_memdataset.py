@@ -145,7 +145,7 @@ def test_files_of_an_earlier_release_are_opened(tmp_path):
 @pytest.mark.parametrize("order", [[0], [20, 3, 3, 8], list(range(21)), [-1, -21]])
 def test_a_batch_equals_its_samples_collated_one_by_one(tmp_path, order):
     data = Blocks(tmp_path)
-    batch, expected = data.__getitems__(order), Batch.from_data_list([data[i] for i in order])
+    batch, expected = data.batch(order), Batch.from_data_list([data[i] for i in order])
     assert set(batch.keys()) == set(expected.keys())
     for key in expected.keys():  # noqa: SIM118
         assert batch[key].dtype == expected[key].dtype, key
@@ -160,7 +160,7 @@ def test_parts_of_a_set_are_sets_of_the_same_kind(tmp_path):
     assert isinstance(part, Blocks)
     assert len(part) == 2
     assert torch.equal(part[0].pos, data[5].pos)
-    assert torch.equal(part.__getitems__([1, 0]).y, torch.cat([data[9].y, data[5].y]))
+    assert torch.equal(part.batch([1, 0]).y, torch.cat([data[9].y, data[5].y]))
     assert len(data[np.arange(21) % 2 == 0]) == 11
 
 
@@ -175,7 +175,7 @@ def test_a_transform_is_called_once_for_each_sample(tmp_path):
     data = Blocks(tmp_path, transform=transform)
     assert data[3].y == 0
     assert len(calls) == 1
-    assert data.__getitems__([0, 1]).y.tolist() == [[0], [0]]
+    assert data.batch([0, 1]).y.tolist() == [[0], [0]]
     assert len(calls) == 3
 
 
@@ -284,7 +284,7 @@ def test_numbers_beyond_a_byte_are_stored_in_full(tmp_path, z, q):
     data = Large(tmp_path, properties=("q",))
     assert data[1].z.tolist() == [1, 2]
     assert data[3].z.tolist() == [1, z]
-    assert data.__getitems__([3, 2]).q.tolist() == [q, 3]
+    assert data.batch([3, 2]).q.tolist() == [q, 3]
     assert Large(tmp_path, properties=("q",))[3].q == q
 
 
@@ -332,12 +332,8 @@ def test_pickling_stores_where_the_files_are(tmp_path):
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_loader_workers_open_the_files_themselves(tmp_path, start):
     data = Blocks(tmp_path)
-    loader = DataLoader(data, batch_size=8, num_workers=1, collate_fn=_as_it_is, multiprocessing_context=start)
-    assert torch.equal(torch.cat([batch.y for batch in loader]), data.__getitems__(range(21)).y)
-
-
-def _as_it_is(batch):
-    return batch
+    loader = DataLoader(data, batch_size=8, num_workers=1, collate_fn=Batch.from_data_list, multiprocessing_context=start)
+    assert torch.equal(torch.cat([batch.y for batch in loader]), data.batch(range(21)).y)
 
 
 def test_two_processes_may_start_at_once(tmp_path):

@@ -92,7 +92,7 @@ def test_structures_come_in_order_without_the_uncharacterized(root):
 def test_each_label_is_its_column_in_its_unit(root, label, column, unit):
     data = QM9(root, label=label)
     expected = [[TABLE[i][column] * FACTORS.get(column, 1.0)] for i in KEPT]
-    batch = data.__getitems__(range(len(data)))
+    batch = data.batch(range(len(data)))
     assert batch.y.dtype == torch.float64
     assert batch.y.tolist() == expected
     assert data[1].y.tolist() == [expected[1]]
@@ -113,7 +113,7 @@ def test_a_transform_sees_all_targets_and_the_label_is_chosen_afterwards(root):
     order += ["u0_atom", "u298_atom", "h298_atom", "g298_atom", "A", "B", "C"]
     factors = {**FACTORS, **{name: 0.04336414 for name in COLUMNS if name.endswith("_atom")}}
     np.testing.assert_allclose(seen[0], [[TABLE[0][n] * factors.get(n, 1) for n in order]], rtol=1e-15)
-    assert data.__getitems__([0, 2]).y.shape == (2, 1)
+    assert data.batch([0, 2]).y.shape == (2, 1)
 
 
 def test_all_labels_share_one_set_of_arrays(root, monkeypatch):

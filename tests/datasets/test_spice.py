@@ -90,7 +90,7 @@ def test_large_forces_are_left_out(root):
         energies = np.concatenate([group["formation_energy"][()] for group in file.values()]) * HARTREE
     limit = float(np.median(forces))
     data = SPICE(root, version="1.1.4", max_gradient=limit)
-    assert data.__getitems__(range(len(data))).y.flatten().tolist() == energies[forces <= limit].tolist()
+    assert data.batch(range(len(data))).y.flatten().tolist() == energies[forces <= limit].tolist()
     assert len(SPICE(root, version="1.1.4", max_gradient=0)) == 9
 
 
@@ -164,7 +164,7 @@ def test_a_piece_of_the_published_file_is_read_in_full(tmp_path):
     with h5py.File(source) as file:
         energies = np.concatenate([group["formation_energy"][()] for group in file.values()])
         gradients = np.concatenate([group["dft_total_gradient"][()].reshape(-1, 3) for group in file.values()])
-    batch = data.__getitems__(range(len(data)))
+    batch = data.batch(range(len(data)))
     assert batch.y.flatten().tolist() == (energies * HARTREE).tolist()
     np.testing.assert_allclose(batch.neg_dy, -gradients * HARTREE / BOHR, rtol=1e-6, atol=1e-9)
     kept = SPICE(tmp_path, version="1.1.4", subsets="SPICE DES370K Single Points Dataset Supplement v1.0")

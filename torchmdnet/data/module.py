@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, collate
+from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader
 from torchmdnet.data.splits import load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.base import FramesDataset, atomref_table
@@ -313,7 +313,7 @@ class DataModule(LightningDataModule):
     def _batches(self, description: str) -> Iterator[Any]:
         size = self.options["inference_batch_size"] or self.options["batch_size"]
         sampler = EpochBatchSampler(len(self.train_dataset), size, rank=0, world_size=1)
-        batches = (collate(self.train_dataset.__getitems__(rows)) for rows in sampler)
+        batches = (self.train_dataset.batch(rows) for rows in sampler)
         yield from progress(batches, description, total=len(sampler), unit="batch")
 
     def _standardize(self) -> None:

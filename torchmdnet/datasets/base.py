@@ -23,7 +23,7 @@ class FramesDataset(Dataset):
     """A data set on top of :class:`~torchmdnet.datasets.frames.Frames`.
 
     ``ds[i]`` is a ``torch_geometric.data.Data`` with ``z`` (N,), ``pos`` (N, 3), ``y`` (1, 1), ``neg_dy`` (N, 3) and
-    whatever else the set holds; ``ds.__getitems__(indices)`` is a ``Batch`` collected with one gather per quantity.
+    whatever else the set holds; ``ds.batch(indices)`` is a ``Batch`` collected with one gather per quantity.
 
     A subclass states its source in the class attributes and hands its frames to this constructor.
 
@@ -79,7 +79,7 @@ class FramesDataset(Dataset):
         chosen = np.asarray(index)
         return Subset(self, (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist())
 
-    def __getitems__(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         """Systems as one batch, in the order asked for."""
         if self.transform is None:
             return self.frames.batch(indices)

@@ -262,7 +262,7 @@ class MemmappedDataset(FramesDataset, GeometricDataset):
         """One system as ``Data``; for a slice, numbers or a mask, a data set of those."""
         return GeometricDataset.__getitem__(self, index)
 
-    def __getitems__(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         """Systems as one batch, in the order asked for."""
         rows: Any = indices
         if self._indices is not None:

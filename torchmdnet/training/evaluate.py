@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchmdnet.data.loader import collect
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.training.metrics import Errors, ErrorSums
 
@@ -115,16 +116,11 @@ class SplitFacts(NamedTuple):
 
 def read_batches(dataset: Any, indices: Any, max_systems: int = 20_000, size: int = 500) -> Iterator[Any]:
     """Systems of a data set as batches, evenly chosen where there are more than ``max_systems``."""
-    from torch_geometric.data import Batch
-
     chosen = np.asarray(indices)
     if len(chosen) > max_systems:
         chosen = chosen[np.linspace(0, len(chosen) - 1, max_systems).astype(np.int64)]
     for first in range(0, len(chosen), size):
-        numbers = chosen[first : first + size].tolist()
-        gather = getattr(dataset, "batch", None)
-        systems = gather(numbers) if gather is not None else [dataset[number] for number in numbers]
-        yield Batch.from_data_list(systems) if isinstance(systems, list) else systems
+        yield collect(dataset, chosen[first : first + size])
 
 
 def facts_of(batches: Iterable[Any]) -> SplitFacts | None:
