@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = [ours(), args.reference] if args.reference else [ours()]
     if not args.reference:
         print(HOW_TO_GET_A_REFERENCE)
-    free = available_memory()
-    limit = None if free is None else free * 3 // 4
-    schedule = Schedule(args.rounds, args.seconds, args.budget, args.timeout, limit)
+    schedule = Schedule(args.rounds, args.seconds, args.budget, args.timeout, memory_limit(args.memory))
     about = about_this_run(asdict(schedule))
     rows: list[Row] = []
     print(table_header(), flush=True)
@@ -63,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {warning}")
     print(f"Written to {write(rows, about, args.out)}, and as .json beside it.")
     return 1 if any(row.sides["ours"].failed or not row.agrees for row in rows) else 0
+
+
+def memory_limit(gib: float | None) -> int | None:
+    """Bytes that a side may allocate: as given, or three quarters of what is free; None where that is not known."""
+    if gib is not None:
+        return int(gib * 2**30)
+    free = available_memory()
+    return None if free is None else free * 3 // 4
 
 
 def all_jobs(threads: Sequence[int]) -> list[Job]:
@@ -100,6 +106,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=default.seconds, help="length of a turn (default: %(default)s)")
     add("--budget", type=float, default=default.budget, help="seconds after which there is no third round or later")
     add("--timeout", type=float, default=default.timeout, help="longest wait for one answer, s (default: %(default)s)")
+    add("--memory", metavar="GIB", type=float, help="limit of each side (default: three quarters of what is free)")
     add("--out", type=Path, default=BENCHMARKS / "results", help="folder for the results (default: benchmarks/results)")
     args = parser.parse_args(argv)
     args.only = [pattern for pattern in args.only.split(",") if pattern]
@@ -112,9 +119,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError
     except ValueError:
         parser.error(f"--threads: {args.threads!r} are not numbers of threads. Give some, such as 1,2.")
-    for key in ("rounds", "seconds", "timeout"):
-        if getattr(args, key) <= 0:
-            parser.error(f"--{key}: {getattr(args, key)} given, a positive number is needed.")
+    for key in ("rounds", "seconds", "timeout", "memory"):
+        value = getattr(args, key)
+        if value is not None and value <= 0:
+            parser.error(f"--{key}: {value} given, a positive number is needed.")
     if args.reference:
         try:
             args.reference = reference(args.reference)

@@ -168,7 +168,8 @@ def describe(error: BaseException) -> str:
     """One line about what went wrong."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return "out of memory"
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        return "out of memory" + (f", limited to {limit / 2**30:.1f} GiB" if limit != resource.RLIM_INFINITY else "")
     return f"{type(error).__name__}: {text}"[:300]
 
 
