@@ -42,6 +42,8 @@ class FramesDataset(Dataset):
     level_of_theory: str | None = None
     #: What to cite when these data are used.
     citation: str | None = None
+    #: The terms under which the data may be used, as far as the source states them.
+    licence: str | None = None
     #: Whether batches are collected in the calling process at memory speed, so that loader workers would only cost.
     gathers_in_process: bool = True
     #: Whether :meth:`get_atomref` falls back on a least-squares fit over the whole set.

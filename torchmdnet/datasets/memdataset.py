@@ -155,8 +155,6 @@ class MemmappedDataset(FramesDataset, GeometricDataset):
         mirror: Where to get the files instead of from their publisher: an address, a folder, or the file itself.
     """
 
-    #: The terms under which the data may be used, as far as the publisher states them.
-    licence: str | None = None
     #: Quantities of this set beyond :data:`PROPERTIES`.
     fields: ClassVar[dict[str, Field]] = {}
 
