@@ -167,6 +167,11 @@ def _create_head(architecture: type[Any], args: Mapping[str, Any], dtype: torch.
             f"output_model: {name!r} needs vector features, which model {args['model']!r} does not have. "
             "Use model: equivariant-transformer."
         )
+    if getattr(head, "needs_charges", False) and "output_charges" not in inspect.signature(architecture).parameters:
+        raise ConfigError(
+            f"output_model: {name!r} needs charges, which model {args['model']!r} does not predict. "
+            "Use model: tensornet2."
+        )
     options = {
         "activation": args.get("activation", "silu"),
         "reduce_op": args.get("reduce_op", "sum"),

@@ -59,8 +59,8 @@ class TorchMD_GN_optimized(nn.Module):
         super().__init__()
         _check_options(model)
         try:
-            from NNPOps.CFConv import CFConv
-            from NNPOps.CFConvNeighbors import CFConvNeighbors
+            from NNPOps.CFConv import CFConv  # pyright: ignore[reportMissingImports]
+            from NNPOps.CFConvNeighbors import CFConvNeighbors  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(
                 "optimize needs NNPOps, which is not installed. Run 'conda install -c conda-forge nnpops'."

@@ -132,6 +132,11 @@ def test_features_without_charges_are_refused() -> None:
         head().per_atom(Features(torch.randn(10, 8, dtype=torch.float64)), graph)
 
 
+def test_a_model_without_charges_is_refused_when_it_is_built() -> None:
+    with pytest.raises(ConfigError, match="needs charges, which model 'tensornet' does not predict"):
+        tiny_model("tensornet", **OPTIONS)
+
+
 def test_an_unknown_search_is_refused_when_the_model_is_built() -> None:
     with pytest.raises(ValueError, match="strategy: 'shared'"):
         head(coulomb_cutoff=4.0, coulomb_neighbor_strategy="shared")

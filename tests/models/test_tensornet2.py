@@ -107,3 +107,14 @@ def test_mirror_images_differ_for_one_group_only(group: str) -> None:
     here, *_ = model(systems.z, systems.pos, systems.batch)
     mirrored, *_ = model(systems.z, -systems.pos, systems.batch)
     assert torch.allclose(here, mirrored, rtol=1e-9, atol=1e-9) == (group == "O(3)")
+
+
+@pytest.mark.parametrize("name", ["tensornet", "tensornet2", "equivariant-transformer", "graph-network"])
+def test_a_reset_restores_a_trained_radial_basis(name: str) -> None:
+    model = tiny_model(name, trainable_rbf=True)  # its parameters are no longer the initial ones
+    basis = model.representation_model.distance_expansion
+    moved = basis.means.detach().clone()
+    model.reset_parameters()
+    initial, _ = basis._initial_params()
+    torch.testing.assert_close(basis.means.detach(), initial.to(moved.dtype))
+    assert not torch.allclose(moved, basis.means)

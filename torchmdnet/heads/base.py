@@ -25,6 +25,8 @@ class OutputModel(nn.Module):
 
     #: Whether only architectures with vector features will do.
     needs_vectors = False
+    #: Whether only architectures that predict charges will do.
+    needs_charges = False
     #: Whether ``standardize`` makes sense: false where a mean would be added to vectors or before a nonlinear step.
     can_standardize = True
 

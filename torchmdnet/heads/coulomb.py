@@ -69,6 +69,7 @@ class ScalarPlusWeightedCoulomb(Scalar):
         ConfigError: If ``q_weights`` does not fit the layers and channels, or there is a box but no cutoff.
     """
 
+    needs_charges = True
     qweights: Tensor  # ((L + 1) q_dim,)
 
     def __init__(

@@ -132,7 +132,7 @@ class TensorNet(Representation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        reset_all(self.tensor_embedding, *self.layers, self.linear, self.out_norm)
+        reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
 
     def setup_for_inference(self, z: AtomicNumbers, batch: SystemIndex) -> None:
         """Kept for compatibility: inference needs no preparation."""

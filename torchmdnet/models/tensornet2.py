@@ -128,7 +128,7 @@ class TensorNet2(Representation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        reset_all(self.tensor_embedding, *self.layers, self.linear, self.out_norm)
+        reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
         reset_all(self.charge_predict_0, *self.charge_predicts)
 
     def encode(self, graph: Graph) -> Features:
