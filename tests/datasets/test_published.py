@@ -15,8 +15,8 @@ PLAIN = "root, transform=None, pre_transform=None, pre_filter=None"
 OPTIONAL = "root=None, transform=None, pre_transform=None, pre_filter=None"
 CATH = (
     "source_file='mdcath_source.h5', file_basename='mdcath_dataset', numAtoms=5000, numNoHAtoms=None, "
-    "numResidues=1000, temperatures=('348',), skip_frames=1, pdb_list=None, min_gyration_radius=None, max_gyration_radius=None, "
-    "alpha_beta_coil=None, solid_ss=None, numFrames=None"
+    "numResidues=1000, temperatures=('348',), skip_frames=1, pdb_list=None, min_gyration_radius=None, "
+    "max_gyration_radius=None, alpha_beta_coil=None, solid_ss=None, numFrames=None"
 )
 ARGUMENTS = {
     "Ace": f"{OPTIONAL}, paths=None, max_gradient=None, subsample_molecules=1",
