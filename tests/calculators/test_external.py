@@ -105,7 +105,9 @@ def test_a_turned_cell_has_the_same_energy(model) -> None:
     torch.testing.assert_close(turned_forces[0], forces[0] @ turn, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("embeddings", [WATER, [WATER], torch.tensor(WATER), torch.tensor([WATER]), np.array(WATER)])
+@pytest.mark.parametrize(
+    "embeddings", [WATER, [WATER], torch.tensor(WATER), torch.tensor([WATER]), np.array(WATER), [np.array(WATER)]]
+)
 def test_embeddings_may_be_flat_or_lists(model, embeddings) -> None:
     external = External(model, embeddings, dtype="float64")
     assert external.embeddings.tolist() == WATER
@@ -242,6 +244,7 @@ def test_options_for_loading_are_idle_with_a_module(model) -> None:
         ({"netfile": 3}, "netfile is a int"),
         ({"embeddings": [1.5, 2.0]}, r"embeddings has shape .* Pass integer atomic numbers"),
         ({"embeddings": 8}, r"embeddings has shape \(\)"),
+        ({"embeddings": [[8, 1, 1], [8]]}, "embeddings has rows of different lengths"),
         ({"embeddings": [8, 92]}, r"92 \(U\)"),
         ({"dtype": "float33"}, "dtype: 'float33' is not available"),
         ({"dtype": torch.int64}, "dtype: torch.int64 is not available"),

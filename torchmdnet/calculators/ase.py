@@ -54,8 +54,8 @@ class TMDNETCalculator(Calculator):
         model_file: A checkpoint; several, or a zip of them, for an ensemble; or a model, which is copied.
         device: Where the model runs.
         dtype: Precision of the calculation, a torch type or its name. Energies are summed over atoms in float64.
-        compile: Compile the model on first use, which takes a minute and pays off in long runs. If that fails, or
-            gives other numbers, the calculator goes on without and says so.
+        compile: Compile the model on first use, which takes about a minute; what it gains depends on the system and the
+            machine. If it fails, or gives other numbers, the calculator goes on without and says so.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`. With ``remove_ref_energy``, True unless given,
             a delta-learned model gives energies relative to its reference, with False total energies.
@@ -207,7 +207,9 @@ class TMDNETCalculator(Calculator):
             quick = [compiled(member) for member in self.members]
             _expect_agreement(ask(quick), plain)
         except Exception as error:  # whatever the compiler raises, the plain model is there
-            log.warning("compile: failed (%s: %s); going on without.", type(error).__name__, _first_line(error))
+            log.warning(
+                "compile: failed (%s: %s); going on without.", type(error).__name__, str(error).partition("\n")[0]
+            )
             self.compile = False
         else:
             self.compiled = quick
@@ -275,7 +277,3 @@ def _expect_agreement(quick: list[Answer], plain: list[Answer]) -> None:
         for name, x, y in (("energy", a.energy, b.energy), ("forces", a.forces, b.forces)):
             if not torch.allclose(x, y, rtol=tolerance, atol=tolerance):
                 raise RuntimeError(f"{name} differs by {float((x - y).abs().max()):.1e} from the plain model")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -32,15 +32,17 @@ class CudaGraph:
         warmup_steps: int = 12,
     ) -> None:
         self.inputs = tuple(None if x is None else x.clone() for x in inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(warmup_steps):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = function(*self.inputs)
+        device = next(x.device for x in self.inputs if x is not None)
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(warmup_steps):
+                    function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = function(*self.inputs)
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Replay with other values; the results are copies.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -187,10 +188,9 @@ class External:
                 if not torch.allclose(replayed, plain, rtol=1e-5, atol=1e-3):
                     raise RuntimeError("a replay with atoms elsewhere differs from the plain call")
         except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
             log.warning(
-                "use_cuda_graph: %s cannot be captured (%s); it runs without.",
-                type(self.model).__name__,
-                str(error).splitlines()[0],
+                "use_cuda_graph: %s cannot be captured (%s); it runs without.", type(self.model).__name__, reason
             )
             return None
         return graph
@@ -245,7 +245,10 @@ class External:
 
 def _atomic_numbers(embeddings: Any) -> Tensor:
     """Atomic numbers as (replicas, atoms) int64 on the CPU."""
-    z = torch.as_tensor(embeddings).detach().cpu()
+    try:
+        z = torch.as_tensor(embeddings if isinstance(embeddings, Tensor) else np.array(embeddings)).detach().cpu()
+    except (TypeError, ValueError):
+        raise ValueError("embeddings has rows of different lengths; replicas are copies of the same atoms.") from None
     if z.dim() == 1:
         z = z[None]
     if z.dim() != 2 or z.is_floating_point() or z.dtype == torch.bool:
