@@ -21,6 +21,7 @@ class Publisher:
         self.requests: list[tuple[str, str | None]] = []
         self.resumes = True
         self.etag = '"one"'
+        self.kind = "application/octet-stream"
         self.address = ""
 
 
@@ -49,6 +50,7 @@ def serve() -> Iterator[Publisher]:
             else:
                 self.send_response(200)
             self.send_header("Content-Length", str(total - first))
+            self.send_header("Content-Type", publisher.kind)
             if publisher.etag:
                 self.send_header("ETag", publisher.etag)
             self.end_headers()

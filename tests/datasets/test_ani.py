@@ -193,7 +193,7 @@ def test_the_sets_state_their_units_and_sources():
 
 def test_a_truncated_file_is_named(tmp_path, ani1x):
     ani1x.write_bytes(ani1x.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"ANI1X: .*ani1x-release.h5 cannot be read as HDF5"):
+    with pytest.raises(DataError, match=r"ANI1X: .*ani1x-release.h5 is damaged"):
         ANI1X(tmp_path)
 
 

@@ -84,9 +84,7 @@ def test_a_transform_is_called_once(root):
         return sample
 
     assert COMP6v1(root, transform=add_one)[3].y == COMP6v1(root)[3].y + 1
-    assert torch.equal(
-        COMP6v1(root, transform=add_one).batch([3, 4]).y, COMP6v1(root).batch([3, 4]).y + 1
-    )
+    assert torch.equal(COMP6v1(root, transform=add_one).batch([3, 4]).y, COMP6v1(root).batch([3, 4]).y + 1)
 
 
 def test_a_filter_may_leave_a_part_empty(root):

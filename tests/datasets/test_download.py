@@ -92,6 +92,23 @@ def test_a_start_from_another_version_of_the_file_is_not_used(publisher, tmp_pat
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT[::-1]
 
 
+def test_a_web_page_is_not_taken_for_the_file(publisher, tmp_path):
+    publisher.kind = "text/html; charset=utf-8"
+    with pytest.raises(DataError, match="sends a web page instead of the file"):
+        fetch(remote(publisher), tmp_path, what="Set")
+    assert names(tmp_path) == set()
+
+
+def test_a_file_that_proves_unreadable_does_not_stand_in_the_way_of_the_right_one(publisher, tmp_path):
+    publisher.files["data.h5"] = b"not an archive"
+    archive = fetch(remote(publisher), tmp_path, what="Set")
+    with pytest.raises(DataError, match="Delete it to fetch it again"):
+        unpack(archive, tmp_path, ["x"], what="Set")
+    archive.unlink()
+    publisher.files["data.h5"] = CONTENT
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+
+
 def test_a_server_that_cannot_resume_still_delivers(publisher, tmp_path):
     publisher.resumes, publisher.faults = False, ["truncate"]
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
@@ -234,7 +251,7 @@ def test_two_processes_fetch_once(publisher, tmp_path):
     )
     command = [sys.executable, "-c", script, f"{publisher.address}/data.h5", str(tmp_path)]
     processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     assert len(publisher.requests) == 1
     assert (tmp_path / "data.h5").read_bytes() == CONTENT
 

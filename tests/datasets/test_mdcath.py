@@ -195,7 +195,7 @@ def test_arguments_that_cannot_be_met_are_explained(root, arguments, error, mess
 def test_a_damaged_domain_file_is_named(root):
     data, path = MDCATH(root), root / "mdcath_dataset_1abcA00.h5"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"mdcath_dataset_1abcA00\.h5 cannot be read as HDF5"):
+    with pytest.raises(DataError, match=r"mdcath_dataset_1abcA00\.h5 is damaged"):
         data[0]
 
 

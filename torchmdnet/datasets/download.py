@@ -32,7 +32,7 @@ from torchmdnet._version import __version__
 from torchmdnet.datasets.files import expand
 from torchmdnet.errors import DataError
 
-__all__ = ["Remote", "fetch", "locked", "noted", "sha256", "unpack", "verify"]
+__all__ = ["Remote", "damaged", "fetch", "locked", "noted", "sha256", "unpack", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +139,15 @@ def verify(path: Path, checksum: str | None = None, *, what: str) -> str:
     return found["sha256"]
 
 
+def damaged(path: str | Path, error: object, what: str) -> DataError:
+    """The error for a file that cannot be read. What was noted of it is forgotten, as it can never have been right."""
+    if isinstance(error, OSError) and error.errno is not None:  # the machine, not the content
+        return DataError(f"{what}: {path} cannot be read ({error}).")
+    with contextlib.suppress(OSError):
+        _note(Path(path)).unlink(missing_ok=True)
+    return DataError(f"{what}: {path} is damaged or of another kind ({error}). Delete it to fetch it again.")
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, as hexadecimal text."""
     return _digests(Path(path), {"sha256"})["sha256"]
@@ -176,7 +185,7 @@ def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str, op
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise
-        raise DataError(f"{what}: {archive} is damaged ({error}). Delete it to fetch it again.") from error
+        raise damaged(archive, error, what) from error
     if not missing:
         return
     raise DataError(
@@ -362,6 +371,8 @@ def _attempt(url: str, part: Path, state: dict[str, Any], bar: Any) -> bool:
         tag = response.headers.get("ETag")
         state["validator"] = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
         state["url"] = url
+        if response.headers.get_content_type() == "text/html":
+            raise _Refused("the server sends a web page instead of the file")
         _check_space(part, state["total"], have)
         part.with_name(part.name + ".json").write_text(json.dumps(state))
         bar.reset(total=state["total"])

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from torchmdnet.datasets.download import Remote
+from torchmdnet.datasets.download import Remote, damaged
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.memdataset import Block, MemmappedDataset
 from torchmdnet.elements import ATOMIC_NUMBERS
@@ -135,7 +135,7 @@ def _read_tar(path: str | Path) -> Iterator[Block]:
                 if stream is not None:
                     yield from _read_frames(stream, f"{path}, {member.name}")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"MACEOFF: {path} is damaged ({error}). Delete it to fetch it again.") from error
+        raise damaged(path, error, "MACEOFF") from error
 
 
 def _read_frames(stream: IO[bytes], where: str, at_once: int = 200_000) -> Iterator[Block]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from torchmdnet.datasets.download import Remote, fetch, unpack, verify
+from torchmdnet.datasets.download import Remote, damaged, fetch, unpack, verify
 from torchmdnet.datasets.memdataset import Block, MemmappedDataset, conformers, rows
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 
@@ -251,9 +251,7 @@ def read_npz(path: str, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
             names = ("z", "R", "E", "F") if "R" in file else ("nuclear_charges", "coords", "energies", "forces")
             z, pos, y, neg_dy = (file[name] for name in names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{what}: {path} is damaged or of another layout ({error}). Delete it to fetch it again."
-        ) from error
+        raise damaged(path, error, what) from error
     z, y = z.reshape(-1), y.reshape(-1)
     if pos.shape != (len(y), len(z), 3) or neg_dy.shape != pos.shape:
         raise DataError(

@@ -35,7 +35,7 @@ import torch
 from torch_geometric.data import Dataset as GeometricDataset
 
 from torchmdnet.datasets.base import FramesDataset
-from torchmdnet.datasets.download import Remote, fetch, locked, noted, sha256
+from torchmdnet.datasets.download import Remote, damaged, fetch, locked, noted, sha256
 from torchmdnet.datasets.files import expand
 from torchmdnet.datasets.frames import Field, Frames, Indices, JoinedFrames
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
@@ -128,7 +128,7 @@ def open_hdf5(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
     except KeyError as error:
         raise DataError(f"{what}: {path} does not have the expected layout: {error.args[0]}.") from error
     except OSError as error:
-        raise DataError(f"{what}: {path} cannot be read as HDF5 ({error}).") from error
+        raise damaged(os.fspath(path), error, what) from error
 
 
 def rows(total: int, at_once: int = 16384) -> Iterator[slice]:
