@@ -268,7 +268,7 @@ def test_isolated_atoms_give_the_reference_energies(tmp_path):
     for single in atoms[:2]:
         single.info["total_charge"] = 0
     water = labelled(molecule("H2O"), np.random.default_rng(0), total_charge=0)
-    dataset = ASE(write(tmp_path / "a.extxyz", [atoms[0], water, *atoms[1:]]))
+    dataset = ASE(write(tmp_path / "a.extxyz", [atoms[0], water, *atoms[1:]]), atomref="isolated")
     assert len(dataset) == 1
     table = dataset.get_atomref(20)
     assert table.shape == (20, 1)
@@ -290,13 +290,15 @@ def test_missing_reference_energies_are_fitted(tmp_path):
     table = ASE(write(tmp_path / "a.extxyz", frames)).get_atomref()
     np.testing.assert_allclose(table[[1, 6, 8], 0], list(truth.values()), rtol=1e-6)
     # hydrogen given, and deliberately off: the others make up for it as well as they can
+    partly = ASE(tmp_path / "a.extxyz", atomref={"H": -12.0}).get_atomref()
+    assert partly[1].item() == -12.0
+    assert partly[6].item() == pytest.approx(-1030.0, abs=4.0)
+    # single atoms are no samples, so they do not enter the fit either
     frames.append(with_energy(Atoms("H"), -12.0))
-    partly = ASE(write(tmp_path / "b.extxyz", frames))
-    assert partly.get_atomref()[1].item() == -12.0
-    assert partly.get_atomref()[6].item() == pytest.approx(-1030.0, abs=4.0)
-    np.testing.assert_allclose(ASE(tmp_path / "b.extxyz", atomref="fit").get_atomref()[1], -13.0, rtol=1e-5)
+    path = write(tmp_path / "b.extxyz", frames)
+    np.testing.assert_allclose(ASE(path).get_atomref()[1], -13.0, rtol=1e-5)
     with pytest.raises(DataError, match="no single atom of C, O"):
-        ASE(tmp_path / "b.extxyz", atomref="isolated")
+        ASE(path, atomref="isolated")
 
 
 def test_reference_energies_may_be_given(tmp_path, frames):

@@ -88,9 +88,11 @@ def test_the_dipole_of_an_ion_is_about_the_origin_of_its_coordinates():
 
 def test_isolated_atoms_are_the_reference_energies():
     np.testing.assert_allclose(
-        TinyQM().get_atomref()[[1, 6, 7, 8], 0], [-10.707211, -48.79808, -70.908087, -102.521807], rtol=1e-6
+        TinyQM(atomref="isolated").get_atomref()[[1, 6, 7, 8], 0],
+        [-10.707211, -48.79808, -70.908087, -102.521807],
+        rtol=1e-6,
     )
-    dft = TinyQM(level="wb97x")
+    dft = TinyQM(level="wb97x", atomref="isolated")
     np.testing.assert_allclose(dft.get_atomref()[6], -1029.511141, rtol=1e-6)
     counts, elements = dft.frames.composition()
     binding = dft.frames["y"][:, 0] - counts @ dft.get_atomref()[elements, 0].numpy().astype(float)
@@ -98,14 +100,14 @@ def test_isolated_atoms_are_the_reference_energies():
     assert (binding / dft.frames.counts > -8).all()
 
 
-def test_reference_energies_are_fitted_where_there_are_no_atoms():
+def test_reference_energies_are_fitted_otherwise():
     data = TinyQM(level="gfn1")
     counts, elements = data.frames.composition()
     expected = np.linalg.lstsq(counts.astype(float), data.frames["y"][:, 0], rcond=None)[0]
     np.testing.assert_allclose(data.get_atomref()[elements, 0], expected, rtol=1e-5)
     with pytest.raises(ConfigError, match="no isolated atoms"):
         TinyQM(level="gfn1", atomref="isolated")
-    residual = TinyQM(atomref="fit")
+    residual = TinyQM()
     counts, elements = residual.frames.composition()
     rest = residual.frames["y"][:, 0] - counts @ residual.get_atomref()[elements, 0].numpy().astype(float)
     assert rest.std() == pytest.approx(3.15, abs=0.01)  # of 180 eV; ions are what a composition cannot tell
@@ -116,7 +118,8 @@ def test_a_baseline_leaves_the_difference_of_two_methods():
     assert "dp" not in difference[0]
     assert np.abs(difference.frames["neg_dy"]).mean() == pytest.approx(0.29, abs=0.03)
     assert np.abs(whole.frames["neg_dy"]).mean() > 1.0
-    np.testing.assert_allclose(difference.get_atomref()[1], -13.587223 + 10.707211, rtol=1e-5)
+    free = TinyQM(level="wb97x", baseline=True, atomref="isolated")
+    np.testing.assert_allclose(free.get_atomref()[1], -13.587223 + 10.707211, rtol=1e-5)
     assert difference.level_of_theory == "wB97X/6-31G(d) minus GFN2-xTB"
     with pytest.raises(ConfigError, match="baseline: GFN2-xTB has none"):
         TinyQM(baseline=True)

@@ -46,7 +46,7 @@ def test_packed_molecules_come_back(tmp_path, tool):
     ase.io.write(tmp_path / "atoms.extxyz", atoms, format="extxyz")
     arguments = ["pack", tmp_path / "set", tmp_path / "a.extxyz", "--level", "made up/level", "--atoms"]
     tool.main([str(a) for a in [*arguments, tmp_path / "atoms.extxyz"]])
-    data = TinyQM(tmp_path / "set", "made up/level")
+    data = TinyQM(tmp_path / "set", "made up/level", atomref="isolated")
     assert {name: len(rows) for name, rows in data.splits.items()} == {"idx_train": 3, "idx_val": 2, "idx_test": 1}
     expected = [frames[i] for i in (1, 3, 4, 2, 5, 0)]  # by part, otherwise in order
     assert data.names.tolist() == [a.info["name"] for a in expected]

@@ -86,9 +86,9 @@ class ASE(FramesDataset):
     ``box`` is a direction that is not periodic. ``s`` is the number of unpaired electrons, 0 for a closed shell,
     whichever way the file counts spin.
 
-    Single atoms in open space, or marked ``config_type=IsolatedAtom``, state the reference energies of their elements
-    and are left out of the samples (unless there is nothing else). Where they are missing, reference energies are
-    fitted by least squares.
+    Single atoms in open space, or marked ``config_type=IsolatedAtom``, are no samples (unless there is nothing else),
+    but can state the reference energies of their elements. By default these are fitted by least squares, which leaves
+    the network a few eV to learn where isolated atoms leave it the whole energy of binding.
 
     Frames are numbered from 0 in messages, as ASE numbers them.
 
@@ -109,8 +109,8 @@ class ASE(FramesDataset):
         spin_convention: What the spin key counts: "multiplicity", "unpaired" electrons, or "total_spin" S. None: known
             from the usual names, inferred from the number of electrons for others.
         extra_keys: More quantities to carry along, ``{name: key}`` or a list of keys.
-        atomref: Reference energies: None (isolated atoms if there are any, else a fit), "isolated", "fit", or a
-            mapping of symbols to energies in eV.
+        atomref: Reference energies of elements: "fit" (None is the same), "isolated" for single atoms in the files, or
+            a mapping of symbols to energies in eV; elements it leaves out are fitted.
         transform: Called with each sample.
 
     Raises:
@@ -193,7 +193,7 @@ class ASE(FramesDataset):
                 raise DataError(
                     f"atomref: 'isolated' is asked for, but no single atom of {', '.join(absent)} is given."
                 )
-        known = stated if stated is not None else ({} if atomref == "fit" else isolated)
+        known = stated if stated is not None else (isolated if atomref == "isolated" else {})
         super().__init__(frames, transform, reference_energies=known)
         #: The name each kind of label was found under.
         self.keys: dict[str, str] = notes["keys"]
@@ -349,8 +349,8 @@ class _Reader:
                 builder.close()
         if isolated:
             self.log.append(
-                f"{len(singles)} isolated atoms give the reference energies of "
-                f"{', '.join(SYMBOLS[z] for z in isolated)}; they are not among the samples."
+                f"{len(singles)} isolated atoms ({', '.join(SYMBOLS[z] for z in isolated)}) are not among the samples. "
+                "Pass atomref: isolated to take reference energies from them."
             )
         if self.overlaps > 5:
             logger.warning("%d frames in all have atoms closer than %g Å.", self.overlaps, OVERLAP)

@@ -67,8 +67,8 @@ class TinyQM(FramesDataset):
         level: Level of theory, see the table; ``gfn2``, ``wb97x`` and ``gfn1`` will do.
         split: Only the "train", "val" or "test" part.
         baseline: Learn the difference to the cheaper method that is stored beside the labels.
-        atomref: Reference energies of elements: "isolated" atoms at the same level, "fit" for least squares, or None
-            for isolated atoms where the level has them.
+        atomref: Reference energies of elements: "fit" for least squares (None is the same), or "isolated" for free
+            atoms at the same level. A network learns faster what a fit leaves over.
         transform: Called with each sample.
 
     Attributes:
@@ -112,7 +112,7 @@ class TinyQM(FramesDataset):
             raise ConfigError(f"atomref: {atomref!r} is not available. Choose isolated or fit.")
         if energies is None and atomref == "isolated":
             raise ConfigError(f"atomref: {name} has no isolated atoms. Choose fit.")
-        known = _reference_energies(energies, baseline) if energies and atomref != "fit" else None
+        known = _reference_energies(energies, baseline) if energies and atomref == "isolated" else None
 
         frames, part = _frames(stored, baseline), stored["split"]
         kind, temperature = stored["kind"], stored["temperature"]
