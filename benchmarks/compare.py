@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sides import Failure, Side, Worker
-from workloads import OPTIONS, Workload
+from workloads import Workload
 
 __all__ = ["Row", "Schedule", "Times", "compare_start_up", "compare_workload"]
 
@@ -101,32 +101,23 @@ class Row:
         return asdict(self) | {"ratios": self.ratios(), "cpu_ratios": self.ratios("cpu")}
 
 
-def compare_workload(
-    workload: Workload, threads: int, sides: Sequence[Side], schedule: Schedule, checkpoints: Path
-) -> Row:
+def compare_workload(workload: Workload, threads: int, sides: Sequence[Side], schedule: Schedule, folder: Path) -> Row:
     """Time one workload in a process of each side, by turns.
 
     Args:
-        checkpoints: Folder for the weights, which the first side writes and every side loads.
+        folder: For what the sides share, such as the weights of a model.
     """
-    order = {
-        "options": OPTIONS[workload.architecture],
-        "checkpoint": str(checkpoints / f"{workload.architecture}.ckpt"),
-        "system": workload.system,
-        "task": workload.task,
-        "threads": threads,
-        "memory_limit": schedule.memory_limit,
-    }
+    settings = {"folder": str(folder), "threads": threads, "memory_limit": schedule.memory_limit}
     row = Row(workload.name, threads, {side.name: Times() for side in sides})
     workers: dict[str, Worker] = {}
     try:
         for side in sides:
             try:
-                workers[side.name] = Worker(side, order, schedule.timeout)
+                workers[side.name] = Worker(side, workload.order | settings, schedule.timeout)
             except Failure as failure:
                 row.sides[side.name].failed = str(failure)
-        predictions = {name: _take_predictions(worker.facts) for name, worker in workers.items()}
         row.facts = {name: worker.facts for name, worker in workers.items()}
+        predictions = {name: facts.pop("predictions") for name, facts in row.facts.items()}
         if len(predictions) == 2:
             row.deviations = deviations(predictions["ours"], predictions["reference"])
         take_turns({name: worker.measure for name, worker in workers.items()}, row, schedule)
@@ -175,11 +166,3 @@ def deviations(ours: dict[str, list[float]], reference: dict[str, list[float]]) 
             scale = max(map(abs, theirs)) or 1.0
             found[quantity] = max(abs(a - b) for a, b in zip(mine, theirs, strict=True)) / scale
     return dict(sorted(found.items()))
-
-
-def _take_predictions(facts: dict[str, Any]) -> dict[str, list[float]]:
-    """Remove the long lists from what a worker said, and give them by quantity, in an order that both sides share."""
-    predictions = {quantity: facts.pop(quantity) for quantity in ("energy", "forces", "gradient") if quantity in facts}
-    if "gradient" in predictions:
-        predictions["gradient"] = [norm for _, norm in sorted(predictions["gradient"].items())]
-    return predictions

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import Row, Times
+from compare import Row
 from sides import REPOSITORY
 
-__all__ = ["about_this_run", "table_header", "table_line", "title", "warnings", "write"]
+__all__ = ["about_this_run", "closing", "results_file", "table_header", "table_line", "warnings", "write"]
 
 #: Columns of the table with their widths on a terminal.
 COLUMNS = {
@@ -43,7 +43,6 @@ def table_header() -> str:
 
 def table_line(row: Row) -> str:
     """One line of a markdown table."""
-    ours, reference = row.sides["ours"], row.sides.get("reference")
     ratios, cpu_ratios = row.ratios(), row.ratios("cpu")
     cells = [
         row.name,
@@ -51,8 +50,8 @@ def table_line(row: Row) -> str:
         f"{statistics.median(ratios):.2f}" if ratios else "–",
         f"{min(ratios):.2f} – {max(ratios):.2f}" if ratios else "–",
         f"{statistics.median(cpu_ratios):.2f}" if cpu_ratios else "–",
-        _durations(ours),
-        "not run" if reference is None else _durations(reference),
+        _durations(row, "ours"),
+        _durations(row, "reference") if "reference" in row.sides else "not run",
         ", ".join(f"{times.peak_memory / 2**20:.0f}" if times.wall else "–" for times in row.sides.values()),
         ", ".join(f"{quantity} {deviation:.0e}" for quantity, deviation in row.deviations.items()) or "–",
     ]
@@ -85,40 +84,42 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def title(rows: Sequence[Row], about: dict[str, Any]) -> str:
-    """What was compared, and on what."""
+def closing(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    """What stands below the table: further tables, on what all of it was measured, and warnings."""
     processor = about["machine"]
-    lines = [
+    told = [f"{name}\n\n{table}" for name, table in about["tables"].items()]
+    told.append(
         f"{processor['cpu']}, {processor['cores']} cores, {processor['memory_gib']} GiB, {processor['system']}; "
         f"load {processor['load']} at the start"
-    ]
+    )
     for side in ("ours", "reference"):
         facts = next((row.facts[side] for row in rows if side in row.facts), None)
         if facts is not None:
             release = f"torchmd-net {facts['version']}" + (f" at {about['revision']}" if side == "ours" else "")
-            lines.append(f"{side}: {release}, Python {facts['python']}, torch {facts['torch']}")
-    return "\n".join(lines)
+            told.append(f"{side}: {release}, Python {facts['python']}, torch {facts['torch']}")
+    return "\n\n".join(told + [f"Warning: {warning}" for warning in warnings(rows)])
 
 
-def write(rows: Sequence[Row], about: dict[str, Any], folder: Path) -> Path:
-    """Save everything as JSON and the table as markdown, named by date and processor; returns the markdown file."""
-    folder.mkdir(parents=True, exist_ok=True)
+def results_file(about: dict[str, Any], folder: Path) -> Path:
+    """Where the table goes, named by date and processor."""
     processor = re.sub(r"[^a-z0-9]+", "-", about["machine"]["cpu"].lower()).strip("-")
-    path = folder / f"{about['date'][:16].replace('T', '-').replace(':', '')}-{processor}.md"
-    heading = title(rows, about).replace("\n", "\n\n")
-    text = f"# torchmdnet against the reference package, {about['date'][:10]}\n\n{heading}\n\n{table_header()}\n"
-    text += "".join(f"{table_line(row)}\n" for row in rows)
-    text += "".join(f"\nWarning: {warning}\n" for warning in warnings(rows))
-    path.write_text(text, encoding="utf-8")
+    return folder / f"{about['date'][:16].replace('T', '-').replace(':', '')}-{processor}.md"
+
+
+def write(rows: Sequence[Row], about: dict[str, Any], path: Path) -> None:
+    """Save the table as markdown, and beside it everything behind it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = "\n".join([table_header(), *map(table_line, rows)])
+    heading = f"# This package against the reference package, {about['date'][:10]}"
+    path.write_text(f"{heading}\n\n{table}\n\n{closing(rows, about)}\n", encoding="utf-8")
     results = about | {"rows": [row.as_json() for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
 def about_this_run(settings: dict[str, Any]) -> dict[str, Any]:
     """When, with which commit and on what the numbers arise."""
     date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"date": date, "revision": revision(REPOSITORY), "machine": machine(), "settings": settings}
+    return {"date": date, "revision": revision(REPOSITORY), "machine": machine(), "settings": settings, "tables": {}}
 
 
 def machine() -> dict[str, Any]:
@@ -153,9 +154,12 @@ def _processor_name() -> str:
     return fields[0].strip() if fields else platform.processor() or platform.machine()
 
 
-def _durations(times: Times) -> str:
-    """The medians of wall-clock and processor time, in ms or s."""
+def _durations(row: Row, side: str) -> str:
+    """The medians of wall-clock and processor time, in ms or s; or samples per second of wall-clock time."""
+    times, samples = row.sides[side], row.facts.get(side, {}).get("num_samples")
     if not times.wall:
         return "failed" if times.failed else "–"
     wall, cpu = statistics.median(times.wall), statistics.median(times.cpu)
+    if samples is not None:
+        return f"{samples / wall:,.0f} samples/s"
     return f"{wall:.2f}, {cpu:.2f} s" if wall >= 10 else f"{1000 * wall:.4g}, {1000 * cpu:.4g} ms"

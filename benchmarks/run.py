@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from compare import Row, Schedule, compare_start_up, compare_workload
-from report import about_this_run, table_header, table_line, title, warnings, write
+from report import about_this_run, closing, results_file, table_header, table_line, write
 from sides import BENCHMARKS, Side, available_memory, ours, reference
-from workloads import STARTUP, WORKLOADS
+from workloads import STARTUP, all_workloads
 
 HOW_TO_GET_A_REFERENCE = """\
 No --reference was given, so only this package runs. Times alone say little, they depend on the machine. To compare,
@@ -29,11 +30,17 @@ put the reference package into an environment of its own and name its interprete
 
 @dataclass(frozen=True)
 class Job:
-    """A comparison waiting to be made: called with the sides, the schedule and a folder for weights, gives a row."""
+    """A comparison waiting to be made.
+
+    Args:
+        name: By which it is chosen.
+        optional: Whether it runs only when it is named.
+        run: Called with the sides, the schedule and a folder for shared files; gives a row, or a table of its own.
+    """
 
     name: str
     optional: bool
-    run: Callable[[list[Side], Schedule, Path], Row]
+    run: Callable[[list[Side], Schedule, Path], Row | str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,18 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HOW_TO_GET_A_REFERENCE)
     schedule = Schedule(args.rounds, args.seconds, args.budget, args.timeout, memory_limit(args.memory))
     about = about_this_run(asdict(schedule))
+    path = results_file(about, args.out)
     rows: list[Row] = []
     print(table_header(), flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which ends the workers too
-    with tempfile.TemporaryDirectory() as checkpoints:
+    with tempfile.TemporaryDirectory() as folder:
         for job in jobs:
-            rows.append(job.run(sides, schedule, Path(checkpoints)))
-            print(table_line(rows[-1]), flush=True)
-            write(rows, about, args.out)  # each time: a run that is cut short leaves what it has
-    print(f"\n{title(rows, about)}")
-    for warning in warnings(rows):
-        print(f"warning: {warning}")
-    print(f"Written to {write(rows, about, args.out)}, and as .json beside it.")
+            result = job.run(sides, schedule, Path(folder))
+            if isinstance(result, Row):
+                rows.append(result)
+                print(table_line(result), flush=True)
+            else:
+                about["tables"][job.name] = result
+            write(rows, about, path)  # each time: a run that is cut short leaves what it has
+    print("\n".join(["", closing(rows, about), f"Written to {path}, and as .json beside it."]))
     return 1 if any(row.sides["ours"].failed or not row.agrees for row in rows) else 0
 
 
@@ -79,10 +88,24 @@ def all_jobs(threads: Sequence[int]) -> list[Job]:
     ]
     work = [
         Job(workload.name, workload.optional, lambda *args, load=workload, n=n: compare_workload(load, n, *args))
-        for workload in WORKLOADS
+        for workload in all_workloads()
         for n in threads
     ]
-    return start_up + work
+    return [*start_up, *work, Job("loader/torch_geometric", False, loader_table)]
+
+
+def loader_table(sides: Sequence[Side], schedule: Schedule, _: Path) -> str:
+    """The table of ``loader.py``: our loader against the one of torch_geometric, in one process."""
+    side = sides[0]
+    command = [side.python, str(BENCHMARKS / "loader.py"), "--rounds", str(schedule.rounds)]
+    command += ["--seconds", str(schedule.seconds / 2)]
+    try:
+        end = subprocess.run(
+            command, capture_output=True, text=True, env=side.environment(threads=1), timeout=10 * schedule.timeout
+        )
+    except subprocess.TimeoutExpired:
+        return "loader.py did not finish in time"
+    return end.stdout.strip() if end.returncode == 0 else f"loader.py failed: {end.stderr.strip().splitlines()[-1]}"
 
 
 def choose(jobs: Sequence[Job], only: Sequence[str], everything: bool) -> list[Job]:

@@ -49,37 +49,46 @@ def main() -> None:
 
 
 def prepare(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """The call to time, and what it is about.
+    """The call to time, and what is known about it.
 
     Args:
-        order: ``options`` of the model, the ``checkpoint`` that holds it (written here when there is none), ``system``,
-            ``task`` and ``threads``.
+        order: ``task``, one of ``"forces"``, ``"train"`` and ``"load"``; ``threads``; the ``folder`` in which the sides
+            share files, written by the first that needs one; and what the task reads.
     """
     import torch
 
     import torchmdnet
-    from torchmdnet.models.model import load_model
 
     torch.set_num_threads(order["threads"])
-    if not Path(order["checkpoint"]).exists():
-        write_checkpoint(order["checkpoint"], order["options"])
-    model = load_model(order["checkpoint"])
-    system = SYSTEMS[order["system"]]()
-    inputs, frames = tensors(system)
-    memory = peak_memory()
-    model.eval()
-    start = time.perf_counter()
-    energy, forces = model(pos=frames[0].clone(), **inputs)
-    facts = {
-        "first_call": time.perf_counter() - start,
-        "energy": energy.detach().flatten().tolist(),
-        "forces": forces.detach().flatten().tolist(),
-        "memory_before": memory,
-        "num_atoms": len(system.z),
+    call, facts = (prepare_loader if order["task"] == "load" else prepare_model)(order)
+    return call, facts | {
         "package": str(Path(torchmdnet.__file__).parent),
         "version": torchmdnet.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+    }
+
+
+def prepare_model(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """An evaluation, or a training step, of the model whose ``options`` and ``weights`` are ordered."""
+    import torch
+
+    from torchmdnet.models.model import load_model
+
+    checkpoint = Path(order["folder"], order["weights"])
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint, order["options"])
+    model = load_model(str(checkpoint))
+    system = SYSTEMS[order["system"]]()
+    inputs, frames = tensors(system)
+    facts: dict[str, Any] = {"num_atoms": len(system.z), "memory_before": peak_memory()}
+    model.eval()
+    start = time.perf_counter()
+    energy, forces = model(pos=frames[0].clone(), **inputs)
+    facts["first_call"] = time.perf_counter() - start
+    facts["predictions"] = {
+        "energy": energy.detach().flatten().tolist(),
+        "forces": forces.detach().flatten().tolist(),
     }
     turn = cycle(frames)
     if order["task"] == "forces":
@@ -97,13 +106,76 @@ def prepare(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
         optimizer.step()
 
     step()
-    facts["gradient"] = {
-        name: float(parameter.grad.norm()) for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    facts["predictions"]["gradient"] = [float(gradients[name].norm()) for name in sorted(gradients)]
     return step, facts
 
 
-def write_checkpoint(path: str, options: dict[str, Any]) -> None:
+def prepare_loader(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """An epoch of training batches of ``batch_size`` molecules, in this process."""
+    from torchmdnet.data import DataModule
+
+    folder = Path(order["folder"], "molecules")
+    if not folder.exists():
+        write_molecules(folder)
+    options = {
+        "dataset": "Custom",
+        "dataset_root": str(folder),
+        "dataset_arg": None,
+        "coord_files": str(folder / "coords_*.npy"),
+        "embed_files": str(folder / "embed_*.npy"),
+        "energy_files": str(folder / "energy_*.npy"),
+        "force_files": str(folder / "forces_*.npy"),
+        "dataset_preload_limit": 1024,
+        "train_size": 4000,
+        "val_size": 48,
+        "test_size": 48,
+        "seed": 1,
+        "log_dir": str(folder),
+        "splits": None,
+        "standardize": False,
+        "prior_model": None,
+        "test_interval": -1,
+        "batch_size": order["batch_size"],
+        "inference_batch_size": order["batch_size"],
+        "num_workers": 0,
+    }
+    data = DataModule(options)
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    energy = forces = 0.0
+    samples = 0
+    for batch in loader:
+        samples += batch.num_graphs
+        energy += float(batch.y.double().sum())
+        forces += float(batch.neg_dy.double().abs().sum())
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+
+    return epoch, {"num_samples": samples, "predictions": {"energy": [energy], "forces": [forces]}}
+
+
+def write_molecules(folder: Path) -> None:
+    """Save 4,096 frames of 16 made-up molecules, of 10 to 55 atoms, in the format of the ``Custom`` data set."""
+    import numpy as np
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for molecule, num_atoms in enumerate(range(10, 58, 3)):
+        files = {
+            "coords": rng.normal(size=(256, num_atoms, 3)),
+            "embed": rng.integers(1, 10, num_atoms),
+            "energy": rng.normal(size=(256, 1)),
+            "forces": rng.normal(size=(256, num_atoms, 3)),
+        }
+        for name, values in files.items():
+            np.save(folder / f"{name}_{molecule:02d}.npy", values.astype("int64" if name == "embed" else "float32"))
+
+
+def write_checkpoint(path: Path, options: dict[str, Any]) -> None:
     """Save random weights in the smallest file that both packages load."""
     import torch
 

@@ -1,32 +1,26 @@
-"""What is timed: every workload has a name, ``architecture/system/task``, by which ``--only`` finds it."""
+"""What is timed, each workload under the name by which ``--only`` finds it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPTIONS", "STARTUP", "WORKLOADS", "Workload"]
+__all__ = ["OPTIONS", "STARTUP", "Workload", "all_workloads", "computing", "loading"]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One architecture at work on one system.
+    """Something that both sides do.
 
     Args:
-        architecture: A key of :data:`OPTIONS`.
-        system: A key of :data:`systems.SYSTEMS`.
-        task: ``"forces"`` computes energy and forces; ``"train"`` takes an optimiser step on both.
+        name: By which it is found.
+        order: What ``worker.py`` is told.
         optional: Whether it runs only when it is named.
     """
 
-    architecture: str
-    system: str
-    task: str
+    name: str
+    order: dict[str, Any]
     optional: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.architecture}/{self.system}/{self.task}"
 
 
 _COMMON: dict[str, Any] = {
@@ -66,24 +60,42 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "graph-network": {**_COMMON, **_VECTOR, "model": "graph-network"},
 }
 
-_SYSTEMS = ("benzene", "32-benzenes", "192-water")
-
-WORKLOADS = [
-    *(Workload("tensornet", system, task) for task in ("forces", "train") for system in _SYSTEMS),
-    *(Workload("tensornet", system, "forces") for system in ("1536-water", "12288-water")),
-    *(Workload("tensornet", system, "train", optional=True) for system in ("1536-water", "12288-water")),
-    *(
-        Workload(architecture, system, task, optional=True)
-        for architecture in OPTIONS
-        if architecture != "tensornet"
-        for task in ("forces", "train")
-        for system in _SYSTEMS
-    ),
-]
-
 #: Arguments of a fresh interpreter, by name.
 STARTUP = {
     "startup/import": ["-c", "import torchmdnet"],
     "startup/load_model": ["-c", "from torchmdnet.models.model import load_model"],
     "startup/help": ["-c", "from torchmdnet.scripts.train import main; main()", "--help"],
 }
+
+
+def computing(architecture: str, system: str, task: str, optional: bool = False) -> Workload:
+    """One architecture at work on one system.
+
+    Args:
+        architecture: A key of :data:`OPTIONS`.
+        system: A key of :data:`systems.SYSTEMS`.
+        task: ``"forces"`` computes energy and forces; ``"train"`` takes an optimiser step on both.
+        optional: See :class:`Workload`.
+    """
+    order = {"task": task, "system": system, "weights": f"{architecture}.ckpt", "options": OPTIONS[architecture]}
+    return Workload(f"{architecture}/{system}/{task}", order, optional)
+
+
+def loading(batch_size: int) -> Workload:
+    """An epoch of training batches from ``.npy`` files, through ``DataModule`` and without worker processes."""
+    return Workload(f"loader/batch-{batch_size}", {"task": "load", "batch_size": batch_size})
+
+
+def all_workloads() -> list[Workload]:
+    """Everything that a process does again and again, the usual ones first."""
+    small, large = ("benzene", "32-benzenes", "192-water"), ("1536-water", "12288-water")
+    others = [architecture for architecture in OPTIONS if architecture != "tensornet"]
+    return [
+        *(computing("tensornet", system, "forces") for system in small),
+        *(computing("tensornet", system, "train") for system in small),
+        *(computing("tensornet", system, "forces") for system in large),
+        *(loading(batch_size) for batch_size in (32, 256)),
+        *(computing("tensornet", system, "train", optional=True) for system in large),
+        *(computing(name, system, "forces", optional=True) for name in others for system in small),
+        *(computing(name, system, "train", optional=True) for name in others for system in small),
+    ]

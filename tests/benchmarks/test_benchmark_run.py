@@ -47,12 +47,10 @@ def row_of(ours, reference, cpu=1.0, threads=1, **kwargs):
 # Systems
 
 
-def test_every_workload_names_an_architecture_and_a_system():
-    for workload in workloads.WORKLOADS:
-        assert workload.architecture in workloads.OPTIONS
-        assert workload.system in systems.SYSTEMS
-        assert workload.task in ("forces", "train")
-    assert len({workload.name for workload in workloads.WORKLOADS}) == len(workloads.WORKLOADS)
+def test_every_workload_has_a_name_of_its_own_and_a_system_that_exists():
+    found = workloads.all_workloads()
+    assert len({workload.name for workload in found}) == len(found)
+    assert {workload.order["system"] for workload in found if "system" in workload.order} == set(systems.SYSTEMS)
 
 
 def test_names_of_systems_count_their_atoms():
@@ -136,7 +134,7 @@ def test_sides_take_turns_until_the_budget_is_spent():
 
 @pytest.mark.parametrize("task", ["forces", "train"])
 def test_equal_packages_agree_exactly(task, tiny_options, twins, tmp_path):
-    row = compare.compare_workload(workloads.Workload("tensornet", "benzene", task), 1, twins, QUICK, tmp_path)
+    row = compare.compare_workload(workloads.computing("tensornet", "benzene", task), 1, twins, QUICK, tmp_path)
     assert [times.failed for times in row.sides.values()] == [None, None]
     assert len(row.ratios()) == len(row.ratios("cpu")) == 2
     expected = {"energy", "forces", "gradient"} if task == "train" else {"energy", "forces"}
@@ -146,16 +144,23 @@ def test_equal_packages_agree_exactly(task, tiny_options, twins, tmp_path):
     json.dumps(row.as_json())
 
 
+def test_loaders_serve_every_sample(tmp_path):
+    row = compare.compare_workload(workloads.loading(256), 1, [sides.ours()], QUICK, tmp_path)
+    assert row.sides["ours"].failed is None
+    assert row.facts["ours"]["num_samples"] == 4000
+    assert "samples/s" in report.table_line(row)
+
+
 def test_a_workload_that_cannot_run_says_why(tiny_options, twins, tmp_path):
     (tmp_path / "tensornet.ckpt").write_bytes(b"not a checkpoint")
-    workload = workloads.Workload("tensornet", "benzene", "forces")
+    workload = workloads.computing("tensornet", "benzene", "forces")
     row = compare.compare_workload(workload, 1, twins[:1], QUICK, tmp_path)
     assert "CheckpointError" in row.sides["ours"].failed
     assert "failed" in report.table_line(row)
 
 
 def test_a_worker_that_does_not_answer_is_ended(tiny_options, tmp_path):
-    order = {"options": TINY, "checkpoint": str(tmp_path / "model.ckpt"), "system": "benzene", "task": "forces"}
+    order = workloads.computing("tensornet", "benzene", "forces").order | {"folder": str(tmp_path)}
     with pytest.raises(sides.Failure, match="no answer within"):
         sides.Worker(sides.ours(), order | {"threads": 1, "memory_limit": None}, timeout=0.1)
 
