@@ -1,0 +1,187 @@
+"""Frames of any file that ASE reads, with their numbers, and errors that name the file and the frame."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import itertools
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from torchmdnet.elements import ATOMIC_NUMBERS
+from torchmdnet.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["ALL", "Index", "count_structures", "index_text", "read_structures"]
+
+#: A frame number, or the start, stop and step of a slice.
+Index = tuple[int | None, int | None, int | None] | int
+ALL: Index = (None, None, None)
+
+
+def index_text(index: Index) -> str:
+    """An index as ASE writes it: ``"-1"``, ``"::10"``."""
+    return str(index) if isinstance(index, int) else ":".join("" if i is None else str(i) for i in index)
+
+
+def read_structures(path: Path, index: Index) -> Iterator[tuple[int, Atoms]]:
+    """Frames of one file with their numbers; whatever goes wrong names the file and the frame."""
+    kind = _format(path)
+    if kind == "extxyz":
+        wanted = _wanted(index, lambda: _count_extxyz(path))
+        yield from _read_extxyz(path, wanted)
+    elif kind in ("db", "json", "aselmdb"):
+        yield from _read_database(path, index)
+    else:
+        yield from _read_other(path, kind, index)
+
+
+def _format(path: Path) -> str:
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty.")
+    if path.suffix == ".aselmdb":
+        return "aselmdb"
+    try:
+        kind = cast(str, filetype(str(path)))
+        if kind not in ioformats:
+            raise UnknownFileTypeError(kind)
+        return kind
+    except UnknownFileTypeError as error:
+        raise DataError(f"{path}: ASE does not know this kind of file ({error}).") from error
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path}: the file cannot be read ({error}). Is it complete?") from error
+
+
+def _wanted(index: Index, count: Callable[[], int]) -> Sequence[int] | None:
+    """Numbers of the frames asked for; None for all of them."""
+    if index == ALL:
+        return None
+    total = count()
+    if isinstance(index, int):
+        return [range(total)[index]] if -total <= index < total else []
+    return sorted(range(total)[slice(*index)])
+
+
+def count_structures(groups: Mapping[str, list[Path]]) -> int | None:
+    """Number of frames where it is quick to find out, for the progress bar."""
+    paths = [path for part in groups.values() for path in part]
+    try:
+        if all(_format(path) == "extxyz" for path in paths):
+            return sum(_count_extxyz(path) for path in paths)
+    except (DataError, OSError, ValueError):
+        pass  # the reader will say what is wrong
+    return None
+
+
+def _open_text(path: Path) -> TextIO:
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
+    return opener(path, "rt")
+
+
+def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """The text of each frame, with the line it starts on."""
+    line_number, frame = 0, 0
+    try:
+        with _open_text(path) as file:
+            while header := file.readline():
+                line_number += 1
+                if not header.strip():
+                    continue
+                try:
+                    num = int(header)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}, frame {frame}: line {line_number} should be a number of atoms, "
+                        f"but it is {header.strip()[:60]!r}."
+                    ) from error
+                body = list(itertools.islice(file, num + 1))
+                if len(body) < num + 1:
+                    raise DataError(
+                        f"{path}, frame {frame}: the file ends after {max(len(body) - 1, 0)} of {num} atoms. "
+                        "It is incomplete."
+                    )
+                yield line_number, header + "".join(body)
+                line_number += num + 1
+                frame += 1
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, frame {frame}: the file cannot be read on ({error}). Is it complete?") from error
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read ({error}).") from error
+
+
+def _count_extxyz(path: Path) -> int:
+    return sum(1 for _ in _extxyz_texts(path))
+
+
+def _read_extxyz(path: Path, wanted: Sequence[int] | None, chunk: int = 200) -> Iterator[tuple[int, Atoms]]:
+    """Extended XYZ in one pass. ASE parses the text; the frames are cut apart here, because it would stop at a blank
+    line without a word and seek through a compressed file from its start for every frame."""
+    chosen = None if wanted is None else set(wanted)
+    texts = (
+        (number, text) for number, (_, text) in enumerate(_extxyz_texts(path)) if chosen is None or number in chosen
+    )
+    while block := list(itertools.islice(texts, chunk)):
+        frames = _parse_extxyz("".join(text for _, text in block))
+        if isinstance(frames, Exception) or len(frames) != len(block):
+            frames = []
+            for number, text in block:  # once more, one by one, to find out which
+                one = _parse_extxyz(text)
+                if isinstance(one, Exception):
+                    raise DataError(f"{path}, frame {number}: {_reason(one)}") from one
+                frames += one
+        for (number, _), atoms in zip(block, frames, strict=True):
+            yield number, atoms
+
+
+def _parse_extxyz(text: str) -> list[Atoms] | Exception:
+    from ase.io import read
+
+    try:
+        return cast("list[Atoms]", read(io.StringIO(text), index=":", format="extxyz"))
+    except Exception as error:  # ASE's parsers raise whatever their code runs into
+        return error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is not an element{did_you_mean(error.args[0], ATOMIC_NUMBERS)}."
+    return f"it cannot be parsed ({type(error).__name__}: {error})."
+
+
+def _read_database(path: Path, index: Index) -> Iterator[tuple[int, Atoms]]:
+    """Rows of an ASE database, with their key-value pairs and data, which ``ase.io.read`` leaves behind."""
+    from ase.db import connect
+
+    number = -1
+    try:
+        database = connect(str(path))
+        wanted = _wanted(index, lambda: database.count())
+        chosen = None if wanted is None else set(wanted)
+        for number, row in enumerate(database.select()):
+            if chosen is None or number in chosen:
+                yield number, row.toatoms(add_additional_information=True)
+    except Exception as error:  # database backends raise their own kinds
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}, frame {number + 1}: {_reason(error)}") from error
+
+
+def _read_other(path: Path, kind: str, index: Index) -> Iterator[tuple[int, Atoms]]:
+    from ase.io import iread
+
+    number = -1
+    try:
+        text = index_text(index)
+        start, step = (0, 1) if isinstance(index, int) else (index[0] or 0, index[2] or 1)
+        for number, atoms in enumerate(iread(str(path), index=text, format=kind, do_not_split_by_at_sign=True)):
+            yield (index if isinstance(index, int) else start + step * number), atoms
+    except Exception as error:  # as above: any kind of error for any kind of file
+        raise DataError(f"{path}, frame {number + 1}: {_reason(error)}") from error

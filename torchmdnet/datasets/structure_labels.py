@@ -1,0 +1,434 @@
+"""From ASE's frames to samples: labels under whatever names they have, in eV and Å, each checked."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from torchmdnet.datasets.files import progress
+from torchmdnet.datasets.frames import Field, FrameBuilder, Frames
+from torchmdnet.datasets.reference_energies import isolated_atom_energies
+from torchmdnet.datasets.structure_files import ALL, Index, count_structures, index_text, read_structures
+from torchmdnet.elements import SYMBOLS
+from torchmdnet.errors import DataError, did_you_mean
+from torchmdnet.units import energy_factor, length_factor
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["SPIN_MEANING", "USUAL_NAMES", "Key", "StructureReader"]
+
+logger = logging.getLogger(__name__)
+
+#: Name of a label; None: the usual ones are tried; False: the label is ignored.
+Key = str | Literal[False] | None
+
+#: Where labels are looked for when no key is given; a name that says "reference" goes before a plain one.
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "energy": (
+        *("REF_energy", "ref_energy", "reference_energy", "DFT_energy", "dft_energy", "qm_energy"),
+        *("energy", "Energy", "total_energy", "potential_energy"),
+    ),
+    "forces": (
+        *("REF_forces", "ref_forces", "reference_forces", "DFT_forces", "dft_forces", "qm_forces"),
+        *("forces", "Forces", "force"),
+    ),
+    "stress": ("REF_stress", "ref_stress", "reference_stress", "DFT_stress", "dft_stress", "stress"),
+    "charge": ("total_charge", "charge", "q", "net_charge"),
+    "spin": ("spin_multiplicity", "multiplicity", "n_unpaired", "unpaired_electrons", "nupdown", "spin"),
+}
+#: What the number under a usual name counts; under any other name it is inferred from the number of electrons.
+SPIN_MEANING = {
+    "spin_multiplicity": "multiplicity",
+    "multiplicity": "multiplicity",
+    "n_unpaired": "unpaired",
+    "unpaired_electrons": "unpaired",
+    "nupdown": "unpaired",
+}
+OVERLAP = 0.1  # Å; two nuclei this close are a mistake in the file
+
+
+class StructureReader:
+    """Turns frames of ASE into samples, checking each.
+
+    The first frame decides under which names the labels are; every later one must have the same.
+
+    Args:
+        keys: Name of the energy, forces, stress, charge and spin, by these words.
+        units: Units of energy and length in the files; None for eV and Å.
+        index: Which frames of each file.
+        spin_convention: What the spin counts; None to find out.
+        extra_keys: Further quantities, name in a sample to name in the file.
+    """
+
+    def __init__(
+        self,
+        keys: dict[str, Key],
+        units: tuple[str | None, str | None],
+        index: Index,
+        spin_convention: str | None,
+        extra_keys: dict[str, str],
+    ) -> None:
+        self.asked = keys
+        self.index = index
+        self.spin_convention = spin_convention
+        self.extra_keys = extra_keys
+        self.energy_scale = 1.0 if units[0] is None else energy_factor(units[0])
+        self.length_scale = 1.0 if units[1] is None else length_factor(units[1])
+        self.keys: dict[str, str] = {}
+        self.first = ""
+        self.fields: dict[str, Field] = {}
+        self.spins: _SpinReadings | None = None
+        self.periodic = False
+        self.overlaps = 0
+        self.log: list[str] = []
+
+    def read(self, groups: Mapping[str, list[Path]], folder: Path | None) -> tuple[Frames, dict[str, Any]]:
+        """Everything in the files, as frames and notes about them.
+
+        Args:
+            groups: Files of each part: train, and val and test where they have files of their own.
+            folder: Where to store the frames; None for memory.
+
+        Returns:
+            The frames, and notes that JSON can hold: ``keys`` that labels were found under, energies of ``isolated``
+            atoms in eV, the ``parts`` frames belong to as (name, run length), and a ``log`` for the user.
+        """
+        builder: FrameBuilder | None = None
+        singles: list[tuple[Atoms, dict[str, Any], str]] = []
+        parts: list[str] = []
+        isolated: dict[int, float] = {}
+        total = count_structures(groups) if self.index == ALL else None
+        try:
+            for part, where, atoms in progress(self._frames(groups), "Reading structures", total=total):
+                found = _quantities(atoms)
+                if _is_isolated(atoms, found):
+                    singles.append((atoms, found, where))
+                    continue
+                if builder is None:
+                    self._choose_keys(atoms, found, where)
+                    builder = FrameBuilder(folder, fields=self.fields)
+                builder.append(self._sample(atoms, found, where))
+                parts.append(_part(part, found, len(groups)))
+            if builder is None:  # nothing but single atoms: then they are the samples
+                self._choose_keys(*singles[0])
+                builder = FrameBuilder(folder, fields=self.fields)
+                for single in singles:
+                    builder.append(self._sample(*single))
+                parts = ["train"] * len(singles)
+            else:
+                isolated = self._isolated(singles)
+            if self.spins is not None:
+                builder.add_column("s", self.spins.unpaired(self.log))
+            if not self.periodic:
+                builder.drop_column("box")
+            frames = builder.finish()
+        finally:
+            if builder is not None:
+                builder.close()
+        if isolated:
+            self.log.append(
+                f"{len(singles)} isolated atoms ({', '.join(SYMBOLS[z] for z in isolated)}) are not among the samples. "
+                "Pass atomref: isolated to take reference energies from them."
+            )
+        if self.overlaps > 5:
+            logger.warning("%d frames in all have atoms closer than %g Å.", self.overlaps, OVERLAP)
+        runs = [(part, sum(1 for _ in run)) for part, run in itertools.groupby(parts)]
+        return frames, {"keys": self.keys, "isolated": isolated, "parts": runs, "log": self.log}
+
+    def _frames(self, groups: Mapping[str, list[Path]]) -> Iterator[tuple[str, str, Atoms]]:
+        for part, paths in groups.items():
+            for path in paths:
+                empty = True
+                for number, atoms in read_structures(path, self.index):
+                    empty = False
+                    yield part, f"{path}, frame {number}", atoms
+                if empty:
+                    raise DataError(f"{path}: there are no frames in it (index: {index_text(self.index)}).")
+
+    def _choose_keys(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
+        """Decide under which names the labels are, by the first frame."""
+        self.first = where
+        for kind, asked in self.asked.items():
+            if asked is False:
+                continue
+            if asked is not None:
+                self.keys[kind] = asked
+                if asked.lstrip("-") not in found:
+                    raise DataError(_missing(where, kind, asked.lstrip("-"), found))
+                continue
+            present = [n for n in USUAL_NAMES[kind] if n in found and (np.size(found[n]) == 1 or kind in _ARRAYS)]
+            if present:
+                self.keys[kind] = present[0]
+                if len(present) > 1 and kind in ("energy", "forces", "stress"):
+                    others = ", ".join(present[1:])
+                    self.log.append(f"{kind}_key: {present[0]!r} is used; the frames also have {others}.")
+        if "energy" not in self.keys and "forces" not in self.keys:
+            hint = ""
+            gradients = [name for name in found if "grad" in name.lower()]
+            if gradients and self.asked["forces"] is None:
+                hint = f" To train on the negative of {gradients[0]!r}, pass forces_key: '-{gradients[0]}'."
+            raise DataError(
+                f"{where}: no energy and no forces were found. Its quantities are {_listed(found)}. "
+                f"Say which to use with energy_key and forces_key.{hint}"
+            )
+        for name, key in self.extra_keys.items():
+            if key not in found:
+                raise DataError(_missing(where, "extra", key, found))
+            self.fields[name] = _extra_field(atoms, found, key, where)
+        if "spin" in self.keys:
+            self.spins = _SpinReadings(self.keys["spin"], self.spin_convention)
+
+    def _sample(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """One frame as z, pos and labels, in eV and Å."""
+        z = np.asarray(atoms.numbers)
+        num = len(z)
+        if num == 0:
+            raise DataError(f"{where}: the frame has no atoms.")
+        if z.min() < 1 or z.max() >= len(SYMBOLS):
+            wrong = int(np.flatnonzero((z < 1) | (z >= len(SYMBOLS)))[0])
+            raise DataError(
+                f"{where}: atom {wrong} has atomic number {int(z[wrong])}, which is not an element "
+                f"(1 to {len(SYMBOLS) - 1})."
+            )
+        pos = _finite(atoms.positions, (num, 3), "positions", where) * self.length_scale
+        box = _box(atoms, where) * self.length_scale
+        self.periodic |= bool(box.any())
+        self._look_for_overlaps(pos, box, where)
+        sample: dict[str, Any] = {"z": z, "pos": pos, "box": box}
+        scale = self.energy_scale
+        if "energy" in self.keys:
+            sample["y"] = self._label(found, "energy", (), where) * scale
+        if "forces" in self.keys:
+            if num == 1 and not box.any() and self.keys["forces"].lstrip("-") not in found:
+                sample["neg_dy"] = np.zeros((1, 3))  # an atom alone in space feels none
+            else:
+                forces = self._label(found, "forces", (num, 3), where)
+                sample["neg_dy"] = forces * (scale / self.length_scale)
+        if "stress" in self.keys:
+            if not (np.abs(box).sum(axis=1) > 0).all():
+                raise DataError(
+                    f"{where}: a stress needs a cell in three directions, but pbc is {atoms.pbc.tolist()}. "
+                    "Pass stress_key: false to ignore the stress."
+                )
+            stress = _full_stress(self._label(found, "stress", None, where), self.keys["stress"], where)
+            sample["stress"] = stress * (scale / self.length_scale**3)
+        if "charge" in self.keys:
+            sample["q"] = self._label(found, "charge", (), where)
+        if self.spins is not None:
+            electrons = int(z.sum()) - round(float(sample.get("q", 0.0)))
+            self.spins.add(float(self._label(found, "spin", (), where)), electrons, where)
+        for name, key in self.extra_keys.items():
+            field = self.fields[name]
+            shape = (num, *field.shape) if field.level == "atom" else field.shape
+            if key not in found:
+                raise DataError(_missing(where, "extra", key, found, self.first))
+            sample[name] = _finite(found[key], shape, key, where)
+        return sample
+
+    def _label(self, found: Mapping[str, Any], kind: str, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
+        key = self.keys[kind]
+        name = key.lstrip("-")
+        if name not in found:
+            raise DataError(_missing(where, kind, name, found, self.first))
+        value = _finite(found[name], shape, name, where)
+        return -value if key.startswith("-") else value
+
+    def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
+        pair = _overlap(pos, box)
+        if pair is not None:
+            self.overlaps += 1
+            if self.overlaps <= 5:
+                logger.warning("%s: atoms %d and %d are %.3f Å apart.", where, *pair)
+
+    def _isolated(self, singles: Sequence[tuple[Atoms, dict[str, Any], str]]) -> dict[int, float]:
+        if not singles or "energy" not in self.keys:
+            return {}
+        z = np.array([int(atoms.numbers[0]) for atoms, _, _ in singles])
+        energy = [float(self._label(found, "energy", (), where)) for _, found, where in singles]
+        charge = [float(found.get(self.keys.get("charge", ""), 0.0)) for _, found, _ in singles]
+        return isolated_atom_energies(z, np.array(energy) * self.energy_scale, np.array(charge))
+
+
+class _SpinReadings:
+    """Spin as a file counts it, and which ways of counting fit the numbers of electrons.
+
+    Args:
+        key: The name the spin is found under.
+        convention: How it is counted, if the user says so.
+    """
+
+    def __init__(self, key: str, convention: str | None) -> None:
+        self.key = key
+        self.convention = convention or SPIN_MEANING.get(key)
+        self.values: list[float] = []
+        self.fits: dict[str, bool] = dict.fromkeys(("unpaired", "multiplicity", "total_spin"), True)
+        self.fractional = False
+        self.misfits = 0
+        self.first = ""
+
+    @staticmethod
+    def count(value: float, convention: str) -> float:
+        """Unpaired electrons."""
+        counts: dict[str, float] = {"unpaired": value, "multiplicity": value - 1, "total_spin": 2 * value}
+        return counts[convention]
+
+    def add(self, value: float, electrons: int, where: str) -> None:
+        """Take the spin of one frame."""
+        self.first = self.first or where
+        self.values.append(value)
+        self.fractional |= value != round(value)
+        for name in self.fits:
+            unpaired = self.count(value, name)
+            possible = unpaired >= 0 and unpaired == round(unpaired)
+            if name == self.convention and not possible:
+                raise DataError(f"{where}: {self.key} = {value:g} is not possible as {name}.")
+            agrees = possible and (unpaired - electrons) % 2 == 0
+            self.fits[name] &= agrees
+            if name == self.convention and not agrees:
+                self.misfits += 1
+                if self.misfits == 1:
+                    logger.warning(
+                        "%s: %g unpaired electrons do not go with %d electrons. "
+                        "Is the total charge missing, or spin_convention another?",
+                        *(where, unpaired, electrons),
+                    )
+
+    def unpaired(self, log: list[str]) -> np.ndarray:
+        """Unpaired electrons of every frame, (S,)."""
+        convention = self.convention
+        if convention is None:
+            # whole numbers are taken for S only when asked: no common format writes them
+            names = ["total_spin"] if self.fractional else ["unpaired", "multiplicity"]
+            convention = next((name for name in names if self.fits[name]), None)
+            if convention is None:
+                raise DataError(
+                    f"{self.first} and later: what {self.key!r} counts cannot be told from the numbers of electrons. "
+                    "Pass spin_convention: multiplicity, unpaired or total_spin."
+                )
+            log.append(f"spin_key: {self.key!r} is read as {convention}, which fits the numbers of electrons.")
+        return np.array([self.count(value, convention) for value in self.values])
+
+
+_ARRAYS = ("forces", "stress")
+
+
+def _quantities(atoms: Atoms) -> dict[str, Any]:
+    """Everything a frame says beside z, pos and cell, by name; results of a calculator go before equal names."""
+    found: dict[str, Any] = {}
+    for source in (atoms.info.get("data"), atoms.info.get("key_value_pairs"), atoms.info):
+        if isinstance(source, Mapping):
+            found.update(source)
+    found.update({name: array for name, array in atoms.arrays.items() if name not in ("numbers", "positions")})
+    if atoms.calc is not None:
+        found.update(getattr(atoms.calc, "results", {}))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_isolated(atoms: Atoms, found: Mapping[str, Any]) -> bool:
+    if len(atoms) != 1:
+        return False
+    named = re.fullmatch(r"isolated[_ -]?atoms?", str(found.get("config_type", "")), flags=re.IGNORECASE)
+    return bool(named) or not atoms.pbc.any()
+
+
+def _part(part: str, found: Mapping[str, Any], num_groups: int) -> str:
+    if num_groups > 1:
+        return part
+    name = str(found.get("split", "")).lower()
+    return next((known for known in ("train", "val", "test") if name.startswith(known)), "")
+
+
+def _finite(value: Any, shape: tuple[int, ...] | None, name: str, where: str) -> np.ndarray:
+    """A label as float64 of the expected shape."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {name} is {value!r} instead of a number.") from error
+    if shape == () and array.size == 1:
+        array = array.reshape(())
+    if shape is not None and array.shape != shape:
+        raise DataError(f"{where}: {name} has shape {array.shape} instead of {shape}.")
+    if not np.isfinite(array).all():
+        place = "" if array.ndim == 0 else f" at {tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])}"
+        raise DataError(f"{where}: {name} is {array[~np.isfinite(array)].flat[0]}{place}. Remove or repair the frame.")
+    return array
+
+
+def _box(atoms: Atoms, where: str) -> np.ndarray:
+    """Lattice vectors as rows, with a zero row for each direction that is not periodic."""
+    cell = np.asarray(atoms.cell.array, dtype=np.float64)
+    if not np.isfinite(cell).all():
+        raise DataError(f"{where}: the cell holds {cell[~np.isfinite(cell)].flat[0]}.")
+    periodic = np.asarray(atoms.pbc, dtype=bool)
+    rows = cell[periodic]
+    if len(rows) and np.linalg.svd(rows, compute_uv=False).min() < 1e-3:
+        raise DataError(
+            f"{where}: pbc is {periodic.tolist()}, but the cell {cell.tolist()} does not span these directions."
+        )
+    return np.where(periodic[:, None], cell, 0.0)
+
+
+def _full_stress(value: np.ndarray, name: str, where: str) -> np.ndarray:
+    if value.shape == (6,):
+        xx, yy, zz, yz, xz, xy = value
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    if value.size != 9:
+        raise DataError(f"{where}: {name} has shape {value.shape}; a stress is (3, 3), (9,) or, in Voigt order, (6,).")
+    full = value.reshape(3, 3)
+    if not np.allclose(full, full.T, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(full).max())):
+        raise DataError(f"{where}: {name} is not symmetric: {full.tolist()}.")
+    return (full + full.T) / 2
+
+
+def _extra_field(atoms: Atoms, found: Mapping[str, Any], key: str, where: str) -> Field:
+    value = np.asarray(found[key])
+    if value.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {key} holds {value.dtype} instead of numbers; it cannot be an extra quantity.")
+    if key in atoms.arrays or key in ("forces", "charges", "magmoms", "energies", "stresses"):
+        return Field("atom", value.shape[1:], "float64")
+    return Field("system", value.shape, "float64")
+
+
+def _overlap(pos: np.ndarray, box: np.ndarray) -> tuple[int, int, float] | None:
+    """A pair of atoms closer than :data:`OVERLAP`, nearest images included."""
+    if len(pos) < 2:
+        return None
+    from scipy.spatial import KDTree
+
+    periodic = box.any(axis=1)
+    cell = box.copy()
+    if not periodic.all():  # any vectors that complete the cell will do for the open directions
+        cell[~periodic] = np.linalg.svd(box)[2][periodic.sum() :]
+    inverse = np.linalg.inv(cell)
+    fractional = pos @ inverse
+    fractional[:, periodic] %= 1.0
+    fractional[:, periodic] %= 1.0  # a tiny negative number wraps to one, and one to zero
+    reach = OVERLAP * np.linalg.norm(inverse, 2)
+    tree = KDTree(fractional, boxsize=np.where(periodic, 1.0, 0.0) if periodic.any() else None)
+    for i, j in tree.query_pairs(reach, output_type="ndarray"):
+        apart = fractional[i] - fractional[j]
+        apart[periodic] -= np.round(apart[periodic])
+        distance = float(np.linalg.norm(apart @ cell))
+        if distance < OVERLAP:
+            return int(i), int(j), distance
+    return None
+
+
+def _missing(where: str, kind: str, name: str, found: Mapping[str, Any], first: str = "") -> str:
+    text = f"{where}: {name!r} is missing"
+    text += f", although {first} has it. " if first and first != where else ". "
+    text += f"The frame's quantities are {_listed(found)}.{did_you_mean(name, found)}"
+    if kind == "extra":
+        return text + " Name one of them in extra_keys."
+    return text + f" Set {kind}_key, or {kind}_key: false to do without {kind} labels."
+
+
+def _listed(found: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(str(name) for name in found if not str(name).startswith("_"))) or "none"
