@@ -625,9 +625,9 @@ def test_crowded_atoms_need_no_neighbour_budget(tmp_path) -> None:
 
 
 def test_results_come_in_ev_and_angstrom_whatever_the_file_measures_in(tmp_path, caplog) -> None:
-    facts = {"energy_unit": "Hartree", "length_unit": "Bohr"}
+    facts = {"units": {"energy": "Hartree", "length": "Bohr"}}
     path = write_checkpoint(tmp_path / "model.ckpt", facts=facts)
-    plain = write_checkpoint(tmp_path / "plain.ckpt", facts={"energy_unit": "eV", "length_unit": "Å"})
+    plain = write_checkpoint(tmp_path / "plain.ckpt", facts={"units": {"energy": "eV", "length": "Å"}})
     in_bohr, scaled = crystal(), crystal()
     scaled.set_cell(scaled.cell.array * units.Bohr, scale_atoms=True)
     with caplog.at_level(logging.WARNING):
@@ -671,7 +671,7 @@ def test_units_can_be_stated_by_hand(tmp_path, caplog) -> None:
 
 
 def test_units_that_contradict_the_file_are_reported(tmp_path, caplog) -> None:
-    path = write_checkpoint(tmp_path / "model.ckpt", facts={"energy_unit": "eV", "length_unit": None})
+    path = write_checkpoint(tmp_path / "model.ckpt", facts={"units": {"energy": "eV", "length": None}})
     with caplog.at_level(logging.WARNING):
         TMDNETCalculator(path, units="Hartree")
     assert "the file states eV/Å; Hartree/Å is used as given" in caplog.text
@@ -679,7 +679,7 @@ def test_units_that_contradict_the_file_are_reported(tmp_path, caplog) -> None:
 
 def test_an_ensemble_in_different_units_is_refused(tmp_path) -> None:
     paths = [
-        write_checkpoint(tmp_path / f"{number}.ckpt", facts={"energy_unit": unit})
+        write_checkpoint(tmp_path / f"{number}.ckpt", facts={"units": {"energy": unit}})
         for number, unit in enumerate(("eV", "Hartree"))
     ]
     with pytest.raises(ConfigError, match="predict in Hartree/Å and eV/Å"):

@@ -335,7 +335,7 @@ def test_presets_and_functions_convert_the_results(water, model) -> None:
 
 
 def test_the_units_in_the_file_decide_the_conversion(tmp_path, caplog) -> None:
-    path = write_checkpoint(tmp_path / "model.ckpt", facts={"energy_unit": "kJ/mol", "length_unit": "Å"})
+    path = write_checkpoint(tmp_path / "model.ckpt", facts={"units": {"energy": "kJ/mol", "length": "Å"}})
     with caplog.at_level(logging.WARNING):
         plain = External(path, WATER, dtype="float64").calculate(POS)
         converted = External(path, WATER, dtype="float64", output_transform="kcal/mol/A").calculate(POS)

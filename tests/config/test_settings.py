@@ -140,16 +140,16 @@ def test_keys_of_earlier_releases_are_accepted_with_a_warning(conf, caplog):
 
 
 def test_an_architecture_of_the_user_brings_its_own_keys(conf, here, monkeypatch):
-    (here / "my_nets.py").write_text(
+    (here / "nets_with_wobble.py").write_text(
         "class MyNet:\n    def __init__(self, hidden_channels, wobble=1.0, dtype=None): ...\n"
     )
     monkeypatch.syspath_prepend(str(here))
     name = conf("wobble: 0.3\n")
-    assert merged("--conf", name, "--model", "my_nets:MyNet").wobble == 0.3
+    assert merged("--conf", name, "--model", "nets_with_wobble:MyNet").wobble == 0.3
     with pytest.raises(ConfigError, match=r"Unknown argument in config file: wobble"):
         merged("--conf", name, "--model", "tensornet")
     with pytest.raises(ConfigError, match=r"Unknown argument in config file: wobbel .* Did you mean 'wobble'"):
-        merged("--conf", conf("wobbel: 0.3\nmodel: my_nets:MyNet"))
+        merged("--conf", conf("wobbel: 0.3\nmodel: nets_with_wobble:MyNet"))
 
 
 # Continuing a run

@@ -135,10 +135,9 @@ def stated_units(model: nn.Module, units: str | Sequence[str] | Mapping[str, str
 
 
 def _units_in_file(model: nn.Module) -> tuple[str | None, str | None]:
-    """Energy and length unit as the file of a model states them, nested or one by one."""
-    facts = getattr(model, "provenance", {})
-    nested = facts.get("units") or {name: facts.get(f"{name}_unit") for name in ("energy", "length")}
-    return nested.get("energy"), nested.get("length")
+    """Energy and length unit as the file of a model states them."""
+    units = getattr(model, "provenance", {}).get("units") or {}
+    return units.get("energy"), units.get("length")
 
 
 def units_or_default(units: Units | None, what: object) -> Units:
