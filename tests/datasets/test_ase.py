@@ -18,6 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import shared
 
 from torchmdnet.datasets.ase import ASE
+from torchmdnet.datasets.structure_files import ALL, read_structures
 from torchmdnet.errors import ConfigError, DataError
 
 
@@ -419,6 +420,14 @@ def test_blank_lines_lose_no_frames(tmp_path, frames):
     path = write(tmp_path / "a.extxyz", frames)
     path.write_text(path.read_text().replace("\n5\n", "\n\n5\n") + "\n\n")
     assert_same(ASE(path), frames)
+
+
+def test_cell_vectors_may_follow_the_atoms(tmp_path):
+    path = tmp_path / "a.xyz"
+    frame = "2\nE\nH 0 0 0\nH 0 0 0.7\nVEC1 5 0 0\nVEC2 0 6 0\nVEC3 0 0 7\n"
+    path.write_text(frame + frame.replace("VEC3 0 0 7", "VEC3 0 0 8"))
+    frames = list(read_structures(path, ALL))
+    assert [atoms.cell.lengths().tolist() for _, atoms in frames] == [[5, 6, 7], [5, 6, 8]]
 
 
 def test_text_between_frames_is_refused(tmp_path, frames):

@@ -91,9 +91,11 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
     line_number, frame = 0, 0
     try:
         with _open_text(path) as file:
-            while header := file.readline():
+            header = file.readline()
+            while header:
                 line_number += 1
                 if not header.strip():
+                    header = file.readline()
                     continue
                 try:
                     num = int(header)
@@ -108,8 +110,12 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}, frame {frame}: the file ends after {max(len(body) - 1, 0)} of {num} atoms. "
                         "It is incomplete."
                     )
-                yield line_number, header + "".join(body)
+                text, first = header + "".join(body), line_number
                 line_number += num + 1
+                while (header := file.readline()).startswith("VEC"):  # ADF writes the cell after the atoms
+                    text += header
+                    line_number += 1
+                yield first, text
                 frame += 1
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise DataError(f"{path}, frame {frame}: the file cannot be read on ({error}). Is it complete?") from error
