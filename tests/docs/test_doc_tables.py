@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from doc_pages import DOCS, blocks_of, extras, folder_of_its_own, train
 
 from torchmdnet.datasets import DATASETS
-from torchmdnet.datasets.ase import USUAL_NAMES
+from torchmdnet.datasets.structure_labels import USUAL_NAMES
 
 
 def rows(page: str) -> list[list[str]]:

@@ -29,7 +29,7 @@ from torchmdnet.calculators.loading import (
     unseen_elements,
 )
 from torchmdnet.calculators.predict import Answer, Inputs, predict
-from torchmdnet.datasets.ase import SPIN_MEANING, USUAL_NAMES
+from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
 from torchmdnet.errors import ConfigError
 from torchmdnet.potential import TorchMD_Net
 
