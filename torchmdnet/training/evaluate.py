@@ -77,8 +77,8 @@ def evaluate(
             comparison.add_to(sums)
             for term, (prediction, label, _) in comparison.pairs().items():
                 if counts[term] < MAX_POINTS:
-                    if term == "y" and comparison.atoms_per_molecule is not None:
-                        sizes = comparison.atoms_per_molecule.unsqueeze(1)  # (S, 1)
+                    if term == "y":
+                        sizes = comparison.atoms_per_molecule
                         prediction, label = prediction / sizes, label / sizes
                     kept[term].append((label.flatten().cpu(), prediction.flatten().cpu()))
                     counts[term] += label.numel()

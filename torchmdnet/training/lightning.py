@@ -63,8 +63,16 @@ class Comparison(NamedTuple):
     y_label: Tensor | None  # (S, 1)
     neg_dy: Tensor  # (N, 3), empty without forces
     neg_dy_label: Tensor | None  # (N, 3)
-    atoms_per_molecule: Tensor | None  # (S,)
+    batch: Tensor | None  # (N,) molecule of each atom; None is one molecule
     num_atoms: int
+
+    @property
+    def atoms_per_molecule(self) -> Tensor:
+        """(S, 1), so that energies divide by it."""
+        if self.batch is None:
+            return self.y.new_full((1, 1), self.num_atoms)
+        ones = self.y.new_ones(self.num_atoms)
+        return self.y.new_zeros(self.y.shape[0]).index_add_(0, self.batch, ones).clamp_(min=1).unsqueeze(1)
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor, int]]:
         """Term -> prediction, label, and the number of molecules or atoms they describe."""
@@ -82,7 +90,7 @@ class Comparison(NamedTuple):
     def add_to(self, sums: ErrorSums) -> None:
         """Add the errors of this batch."""
         pairs = {term: prediction - label for term, (prediction, label, _) in self.pairs().items()}
-        sums.update(pairs.get("y"), self.atoms_per_molecule, pairs.get("neg_dy"))
+        sums.update(pairs.get("y"), self.atoms_per_molecule if "y" in pairs else None, pairs.get("neg_dy"))
 
 
 class LNNP(LightningModule):
@@ -270,6 +278,9 @@ class LNNP(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         optimizer.zero_grad()
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing is left to do: gradients are dropped after every step."""
+
     # ------------------------------------------------------------------------------------------ one step
 
     def forward(
@@ -323,20 +334,20 @@ class LNNP(LightningModule):
         if stage == "train":
             self.epoch_samples += comparison.y.shape[0]
             self.latest = comparison.detach() if self.keep_latest else None
-        total = comparison.y.new_zeros(())
+        pairs = {term: pair for term, pair in comparison.pairs().items() if self.term_weight[term] > 0}
+        total: Tensor | None = None
         for name, loss_fn in loss_fn_list:
-            total = comparison.y.new_zeros(())
-            for term, (prediction, label, weight) in comparison.pairs().items():
-                if self.term_weight[term] <= 0:
-                    continue
+            total = None
+            for term, (prediction, label, weight) in pairs.items():
                 loss = loss_fn(prediction, label)
                 if counts:
                     loss = self._smooth(loss, stage, term, name)
                     self._mean_of(stage, term, name).update(loss, weight)
-                total = total + self.term_weight[term] * loss
+                part = self.term_weight[term] * loss
+                total = part if total is None else total + part
         if stage != "train" and counts:
             comparison.add_to(self.errors.setdefault(stage, ErrorSums()))
-        return total
+        return comparison.y.sum() * 0 if total is None else total
 
     def compare(self, batch: Any, stage: str) -> Comparison:
         """Predict a batch and lay its labels beside.
@@ -366,8 +377,8 @@ class LNNP(LightningModule):
                     f"{name} has shape {tuple(label.shape)} in the data, but the model predicts "
                     f"{tuple(prediction.shape)}. One label per molecule (y) or three per atom (neg_dy) are expected."
                 )
-        ptr = batch.ptr if "ptr" in batch else None
-        return Comparison(y, y_label, neg_dy, neg_dy_label, _sizes(batch, ptr), batch.z.shape[0])
+        index = batch.batch if "batch" in batch else None
+        return Comparison(y, y_label, neg_dy, neg_dy_label, index, batch.z.shape[0])
 
     def _predict(self, batch: Any, with_grad: bool) -> tuple[Tensor, Tensor]:
         fields = batch.to_dict()
@@ -535,14 +546,6 @@ def with_defaults(hparams: Mapping[str, Any] | Namespace) -> dict[str, Any]:
     if options["precision"] not in DTYPES:
         raise ConfigError(f"precision: {options['precision']} is not available. Choose from 16, 32, 64.")
     return options
-
-
-def _sizes(batch: Any, ptr: Tensor | None) -> Tensor:
-    """Atoms of each molecule, (S,)."""
-    if ptr is not None:
-        return ptr[1:] - ptr[:-1]
-    index = batch.batch if "batch" in batch else batch.z.new_zeros(batch.z.shape[0])
-    return torch.bincount(index)
 
 
 def _options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

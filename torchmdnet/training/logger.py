@@ -13,7 +13,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torchmdnet.config.reader import write_yaml
 from torchmdnet.training.files import read_table, write_table
 
-__all__ = ["RunLogger"]
+__all__ = ["FINAL_TEST", "RunLogger"]
+
+#: The split under which ``errors.csv`` files the test of the best checkpoint.
+FINAL_TEST = "final test"
 
 
 class RunLogger(Logger):
@@ -79,15 +82,16 @@ def _earlier(path: Path, keep_until: int) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for row in rows:
         epoch = float(row.get("epoch", "nan"))
-        # A final test names the epoch of the checkpoint it tested, which may be an earlier one: it ends its run.
-        if epoch < keep_until and (not kept or epoch >= float(kept[-1]["epoch"])) and not _is_final_test(row):
+        if epoch < keep_until and not _is_final_test(row):  # the run is not at its end any more
             kept.append(dict(row))
     return kept
 
 
 def _is_final_test(row: Mapping[str, str]) -> bool:
-    measured = [name for name in row if name not in ("epoch", "step", "lr", "split")]
-    return bool(measured) and "lr" not in row and all(name.startswith("test_") for name in measured)
+    if "split" in row:
+        return row["split"] == FINAL_TEST
+    measured = [name for name in row if name not in ("epoch", "step")]
+    return bool(measured) and all(name.startswith("test_") for name in measured)
 
 
 def _write(path: Path, rows: list[dict[str, Any]], sort: bool = True) -> None:

@@ -106,7 +106,7 @@ class ErrorSums:
 
         Args:
             y_error: Prediction minus label, (S, 1), or None without labels.
-            atoms_per_molecule: (S,), needed with ``y_error``.
+            atoms_per_molecule: (S, 1), needed with ``y_error``.
             neg_dy_error: Prediction minus label, (N, 3), or None without labels.
         """
         error = neg_dy_error if y_error is None else y_error
@@ -117,7 +117,7 @@ class ErrorSums:
         if y_error is not None:
             d = y_error.detach().to(dtype)  # (S, 1)
             assert atoms_per_molecule is not None
-            d_atom = d / atoms_per_molecule.clamp(min=1).unsqueeze(1)
+            d_atom = d / atoms_per_molecule
             batch[0] = torch.full_like(batch[0], len(d))
             batch[1:5] = [d.abs().sum(), d.square().sum(), d_atom.abs().sum(), d_atom.square().sum()]
         if neg_dy_error is not None:

@@ -31,7 +31,7 @@ from torchmdnet.training.distributed import choose_devices, choose_strategy
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
-from torchmdnet.training.logger import RunLogger
+from torchmdnet.training.logger import FINAL_TEST, RunLogger
 from torchmdnet.training.losses import loss_name
 from torchmdnet.training.report import RunFacts, duration, error_table, write_report, write_summary
 from torchmdnet.training.terminal import Terminal, Units, console_for, significant
@@ -55,8 +55,13 @@ def train(args: Namespace) -> Path:
         CheckpointError: If a checkpoint to start from cannot be used.
         DataError: If the data cannot be used.
     """
+    with warnings.catch_warnings():
+        _quiet_lightning()
+        return _train(args)
+
+
+def _train(args: Namespace) -> Path:
     began = time.monotonic()
-    _quiet_lightning()
     if not is_main_process():
         setattr(rank_zero_only, "rank", 1)  # noqa: B010 (the true number is known when the processes have met)
     args = Namespace(**vars(args))
@@ -401,7 +406,7 @@ def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int
         logger.save()
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
-            logger.log_errors({**_error_row(epoch, "test", errors), "split": "final test"})
+            logger.log_errors({**_error_row(epoch, "test", errors), "split": FINAL_TEST})
 
 
 def _write_all(facts: RunFacts, logger: RunLogger, args: Namespace, checkpoints: Checkpoints) -> None:

@@ -7,7 +7,6 @@ import sys
 import time
 from typing import Any, NamedTuple, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -145,7 +144,7 @@ class Terminal(Callback):
         if module.latest is not None:
             latest = {term: (p - label).abs() for term, (p, label, _) in module.latest.pairs().items()}
             if "y" in latest:
-                per_atom = latest["y"] / cast(torch.Tensor, module.latest.atoms_per_molecule).unsqueeze(1)
+                per_atom = latest["y"] / module.latest.atoms_per_molecule
                 words.append(f"energy {self.units.show(float(per_atom.mean()))} {self.units.of_energy_per_atom}")
             if "neg_dy" in latest:
                 words.append(f"force {self.units.show(float(latest['neg_dy'].mean()))} {self.units.of_force}")

@@ -1,0 +1,284 @@
+"""A run that was killed and continued ends like one that was left alone, to the last bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_data import Toy
+from toy_runs import finish, kill_me, rows, settings, start, train_toy
+
+from torchmdnet.checkpoint import read_checkpoint
+from torchmdnet.training import run
+from torchmdnet.training.files import SafeCheckpointIO
+from torchmdnet.training.lightning import LNNP
+
+#: Everything that has a memory is switched on: smoothing, warm-up, plateau, early stopping, periodic tests.
+CHANGES = {
+    "num_epochs": 5,
+    "batch_size": 5,  # the last batch of an epoch is short
+    "test_interval": 2,
+    "save_interval": 2,
+    "ema_alpha_y": 0.3,
+    "ema_alpha_neg_dy": 0.6,
+    "lr": 5e-2,
+    "lr_patience": 0,
+    "lr_factor": 0.5,
+    "lr_warmup_steps": 7,
+    "early_stopping_patience": 4,
+    "weight_decay": 1e-3,
+    "gradient_clipping": 20.0,
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert finish(start(_command(folder))) == 0
+    return folder
+
+
+def _command(folder):
+    settings(folder, **CHANGES)  # writes the configuration beside the folder
+    return ["--conf", folder.with_name(f"{folder.name}.yaml")]
+
+
+def _assert_same(folder, expected):
+    for name in ("metrics.csv", "errors.csv"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert sorted(p.name for p in folder.glob("*.ckpt")) == sorted(p.name for p in expected.glob("*.ckpt"))
+    for name in ("last.ckpt", "best.ckpt"):
+        ours, theirs = read_checkpoint(folder / name), read_checkpoint(expected / name)
+        assert ours["global_step"] == theirs["global_step"]
+        for key, value in theirs["state_dict"].items():
+            assert torch.equal(ours["state_dict"][key], value), key
+        assert str(ours["optimizer_states"]) == str(theirs["optimizer_states"])
+        assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+        assert str(ours["torchmdnet"]["state"]["ema"]) == str(theirs["torchmdnet"]["state"]["ema"])
+
+
+# ------------------------------------------------------------------------------------------------ killed
+
+
+def _at(count, owner, name):
+    """Die at the ``count``-th call of a method."""
+    method, calls = getattr(owner, name), []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            kill_me()
+        return method(*args, **kwargs)
+
+    setattr(owner, name, dies)
+
+
+def in_a_step():
+    _at(13, LNNP, "training_step")
+
+
+def in_validation():
+    _at(4, LNNP, "validation_step")
+
+
+def while_a_checkpoint_is_written():
+    save, calls = torch.save, []
+
+    def half(content, path, *args, **kwargs):
+        save(content, path, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            whole = Path(path).read_bytes()
+            Path(path).write_bytes(whole[: len(whole) // 2])
+            kill_me()
+
+    torch.save = half
+
+
+def between_the_best_and_the_last_checkpoint():
+    from torchmdnet.training import callbacks
+
+    _at(2, callbacks, "copy_file")
+
+
+def after_the_epoch_is_logged():
+    _at(2, SafeCheckpointIO, "save_checkpoint")
+
+
+def before_the_final_test():
+    _at(1, run, "_load_best")
+
+
+def before_the_report():
+    _at(1, run, "_write_all")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        in_a_step,
+        in_validation,
+        while_a_checkpoint_is_written,
+        between_the_best_and_the_last_checkpoint,
+        after_the_epoch_is_logged,
+        before_the_final_test,
+        before_the_report,
+    ],
+)
+def test_a_killed_run_continues_as_if_nothing_had_happened(moment, tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    assert finish(start(_command(folder), fault=moment)) == -signal.SIGKILL
+    read_checkpoint(folder / "last.ckpt")
+    assert finish(start(["--load-model", folder / "last.ckpt"])) == 0
+    _assert_same(folder, uninterrupted)
+
+
+def test_a_run_killed_again_and_again_still_arrives(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    assert finish(start(_command(folder), fault=in_a_step)) == -signal.SIGKILL
+    for fault, status in ((in_validation, -signal.SIGKILL), (after_the_epoch_is_logged, -signal.SIGKILL), (None, 0)):
+        assert finish(start(["--load-model", folder / "last.ckpt"], fault=fault)) in (status, 0)
+    _assert_same(folder, uninterrupted)
+
+
+# ------------------------------------------------------------------------------------------------ stopped
+
+
+def in_slow_motion():
+    batch = Toy.batch
+
+    def slow(self, indices):
+        time.sleep(0.1)
+        return batch(self, indices)
+
+    Toy.batch = slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_the_step_it_was_at_and_continues_from_there(number, tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    process = start(_command(folder), fault=in_slow_motion)
+    while not (folder / "last.ckpt").exists():
+        time.sleep(0.02)
+        assert process.is_alive()
+    time.sleep(0.35)  # into the next epoch
+    import os
+
+    os.kill(process.pid, number)
+    assert finish(process) == 128 + number
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] % 5 != 0  # inside an epoch of five batches
+    assert finish(start(["--load-model", folder / "last.ckpt"])) == 0
+    _assert_same(folder, uninterrupted)
+
+
+# ------------------------------------------------------------------------------------------------ continued
+
+
+def _continue(folder, checkpoint="last.ckpt", **changes):
+    return run.train(settings(folder, load_model=str(folder / checkpoint), **changes))
+
+
+@pytest.fixture
+def two_epochs(tmp_path):
+    return train_toy(tmp_path / "run", num_epochs=2)
+
+
+def test_more_epochs_in_the_same_folder_continue_the_table(two_epochs):
+    first = rows(two_epochs)[:2]
+    _continue(two_epochs, num_epochs=4)
+    assert [row["epoch"] for row in rows(two_epochs) if "lr" in row] == ["0.0", "1.0", "2.0", "3.0"]
+    assert rows(two_epochs)[:2] == first
+
+
+def test_nothing_is_trained_when_all_epochs_are_done(two_epochs):
+    before = (two_epochs / "metrics.csv").read_bytes()
+    _continue(two_epochs, num_epochs=2)
+    assert (two_epochs / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_that_never_beats_its_old_best_is_tested_all_the_same(two_epochs):
+    _continue(two_epochs, num_epochs=3, lr=10.0)
+    assert "test_total_l1_loss" in rows(two_epochs)[-1]
+    assert float(rows(two_epochs)[-1]["epoch"]) < 2
+
+
+def test_a_changed_learning_rate_takes_effect_and_says_so(two_epochs, caplog):
+    _continue(two_epochs, num_epochs=3, lr=1e-12)
+    table = rows(two_epochs)
+    assert float(table[2]["lr"]) == pytest.approx(1e-12, rel=1e-5)
+    assert float(table[2]["val_total_mse_loss"]) == pytest.approx(float(table[1]["val_total_mse_loss"]), rel=1e-5)
+    assert "lr: 1e-12 from now on (the checkpoint had 0.01)" in caplog.text
+
+
+def test_an_unchanged_learning_rate_leaves_the_reduced_one_alone(tmp_path, caplog):
+    options = {"lr": 2e-7, "lr_patience": 0, "lr_factor": 0.5, "lr_min": 0.0}
+    folder = train_toy(tmp_path / "run", num_epochs=3, **options)
+    _continue(folder, num_epochs=4, **options)
+    assert [float(row["lr"]) for row in rows(folder) if "lr" in row] == pytest.approx([2e-7, 2e-7, 1e-7, 5e-8])
+    assert "from now on" not in caplog.text
+
+
+def test_changed_schedule_options_take_effect(tmp_path):
+    folder = train_toy(tmp_path / "run", num_epochs=2, lr=2e-7, lr_patience=50)
+    _continue(folder, num_epochs=4, lr=2e-7, lr_patience=0, lr_factor=0.1, lr_min=5e-8, weight_decay=0.5)
+    last = read_checkpoint(folder / "last.ckpt")
+    assert float(rows(folder)[3]["lr"]) == pytest.approx(5e-8)
+    assert last["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.5
+    assert last["lr_schedulers"][0]["patience"] == 0
+
+
+def test_a_longer_patience_lets_an_early_stopped_run_go_on_and_the_same_does_not(tmp_path):
+    options = {"lr": 0.0, "num_epochs": 9}
+    folder = train_toy(tmp_path / "run", early_stopping_patience=1, **options)
+    assert len([row for row in rows(folder) if "lr" in row]) == 2
+    _continue(folder, early_stopping_patience=1, **options)
+    assert len([row for row in rows(folder) if "lr" in row]) == 2
+    _continue(folder, early_stopping_patience=3, **options)
+    assert len([row for row in rows(folder) if "lr" in row]) == 4
+
+
+def test_delta_learning_is_continued_with_one_atomref(tmp_path):
+    folder = train_toy(tmp_path / "run", num_epochs=1, remove_ref_energy=True)
+    from torchmdnet.scripts.train import get_args
+
+    for epochs in (2, 3):
+        run.train(get_args(["--load-model", str(folder / "last.ckpt"), "--num-epochs", str(epochs)]))
+    stored = read_checkpoint(folder / "last.ckpt")["hyper_parameters"]
+    assert stored["prior_model"] == [{"Atomref": {"enable": False}}]
+    assert len(stored["prior_args"]) == 1
+
+
+def test_a_file_without_our_own_state_is_continued(two_epochs):
+    checkpoint = read_checkpoint(two_epochs / "last.ckpt")
+    del checkpoint["torchmdnet"]
+    for key in list(checkpoint["callbacks"]):
+        if key.startswith("ModelCheckpoint"):
+            del checkpoint["callbacks"][key]
+    torch.save(checkpoint, two_epochs / "plain.ckpt")
+    _continue(two_epochs, "plain.ckpt", num_epochs=3)
+    assert float(rows(two_epochs)[2]["epoch"]) == 2
+
+
+def test_an_earlier_checkpoint_can_be_continued_and_writes_its_epochs_again(tmp_path):
+    folder = train_toy(tmp_path / "run", num_epochs=4)
+    before = (folder / "metrics.csv").read_bytes()
+    names = sorted(path.name for path in folder.glob("epoch=*"))
+    _continue(folder, names[1], num_epochs=4)
+    assert (folder / "metrics.csv").read_bytes() == before
+    assert sorted(path.name for path in folder.glob("epoch=*")) == names
+
+
+def test_a_module_with_random_numbers_continues_with_the_same_ones(tmp_path, monkeypatch):
+    step = LNNP.training_step
+
+    def noisy(self, batch, batch_idx=0):
+        return step(self, batch, batch_idx) * (1 + torch.rand(()))
+
+    monkeypatch.setattr(LNNP, "training_step", noisy)
+    whole = train_toy(tmp_path / "whole", num_epochs=3)
+    folder = train_toy(tmp_path / "run", num_epochs=2)
+    _continue(folder, num_epochs=3)
+    state = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    for name, value in read_checkpoint(whole / "last.ckpt")["state_dict"].items():
+        assert torch.equal(state[name], value), name

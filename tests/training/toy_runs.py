@@ -1,0 +1,90 @@
+"""Small runs for tests: their settings, and processes to run and kill them in."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+SETTINGS = {
+    "dataset": "toy_data:Toy",
+    "model": "tensornet",
+    "embedding_dimension": 8,
+    "num_layers": 1,
+    "num_rbf": 8,
+    "derivative": True,
+    "num_epochs": 4,
+    "save_interval": 1,
+    "batch_size": 8,
+    "inference_batch_size": 8,
+    "lr": 1e-2,
+    "train_size": 24,
+    "val_size": 8,
+    "test_size": 8,
+    "report": False,
+}
+
+
+def settings(folder, **changes):
+    """The Namespace of a toy run that writes to ``folder``."""
+    from torchmdnet.config.reader import write_yaml
+    from torchmdnet.scripts.train import get_args
+
+    conf = Path(folder).with_name(f"{Path(folder).name}.yaml")
+    write_yaml(conf, {**SETTINGS, "log_dir": str(folder), **changes})
+    return get_args(["--conf", str(conf)])
+
+
+def train_toy(folder, **changes):
+    """Train in this process; the folder."""
+    from torchmdnet.training.run import train
+
+    return train(settings(folder, **changes))
+
+
+def rows(folder, name="metrics.csv"):
+    """The rows of a table as dictionaries of text, without empty cells."""
+    with open(Path(folder) / name, newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torchmdnet.training.run", "torchmdnet.training.plots", "torchmdnet.models.tensornet"])
+
+
+def start(flags, environment=None, fault=None):
+    """Run the program in a process of its own with one thread; ``fault`` is called there before it starts."""
+    process = _CONTEXT.Process(target=_program, args=(list(map(str, flags)), environment or {}, fault))
+    process.start()
+    return process
+
+
+def finish(process, seconds=120):
+    """Wait for the end; the exit status, minus the number of the signal that ended it."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"the run did not end within {seconds} s")
+    return process.exitcode
+
+
+def _program(flags, environment, fault):
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(1)
+    if fault is not None:
+        fault()
+    from torchmdnet.scripts.train import main
+
+    main(flags)
+
+
+def kill_me():
+    """End this process as the system does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
