@@ -14,6 +14,7 @@ from torchmdnet.typing import (
     EdgeIndex,
     EdgeScalars,
     EdgeVectors,
+    PairScalars,
     Positions,
     SystemIndex,
     SystemScalars,
@@ -40,7 +41,7 @@ class Pairs(NamedTuple):
     """
 
     atoms: EdgeIndex  # (2, P) without the pair of the self loops
-    dist: EdgeScalars  # (P,) or (P + 1,) Å
+    dist: PairScalars  # (P,) or (P + 1,) Å
     of_edge: Tensor  # (E,) the pair each edge belongs to
     reverse: Tensor  # (E,) the edge of opposite direction; a self loop is its own
     row_start: Tensor  # (N + 1,) where the edges of each receiver begin

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 if not TYPE_CHECKING and os.environ.get("TORCHMDNET_CHECK_SHAPES"):
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Shaped
 
     AtomicNumbers = Int[Tensor, "atoms"]
     Positions = Float[Tensor, "atoms 3"]
     SystemIndex = Int[Tensor, "atoms"]
-    Boxes = Float[Tensor, "boxes 3 3"]
-    SystemScalars = Float[Tensor, "systems"]
+    Boxes = Float[Tensor, "*boxes 3 3"]
+    SystemScalars = Shaped[Tensor, "*systems"]
     EdgeIndex = Int[Tensor, "2 edges"]
     EdgeVectors = Float[Tensor, "edges 3"]
     EdgeScalars = Float[Tensor, "edges"]
     EdgeFeatures = Float[Tensor, "edges basis"]
+    PairScalars = Float[Tensor, "pairs"]
+    PairFeatures = Float[Tensor, "pairs basis"]
     AtomFeatures = Float[Tensor, "atoms channels"]
     AtomVectors = Float[Tensor, "atoms 3 channels"]
     AtomTensors = Float[Tensor, "atoms 9 channels"]
@@ -36,6 +38,8 @@ else:
     EdgeVectors: TypeAlias = Tensor  # (E, 3) Å
     EdgeScalars: TypeAlias = Tensor  # (E,)
     EdgeFeatures: TypeAlias = Tensor  # (E, K)
+    PairScalars: TypeAlias = Tensor  # (P,)
+    PairFeatures: TypeAlias = Tensor  # (P, K)
     AtomFeatures: TypeAlias = Tensor  # (N, F)
     AtomVectors: TypeAlias = Tensor  # (N, 3, F)
     AtomTensors: TypeAlias = Tensor  # (N, 9, F): trace, antisymmetric and symmetric traceless parts
@@ -50,6 +54,8 @@ __all__ = [
     "EdgeIndex",
     "EdgeScalars",
     "EdgeVectors",
+    "PairFeatures",
+    "PairScalars",
     "Positions",
     "SystemIndex",
     "SystemScalars",

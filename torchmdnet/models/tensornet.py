@@ -31,7 +31,7 @@ from torchmdnet.ops.irreps import (
     squared_norm,
 )
 from torchmdnet.ops.messages import embed_edges, gather_weight_sum
-from torchmdnet.typing import AtomicNumbers, AtomTensors, EdgeFeatures, EdgeScalars, SystemIndex
+from torchmdnet.typing import AtomicNumbers, AtomTensors, PairFeatures, PairScalars, SystemIndex
 
 __all__ = ["TensorNet"]
 
@@ -79,7 +79,7 @@ class TensorNet(Representation):
         rbf_type: str = "expnorm",
         trainable_rbf: bool = False,
         activation: str = "silu",
-        cutoff_lower: float = 0,
+        cutoff_lower: float = 0.0,
         cutoff_upper: float = 4.5,
         max_num_neighbors: int = 64,
         max_z: int = 128,
@@ -212,7 +212,7 @@ class TensorEmbedding(nn.Module):
             self.init_norm,
         )
 
-    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
+    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
         """Radial weights of the three parts, a function of distance alone: (P, K), (P,) -> (P, 3, F)."""
         projections = (self.distance_proj1, self.distance_proj2, self.distance_proj3)
         weight = torch.cat([projection.weight for projection in projections])
@@ -226,7 +226,7 @@ class TensorEmbedding(nn.Module):
         factors = torch.stack([F.linear(table, receiving, self.emb2.bias), F.linear(table, sending)], dim=1)
         return factors.index_select(0, z)
 
-    def forward(self, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomTensors:
+    def forward(self, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomTensors:
         """Embed the atoms of a graph: (N, 9, F)."""
         assert graph.pairs is not None
         r = graph.edge_dist[:, None]
@@ -283,7 +283,7 @@ class Interaction(nn.Module):
     def reset_parameters(self) -> None:
         reset_all(*self.linears_scalar, *self.linears_tensor)
 
-    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
+    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
         """Radial weights of the three parts, a function of distance alone: (P, K), (P,) -> (P, 3, F)."""
         weight = rbf
         for linear in self.linears_scalar:
@@ -291,7 +291,7 @@ class Interaction(nn.Module):
         return (envelope[:, None] * weight).unflatten(1, (3, self.hidden_channels))
 
     def forward(
-        self, X: AtomTensors, rbf: EdgeFeatures, envelope: EdgeScalars, charge: Tensor | None, graph: Graph
+        self, X: AtomTensors, rbf: PairFeatures, envelope: PairScalars, charge: Tensor | None, graph: Graph
     ) -> AtomTensors:
         """Refine the tensors X (N, 9, F); ``charge`` is the factor κ of each atom, (N, 1, 1)."""
         return self.update(X, self.radial(rbf, envelope), charge, graph)

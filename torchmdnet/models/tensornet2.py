@@ -19,7 +19,7 @@ from torchmdnet.nn.modules import reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
 from torchmdnet.ops.irreps import PARTS, norms_by_part
-from torchmdnet.typing import AtomTensors, EdgeFeatures, EdgeScalars
+from torchmdnet.typing import AtomTensors, PairFeatures, PairScalars
 
 __all__ = ["ChargePredict", "TensorNet2"]
 
@@ -66,7 +66,7 @@ class TensorNet2(Representation):
         rbf_type: str = "expnorm",
         trainable_rbf: bool = False,
         activation: str = "silu",
-        cutoff_lower: float = 0,
+        cutoff_lower: float = 0.0,
         cutoff_upper: float = 4.5,
         max_num_neighbors: int = 64,
         max_z: int = 128,
@@ -228,13 +228,13 @@ class Interaction(tensornet.Interaction):
         self.widths = (num_rbf, q_dim, q_dim)
 
     def forward(
-        self, X: AtomTensors, rbf: EdgeFeatures, envelope: EdgeScalars, charge: Tensor | None, graph: Graph
+        self, X: AtomTensors, rbf: PairFeatures, envelope: PairScalars, charge: Tensor | None, graph: Graph
     ) -> AtomTensors:
         """Refine the tensors X (N, 9, F); ``charge`` holds the charges of each atom, (N, q_dim)."""
         assert charge is not None
         return self.update(X, self.edge_weights(rbf, envelope, charge, graph), None, graph)
 
-    def edge_weights(self, rbf: EdgeFeatures, envelope: EdgeScalars, charges: Tensor, graph: Graph) -> Tensor:
+    def edge_weights(self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph) -> Tensor:
         """Weights of the three parts for each direction of a pair: (P, K), (P,), (N, q_dim) -> (E, 3, F).
 
         The first layer is linear in the radial basis and in the charges of either atom, so the former is mapped on

@@ -13,7 +13,7 @@ from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.typing import AtomFeatures, AtomVectors, EdgeFeatures, EdgeScalars, EdgeVectors
+from torchmdnet.typing import AtomFeatures, AtomVectors, EdgeVectors, PairFeatures, PairScalars
 
 __all__ = ["EquivariantMultiHeadAttention", "TorchMD_ET"]
 
@@ -201,7 +201,7 @@ class EquivariantMultiHeadAttention(nn.Module):
         xavier_all(self.q_proj, self.k_proj, self.v_proj, self.o_proj, self.vec_proj)
         xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
 
-    def radial(self, rbf: EdgeFeatures) -> tuple[Tensor | None, Tensor | None]:
+    def radial(self, rbf: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
         """Filters of keys (P, F) and values (P, 3 F), functions of distance alone; None where distance has no say."""
         return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
 
@@ -209,8 +209,8 @@ class EquivariantMultiHeadAttention(nn.Module):
         self,
         x: AtomFeatures,
         v: AtomVectors,
-        rbf: EdgeFeatures,
-        envelope: EdgeScalars,
+        rbf: PairFeatures,
+        envelope: PairScalars,
         direction: EdgeVectors,
         graph: Graph,
     ) -> tuple[AtomFeatures, AtomVectors]:

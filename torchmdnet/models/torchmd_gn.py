@@ -16,7 +16,7 @@ from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.ops.scatter import scatter
-from torchmdnet.typing import AtomFeatures, EdgeFeatures, EdgeScalars
+from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
 
 __all__ = ["CFConv", "InteractionBlock", "TorchMD_GN"]
 
@@ -181,7 +181,7 @@ class InteractionBlock(nn.Module):
         self.conv.reset_parameters()
         xavier_all(self.lin)
 
-    def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+    def forward(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
         """Change of the features x (N, F)."""
         return self.lin(self.act(self.conv(x, rbf, envelope, graph)))
 
@@ -221,11 +221,11 @@ class CFConv(nn.Module):
         """Xavier-uniform weights, zero biases; the filter network belongs to the block."""
         xavier_all(self.lin1, self.lin2)
 
-    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> Tensor:
+    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
         """The filter, a function of distance alone: (P, K), (P,) -> (P, num_filters)."""
         return envelope[:, None] * self.net(rbf)
 
-    def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+    def forward(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
         """Gather neighbours through the filter: (N, in_channels) -> (N, out_channels)."""
         assert graph.pairs is not None
         i, j = graph.edge_index

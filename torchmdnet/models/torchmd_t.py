@@ -15,7 +15,7 @@ from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.typing import AtomFeatures, EdgeFeatures, EdgeScalars
+from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
 
 __all__ = ["MultiHeadAttention", "TorchMD_T"]
 
@@ -181,11 +181,11 @@ class MultiHeadAttention(nn.Module):
         xavier_all(self.q_proj, self.k_proj, self.v_proj, self.o_proj)
         xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
 
-    def radial(self, rbf: EdgeFeatures) -> tuple[Tensor | None, Tensor | None]:
+    def radial(self, rbf: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
         """Filters of keys and values, (P, F) each, functions of distance alone; None where distance has no say."""
         return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
 
-    def forward(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+    def forward(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
         """Change of the features x (N, F)."""
         assert graph.pairs is not None
         (i, j), of_edge = graph.edge_index, graph.pairs.of_edge

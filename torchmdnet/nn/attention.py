@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchmdnet.errors import ConfigError, did_you_mean
-from torchmdnet.typing import EdgeFeatures
+from torchmdnet.typing import PairFeatures
 
 __all__ = ["INFLUENCES", "DistanceInfluence", "check_attention", "radial_filters"]
 
@@ -36,7 +36,7 @@ def check_attention(hidden_channels: int, num_heads: int, distance_influence: st
 
 
 def radial_filters(
-    rbf: EdgeFeatures, keys: nn.Linear | None, values: nn.Linear | None, act: nn.Module
+    rbf: PairFeatures, keys: nn.Linear | None, values: nn.Linear | None, act: nn.Module
 ) -> tuple[Tensor | None, Tensor | None]:
     """Filters of keys and values, functions of distance alone: (P, K) -> (P, keys) and (P, values), None without one.
 

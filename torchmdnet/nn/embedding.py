@@ -8,7 +8,15 @@ from torch import nn
 from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.modules import xavier_all
-from torchmdnet.typing import AtomFeatures, AtomicNumbers, EdgeFeatures, EdgeIndex, EdgeScalars
+from torchmdnet.typing import (
+    AtomFeatures,
+    AtomicNumbers,
+    EdgeFeatures,
+    EdgeIndex,
+    EdgeScalars,
+    PairFeatures,
+    PairScalars,
+)
 
 __all__ = ["NeighborEmbedding"]
 
@@ -52,18 +60,18 @@ class NeighborEmbedding(nn.Module):
         self.embedding.reset_parameters()
         xavier_all(self.distance_proj, self.combine)
 
-    def radial(self, rbf: EdgeFeatures, envelope: EdgeScalars) -> AtomFeatures:
+    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
         """Weights of the neighbours, a function of distance alone: (P, K), (P,) -> (P, F)."""
         return envelope[:, None] * self.distance_proj(rbf)
 
-    def mix(self, x: AtomFeatures, z: AtomicNumbers, weight: EdgeFeatures, edge_index: EdgeIndex) -> AtomFeatures:
+    def mix(self, x: AtomFeatures, z: AtomicNumbers, weight: Tensor, edge_index: EdgeIndex) -> AtomFeatures:
         """Gather the neighbours' elements with the weights of their edges, (E, F): (N, F) -> (N, F)."""
         i, j = edge_index
         message = weight * self.embedding(z).index_select(0, j)  # (E, F)
         around = torch.zeros_like(x).index_add(0, i, message)  # (N, F)
         return self.combine(torch.cat([x, around], dim=1))
 
-    def on_graph(self, x: AtomFeatures, rbf: EdgeFeatures, envelope: EdgeScalars, graph: Graph) -> AtomFeatures:
+    def on_graph(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
         """Mix in the elements around, given radial basis (P, K) and envelope (P,) of the pairs: (N, F) -> (N, F)."""
         assert graph.pairs is not None
         is_loop = torch.arange(envelope.shape[0], device=envelope.device) >= graph.pairs.atoms.shape[1]

@@ -57,7 +57,7 @@ class GatedEquivariantBlock(nn.Module):
         xavier_all(self.vec1_proj, self.vec2_proj)
         reset_all(self.update_net)
 
-    def forward(self, x: AtomFeatures, v: AtomVectors) -> tuple[AtomFeatures, AtomVectors]:
+    def forward(self, x: AtomFeatures, v: AtomVectors) -> tuple[Tensor, Tensor]:
         """(N, F) and (N, 3, F) -> (N, F') and (N, 3, F')."""
         norm = length(self.vec1_proj(v), dim=1)  # (N, F)
         x, gate = self.update_net(torch.cat([x, norm], dim=-1)).split(self.out_channels, dim=-1)
