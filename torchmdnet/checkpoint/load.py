@@ -86,8 +86,11 @@ def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool
     """
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
     args = hyper_parameters_of(checkpoint, filepath) if checkpoint.get("hyper_parameters") else {}
-    state, _ = migrate(checkpoint["state_dict"], args)
+    state, args = migrate(checkpoint["state_dict"], args)
     _load_state(model, state, filepath)
+    if "handedness" in args:  # an SO(3) model of an old layout, or trained on from one
+        model.representation_model.tensor_embedding.handedness = args["handedness"]
+        model.hyper_parameters["handedness"] = args["handedness"]
 
 
 def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

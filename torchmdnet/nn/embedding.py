@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff

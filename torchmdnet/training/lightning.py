@@ -129,6 +129,7 @@ class LNNP(LightningModule):
             self.model = load_model(hparams["load_model"], args=hparams).train()
         else:
             self.model = create_model(hparams, prior_model, mean, std)
+        self.note_handedness()
 
         self.train_loss_name = loss_name(hparams["train_loss"])
         self.train_loss_fn = LossFunction(LOSSES[hparams["train_loss"]], hparams["train_loss_arg"])
@@ -196,6 +197,12 @@ class LNNP(LightningModule):
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
         return module if map_location is None else module.to(map_location)
+
+    def note_handedness(self) -> None:
+        """Keep the handedness of an SO(3) model from an old file with the options, since new files are in the new layout."""
+        handedness = getattr(self.model, "hyper_parameters", {}).get("handedness")
+        if handedness is not None:
+            self.hparams["handedness"] = handedness
 
     def _data_transform(self) -> Callable[[Any], Any]:
         from torch_geometric.transforms import Compose

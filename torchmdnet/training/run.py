@@ -257,6 +257,7 @@ def _module(args: Namespace, data: DataModule, resumed: _Resumed | None) -> LNNP
     )
     if args.load_weights:
         load_weights(module.model, args.load_weights)
+        module.note_handedness()
     return module
 
 
