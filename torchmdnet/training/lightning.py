@@ -199,7 +199,7 @@ class LNNP(LightningModule):
         return module if map_location is None else module.to(map_location)
 
     def note_handedness(self) -> None:
-        """Keep the handedness of an SO(3) model from an old file with the options, since new files are in the new layout."""
+        """Keep the handedness of an SO(3) model of an old file with the options: new files have the new layout."""
         handedness = getattr(self.model, "hyper_parameters", {}).get("handedness")
         if handedness is not None:
             self.hparams["handedness"] = handedness
@@ -511,7 +511,7 @@ class LNNP(LightningModule):
             "state": {
                 "ema": to_cpu(self.ema),
                 "train_losses": {
-                    term: {name: mean.state_dict() for name, mean in by_name.items()}
+                    term: {name: mean.state_dict(self._sum_over_processes) for name, mean in by_name.items()}
                     for term, by_name in self.losses.get("train", {}).items()
                 },
                 "rng": torch.get_rng_state(),
@@ -535,7 +535,7 @@ class LNNP(LightningModule):
     def on_train_start(self) -> None:
         """Continue inside an epoch and restore the random state of a resumed run."""
         state, self._restored = self._restored, {}
-        for term, by_name in state.get("train_losses", {}).items():
+        for term, by_name in state.get("train_losses", {}).items() if self.global_rank == 0 else ():
             for name, mean in by_name.items():
                 means = self.losses.setdefault("train", {}).setdefault(term, {})
                 means[name] = RunningMean.from_state(mean, self.device)
