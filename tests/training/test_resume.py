@@ -1,6 +1,8 @@
 """A run that was killed and continued ends like one that was left alone, to the last bit."""
 
+import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -163,13 +165,35 @@ def test_a_stopped_run_saves_the_step_it_was_at_and_continues_from_there(number,
         time.sleep(0.02)
         assert process.is_alive()
     time.sleep(0.35)  # into the next epoch
-    import os
-
     os.kill(process.pid, number)
     assert finish(process) == 128 + number
     assert read_checkpoint(folder / "last.ckpt")["global_step"] % 5 != 0  # inside an epoch of five batches
     assert finish(start(["--load-model", folder / "last.ckpt"])) == 0
     _assert_same(folder, uninterrupted)
+
+
+def test_several_processes_stop_at_the_same_step_when_one_is_asked(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    settings(folder, **{**CHANGES, "batch_size": 2, "num_epochs": 100, "early_stopping_monitor": None})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    command = ["--conf", folder.with_name("run.yaml"), "--num-nodes", 2]
+    nodes = [start(command, {**place, "NODE_RANK": str(rank)}, fault=asking_often) for rank in (0, 1)]
+    while not (folder / "last.ckpt").exists():
+        time.sleep(0.02)
+        assert all(node.is_alive() for node in nodes)
+    os.kill(nodes[1].pid, signal.SIGINT)
+    assert finish(nodes[0], 60) in (143, 130)
+    assert finish(nodes[1], 60) == 130
+    read_checkpoint(folder / "last.ckpt")
+
+
+def asking_often():
+    from torchmdnet.training.callbacks import PoliteStop
+
+    PoliteStop.ASK_EVERY = 2
+    in_slow_motion()
 
 
 # ------------------------------------------------------------------------------------------------ continued

@@ -291,6 +291,9 @@ class PoliteStop(Callback):
         checkpoints: Writes the file.
     """
 
+    #: Several processes ask each other only every so many steps.
+    ASK_EVERY = 20
+
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.signal: int | None = None
@@ -313,17 +316,25 @@ class PoliteStop(Callback):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        log.warning("%s: stopping after this step. Once more stops at once.", signal.Signals(number).name)
+        log.warning("%s: stopping between two steps. Once more stops at once.", signal.Signals(number).name)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop inside an epoch."""
-        if self.signal is not None and batches_done(trainer) < _batches(trainer) and can_continue_inside(trainer):
+        if trainer.world_size > 1 and (batch_idx + 1) % self.ASK_EVERY:
+            return
+        if self._is_asked(trainer) and batches_done(trainer) < _batches(trainer) and can_continue_inside(trainer):
             self.checkpoints.save_inside_epoch(trainer)
             raise StopRequested
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop between epochs, which are saved as they end."""
-        if self.signal is not None and self.checkpoints.saved_step == trainer.global_step:
+        if self._is_asked(trainer) and self.checkpoints.saved_step == trainer.global_step:
             raise StopRequested
+
+    def _is_asked(self, trainer: Trainer) -> bool:
+        """Whether this process, or any of several, was asked to stop: all must stop at the same step."""
+        if trainer.world_size == 1:
+            return self.signal is not None
+        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)

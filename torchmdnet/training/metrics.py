@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,9 +46,16 @@ class RunningMean:
     def __len__(self) -> int:
         return self.count
 
-    def state_dict(self) -> dict[str, Tensor | float | int | None]:
-        """Plain values from which :meth:`from_state` rebuilds this mean."""
-        return {"total": None if self.total is None else self.total.cpu(), "weight": self.weight, "count": self.count}
+    def state_dict(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Any]:
+        """Plain values from which :meth:`from_state` rebuilds this mean.
+
+        Args:
+            reduce: Sums a tensor over all processes.
+        """
+        if self.total is None:
+            return {"total": None, "weight": 0.0, "count": 0}
+        total, weight = reduce(torch.stack([self.total, self.total.new_tensor(self.weight)])).cpu()
+        return {"total": total.clone(), "weight": float(weight), "count": self.count}
 
     @classmethod
     def from_state(cls, state: dict, device: torch.device) -> RunningMean:

@@ -173,6 +173,7 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")
 
 
 def _check(args: Namespace) -> None:
