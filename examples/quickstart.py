@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small gain nothing from more, and lose on a busy machine
 
 import ase_md
 from ase.build import molecule
