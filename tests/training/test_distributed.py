@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from toy_runs import finish, rows, settings, start, train_toy
+from toy_runs import finish, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.errors import ConfigError

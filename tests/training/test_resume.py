@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import shared
 from toy_data import Toy
-from toy_runs import finish, kill_me, rows, settings, start, train_toy
+from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.training import run
+from torchmdnet.training.callbacks import Checkpoints
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
 
@@ -306,3 +308,29 @@ def test_a_module_with_random_numbers_continues_with_the_same_ones(tmp_path, mon
     state = read_checkpoint(folder / "last.ckpt")["state_dict"]
     for name, value in read_checkpoint(whole / "last.ckpt")["state_dict"].items():
         assert torch.equal(state[name], value), name
+
+
+def test_a_checkpoint_of_release_3_is_continued_and_its_best_stays_the_best(tmp_path):
+    """A file with optimizer and scheduler state, beside the best checkpoint that Lightning's own callback ranked."""
+    checkpoint = read_checkpoint(shared("interop/tn_o3/model.ckpt"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    best = folder / f"epoch={checkpoint['epoch']}-val_loss=0.0001-test_loss=0.0000.ckpt"
+    key = Checkpoints(folder, "val_total_mse_loss", every_n_epochs=1).state_key
+    score = torch.tensor(1e-4)
+    checkpoint["callbacks"] = {key: {"best_model_score": score, "best_k_models": {str(best): score}}}
+    for path in (best, folder / "last.ckpt"):
+        torch.save(checkpoint, path)
+    first = checkpoint["epoch"]  # the file was written when its run had ended, with the number of the next epoch
+    shape = {name: checkpoint["hyper_parameters"][name] for name in SHAPE}
+    run.train(settings(folder, load_model=str(folder / "last.ckpt"), num_epochs=first + 2, lr=1e-3, **shape))
+    assert [float(row["epoch"]) for row in rows(folder) if "lr" in row] == [first, first + 1]
+    assert float(rows(folder)[-1]["epoch"]) == checkpoint["epoch"]
+    state = read_checkpoint(folder / "best.ckpt")["state_dict"]
+    assert all(torch.equal(state[name], value) for name, value in checkpoint["state_dict"].items())
+
+
+SHAPE = (
+    "embedding_dimension", "num_layers", "num_rbf", "activation", "rbf_type", "trainable_rbf", "cutoff_lower",
+    "cutoff_upper", "max_z", "max_num_neighbors", "equivariance_invariance_group", "output_model", "reduce_op",
+)  # fmt: skip

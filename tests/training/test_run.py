@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from toy_data import Toy
-from toy_runs import SETTINGS, rows, settings, train_toy
+from toy_runs import SETTINGS, finished_run, one_thread, rows, settings, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.checkpoint.load import load_model

@@ -1,12 +1,17 @@
-"""Small runs for tests: their settings, and processes to run and kill them in."""
+"""Small runs for tests: their settings, a finished one, and processes to run and kill them in."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 SETTINGS = {
     "dataset": "toy_data:Toy",
@@ -48,6 +53,26 @@ def rows(folder, name="metrics.csv"):
     """The rows of a table as dictionaries of text, without empty cells."""
     with open(Path(folder) / name, newline="") as file:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="session", name="finished")
+def finished_run(tmp_path_factory):
+    """Four epochs with forces, tested every second epoch; what it wrote and what it said."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        train_toy(folder, test_interval=2, report=True)
+    return SimpleNamespace(folder=folder, said=said.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, so that runs can be compared bit by bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------------------ processes

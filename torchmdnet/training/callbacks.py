@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet.training.files import copy_file
 
@@ -75,7 +77,7 @@ class Checkpoints(Checkpoint):
     @property
     def best_model_path(self) -> str:
         """The best state as Lightning names it; empty before the first epoch ends."""
-        return str(self.best_path) if self.best_epoch is not None else ""
+        return str(self.best_path) if self.best_score < math.inf else ""
 
     @property
     def state_key(self) -> str:
@@ -99,9 +101,7 @@ class Checkpoints(Checkpoint):
         best = min(scores, key=lambda path: float(scores[path]), default="")
         return {
             "monitor": self.monitor,
-            "best_model_score": torch.tensor(self.best_score, dtype=torch.float64)
-            if self.best_epoch is not None
-            else None,
+            "best_model_score": torch.tensor(self.best_score, dtype=torch.float64) if self.best_model_path else None,
             "best_model_path": best,
             "current_score": scores[best] if best else None,
             "dirpath": str(self.folder),
@@ -116,8 +116,14 @@ class Checkpoints(Checkpoint):
         """Go on ranking the files that are still in this folder."""
         ranked = {Path(path).name: float(score) for path, score in state_dict.get("best_k_models", {}).items()}
         self.ranked = {name: score for name, score in ranked.items() if (self.folder / name).exists()}
-        if self.best_path.exists() and state_dict.get("best_model_score") is not None:
-            self.best_score, self.best_epoch = float(state_dict["best_model_score"]), state_dict.get("best_epoch")
+        if "best_epoch" in state_dict and self.best_path.exists() and state_dict["best_model_score"] is not None:
+            self.best_score, self.best_epoch = float(state_dict["best_model_score"]), state_dict["best_epoch"]
+        elif self.ranked:  # written by Lightning's own callback, which keeps no best.ckpt
+            best = min(self.ranked, key=self.ranked.__getitem__)
+            self.best_score = self.ranked[best]
+            self.best_epoch = int(found[1]) if (found := re.match(r"epoch=(\d+)", best)) else None
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                copy_file(self.folder / best, self.best_path)
 
     # ------------------------------------------------------------------------------------------ writing
 

@@ -222,12 +222,13 @@ class _Resumed:
 
     def __init__(self, checkpoint: Mapping[str, Any], path: str) -> None:
         self.options = hyper_parameters_of(checkpoint, path) if checkpoint.get("hyper_parameters") else {}
-        self.epoch = int(checkpoint.get("epoch", 0))
-        progress = checkpoint.get("loops", {}).get("fit_loop", {})
-        batches = progress.get("epoch_loop.batch_progress", {})
-        is_inside_epoch = not batches.get("is_last_batch", True)
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        epochs = loop.get("epoch_progress", {}).get("current", {"ready": 0, "processed": 0})
+        batches = loop.get("epoch_loop.batch_progress", {})
+        #: The first epoch that is not complete.
+        self.next_epoch = int(epochs["processed"])
+        is_inside_epoch = epochs["ready"] > epochs["processed"] and not batches.get("is_last_batch", True)
         self.batches_done = int(batches["current"]["processed"]) if is_inside_epoch else 0
-        self.next_epoch = self.epoch + (0 if is_inside_epoch else 1)
 
 
 def _checkpoint_to_continue(args: Namespace) -> _Resumed | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.metrics import Errors
@@ -183,9 +184,7 @@ class Terminal(Callback):
             words = _sentences({**columns, **after})
         if is_best:
             words.append("* best" if is_table else "best")
-        self.console.print(
-            "  ".join(words), style="bold" if is_best and is_table else None, soft_wrap=True, markup=False
-        )
+        self._say("  ".join(words), "bold" if is_best and is_table else "")
 
     def _columns(self, split: str, errors: Errors | None) -> dict[str, str]:
         if errors is None:
@@ -208,7 +207,10 @@ class Terminal(Callback):
         self._has_header = True
         for row in (0, 1):
             cells = [f"{_two_lines(name)[row]:>{len(text)}}" for name, text in columns.items()]
-            self.console.print("  ".join(cells), style="dim", soft_wrap=True, markup=False)
+            self._say("  ".join(cells), "dim")
+
+    def _say(self, words: str, style: str = "") -> None:
+        self.console.print(Text(words, style=style), soft_wrap=True)  # a style of its own leaves the bar alone
 
     def _close(self) -> None:
         if self.progress is not None:
