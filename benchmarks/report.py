@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
         "cpu": _processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(memory / 2**30),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 1),
     }
 
