@@ -39,13 +39,16 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def _figure(columns: int, width: float = 4.3, height: float = 3.7) -> tuple[Figure, list[Axes]]:
+def _figure(panels: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of several panels in rows; two rows where one would be too wide."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+    rows = -(-panels // columns)
+    columns = -(-panels // rows)
+    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+    return figure, list(np.atleast_1d(figure.subplots(rows, columns)).flat)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -82,7 +85,7 @@ def draw_learning_curves(
         if _series(errors, column, "val")[0].size or _series(errors, column, "test")[0].size
     ]
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(2 + len(terms))
+        figure, axes = _figure(2 + len(terms), width=4.8, height=3.4)
         for split, colour in (("train", GREY), ("val", BLUE)):
             _line(axes[0], *_series(metrics, f"{split}_total_{loss}"), colour, split)
         axes[0].set_title(f"Loss ({loss.removesuffix('_loss')})")
@@ -131,6 +134,8 @@ def _log_scale(axis: Axes) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif len(values) and values.min() >= 0:
+        axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 

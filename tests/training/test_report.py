@@ -1,0 +1,147 @@
+import base64
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+from toy_runs import finished_run, one_thread, rows, train_toy  # noqa: F401 (fixtures)
+
+from torchmdnet.training import run, terminal
+from torchmdnet.training.evaluate import Baseline, Evaluation
+from torchmdnet.training.metrics import Errors
+from torchmdnet.training.plots import MANY_POINTS, draw_learning_curves, draw_parity
+from torchmdnet.training.report import duration
+from torchmdnet.training.terminal import Units, significant
+
+EV = Units("eV", "Å")
+
+
+def _png_size(path):
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+# ------------------------------------------------------------------------------------------------ units and words
+
+
+@pytest.mark.parametrize(
+    ("units", "shown"),
+    [
+        (EV, ("72.1", "meV/atom", "meV/Å")),
+        (Units("kcal/mol", "Å"), ("0.0721", "kcal/mol/atom", "kcal/mol/Å")),
+        (Units("Hartree", "Bohr"), ("0.0721", "Hartree/atom", "Hartree/Bohr")),
+        (Units(), ("0.0721", "energy unit/atom", "energy unit/length unit")),
+    ],
+)
+def test_errors_are_shown_in_the_units_of_the_data_and_electronvolt_in_thousandths(units, shown):
+    assert (units.show(0.0721), units.of_energy_per_atom, units.of_force) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.4, "1234"), (72.06, "72.1"), (0.004564, "0.00456"), (1e-7, "1.00e-07"), (0.0, "0"), (math.inf, "inf")],
+)
+def test_numbers_are_shown_with_three_digits(value, text):
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (200, "3 min 20 s"), (18120, "5 h 2 min")])
+def test_durations_are_shown_in_two_units(seconds, text):
+    assert duration(seconds) == text
+
+
+# ------------------------------------------------------------------------------------------------ plots
+
+
+@pytest.mark.parametrize("points", [30, MANY_POINTS + 1], ids=["points", "density"])
+def test_parity_is_drawn_for_few_points_and_many(tmp_path, points):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=points)
+    cloud = (values, values + 0.1 * rng.normal(size=points))
+    evaluation = Evaluation("test", Errors(3, *([0.1] * 4), points, 0.1, 0.2), {"y": cloud, "neg_dy": cloud})
+    assert draw_parity(tmp_path / "parity.png", evaluation, EV)
+    width, height = _png_size(tmp_path / "parity.png")
+    assert width > height > 300
+
+
+def test_parity_of_one_term_has_one_panel_and_of_none_no_file(tmp_path):
+    errors = Errors(2, 0.1, 0.1, 0.1, 0.1, 0, math.nan, math.nan)
+    one = Evaluation("val", errors, {"y": (np.array([1.0, 1.0]), np.array([1.0, 1.0]))})
+    assert draw_parity(tmp_path / "one.png", one, Units())
+    width, height = _png_size(tmp_path / "one.png")
+    assert width < 1.3 * height
+    assert not draw_parity(tmp_path / "none.png", Evaluation("val", errors), EV)
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("rows", [[], [{"epoch": "0", "lr": "0.1"}], [{"epoch": "0", "train_total_mse_loss": "nan"}]])
+def test_learning_curves_are_drawn_of_any_history(tmp_path, rows):
+    draw_learning_curves(tmp_path / "curves.png", rows, [], "mse_loss", EV)
+    assert _png_size(tmp_path / "curves.png")[0] > 300
+
+
+# ------------------------------------------------------------------------------------------------ report.html
+
+
+def test_the_report_needs_no_other_file(finished):
+    page = (finished.folder / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<script" not in page
+    images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+    assert [base64.b64decode(image) for image in images] == [
+        (finished.folder / name).read_bytes() for name in ("learning_curves.png", "parity.png")
+    ]
+
+
+def test_the_report_tells_data_settings_errors_files_and_versions(finished):
+    page = (finished.folder / "report.html").read_text()
+    text = re.sub(r"<[^>]+>", " ", page)
+    for words in (
+        "tensornet trained on toy_data:Toy", "Errors on the test set", "force component", "trivial MAE", "H C N O",
+        "3 to 5", "pair potential", "embedding_dimension", "best.ckpt", "epoch=*.ckpt (4)", "torch_geometric", "meV/Å",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_settings_that_differ_from_the_defaults_are_set_off(finished):
+    page = (finished.folder / "report.html").read_text()
+    assert re.search(r'<tr class="set"><td>num_rbf</td><td><code>8<', page)
+    assert re.search(r"<tr><td>weight_decay</td><td><code>0.0<", page)
+
+
+def test_html_in_names_does_no_harm(tmp_path):
+    from torchmdnet.training.report import RunFacts, write_report
+
+    facts = RunFacts(
+        folder=tmp_path, options={"model": "<script>alert(1)</script>", "dataset": "a&b"}, units=EV,
+        splits={"train": 1, "val": 0, "test": 0}, train_facts=None,
+        evaluation=Evaluation("test", Errors(1, *([0.1] * 4), 3, 0.1, 0.1), {}, Baseline(0.2, 0.1, math.nan, math.nan)),
+        provenance={"citation": "<b>"}, monitor="val_total_mse_loss", best_score=math.inf, tested="current weights",
+        tested_epoch=None, num_epochs=1, num_parameters=3, device="CPU", seconds=1.0, samples_per_second=math.nan,
+    )  # fmt: skip
+    page = write_report(facts, {}).read_text()
+    assert "<script" not in page
+    assert "a&amp;b" in page
+    assert "&lt;b&gt;" in page
+
+
+# ------------------------------------------------------------------------------------------------ terminal
+
+
+def test_a_terminal_gets_a_bar_with_loss_and_errors_and_a_table(tmp_path, monkeypatch):
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, width=140, color_system=None, highlight=False)
+    monkeypatch.setattr(run, "console_for", lambda: console)
+    monkeypatch.setattr(terminal, "REDRAW_SECONDS", 0.0)
+    folder = train_toy(tmp_path / "run", num_epochs=2)
+    text = said.getvalue()
+    assert re.search(r"epoch 1 .+ 2/3 loss \S+  energy \S+ meV/atom  force \S+ meV/Å", text)
+    header = next(line for line in text.splitlines() if "train loss" in line)
+    assert header.split("  ")[-1].strip() == "samples/s"
+    assert text.count("train loss") == 1
+    row = next(line for line in text.splitlines() if re.search(r"\b1  +1\.00e-02 ", line))
+    errors = [line for line in rows(folder, "errors.csv") if line["split"] == "val"]
+    assert f"{1000 * float(errors[1]['neg_dy_mae']):.3g}"[:3] in row
