@@ -219,6 +219,14 @@ def test_early_stopping_counts_epochs_without_improvement(tmp_path):
     assert "Stopped early: val_total_mse_loss no longer improved" in said.getvalue()
 
 
+def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(tmp_path):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        folder = train_toy(tmp_path / "run", num_epochs=9, lr=1e30)
+    assert len(rows(folder)) < 9
+    assert "is not a number any more; try a lower lr" in said.getvalue()
+    assert json.loads((folder / "summary.json").read_text())["epochs"] < 9
+
+
 @pytest.mark.parametrize("sizes", [{"val_size": 0}, {"splits": True}], ids=["val_size 0", "empty split in a file"])
 def test_without_a_validation_set_training_losses_are_followed(tmp_path, sizes):
     if "splits" in sizes:

@@ -155,6 +155,7 @@ class LNNP(LightningModule):
         self.is_updating = False
         self.plateau: ReduceLROnPlateau | None = None
         self._restored: dict[str, Any] = {}
+        self._continued_epoch: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook it enters here, some forty times a step; a plain string need not pass
@@ -440,6 +441,8 @@ class LNNP(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Forget what the last epoch measured."""
+        if self.current_epoch == self._continued_epoch:  # some releases of Lightning start a continued epoch anew
+            return
         self.losses.clear()
         self.errors.clear()
         self.epoch_samples = 0
@@ -535,6 +538,7 @@ class LNNP(LightningModule):
     def on_train_start(self) -> None:
         """Continue inside an epoch and restore the random state of a resumed run."""
         state, self._restored = self._restored, {}
+        self._continued_epoch = self.current_epoch if state.get("train_losses") else None
         for term, by_name in state.get("train_losses", {}).items() if self.global_rank == 0 else ():
             for name, mean in by_name.items():
                 means = self.losses.setdefault("train", {}).setdefault(term, {})

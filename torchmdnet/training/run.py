@@ -11,10 +11,11 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet.build import create_prior_models
@@ -348,9 +349,11 @@ def _fit(
         if trainer.is_global_zero:
             log.warning("Stopped. Continue with: torchmd-train --load-model %s", checkpoints.last_path)
         raise SystemExit(128 + number) from None
-    for stopping in trainer.early_stopping_callbacks:
-        if stopping.stopped_epoch:  # type: ignore[union-attr]
-            return f"stopped early: {stopping.monitor} no longer improved"  # type: ignore[union-attr]
+    for stopping in cast("list[EarlyStopping]", trainer.early_stopping_callbacks):
+        if not math.isfinite(module.epoch_metrics.get(stopping.monitor, 0.0)):
+            return f"stopped: {stopping.monitor} is not a number any more; try a lower lr, or gradient_clipping"
+        if stopping.stopped_epoch:
+            return f"stopped early: {stopping.monitor} no longer improved"
     return ""
 
 
@@ -405,11 +408,12 @@ def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int
     row |= {f"test_{term}_l1_loss": mean for term, mean in means.items()}
     row["test_total_l1_loss"] = sum(module.term_weight[term] * mean for term, mean in means.items())
     for logger in trainer.loggers:
-        logger.log_metrics(row, step=step)
-        logger.save()
-    for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
-            logger.log_errors({**_error_row(epoch, "test", errors), "split": FINAL_TEST})
+            logger.log_metrics(row, step=step)
+            logger.log_errors(_error_row(epoch, FINAL_TEST, errors))
+        else:  # trackers want steps in ascending order
+            logger.log_metrics(row, step=trainer.global_step)
+            logger.save()
 
 
 def _write_all(facts: RunFacts, logger: RunLogger, args: Namespace, checkpoints: Checkpoints) -> None:
