@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchmdnet"
 
 #: From the ground up; parts of one layer may only know each other where a pair says so.
 LAYERS = [
-    {"_version", "errors", "elements", "typing"},
+    {"_version", "errors", "elements", "files", "typing"},
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
     {"nn"},
     {"models", "heads", "priors", "datasets"},
-    {"potential", "build", "checkpoint"},
+    {"potential", "properties", "build", "checkpoint"},
     {"config", "data", "training", "calculators", "testing", "optimize"},
     {"scripts"},
 ]
@@ -28,6 +28,7 @@ NEIGHBOURS = {
     ("neighbors", "graph"),  # the module OptimizedDistance stands on the same function as graphs
     ("heads", "models"),  # heads read Features
     ("build", "potential"),
+    ("build", "properties"),
     ("checkpoint", "build"),
     ("checkpoint", "potential"),
     ("config", "training"),  # names of losses

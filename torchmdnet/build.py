@@ -17,8 +17,17 @@ from torchmdnet.models import ARCHITECTURES
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors import PRIORS
 from torchmdnet.priors.base import BasePrior
+from torchmdnet.properties import PropertySpec, property_specs
 
-__all__ = ["MODEL_KEYS", "PRECISIONS", "create_model", "create_prior_models", "representation_arguments"]
+__all__ = [
+    "MODEL_KEYS",
+    "PRECISIONS",
+    "PropertySpec",
+    "create_model",
+    "create_prior_models",
+    "property_specs",
+    "representation_arguments",
+]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +47,7 @@ MODEL_KEYS = frozenset(
         "precision",
         "prior_args",
         "prior_model",
+        "properties",
         "q_dim",
         "q_weights",
         "reduce_op",
@@ -81,7 +91,12 @@ def create_model(
         representation = AtomFilter(representation, int(args["atom_filter"]))
     if args.get("prior_model") and prior_model is None:
         prior_model = create_prior_models(args)
-    output_model = _create_head(architecture, args, dtype)
+    output_model = _create_head(architecture, _required(args, "output_model"), args, dtype)
+    if output_model.per_atom_output:
+        raise ConfigError(
+            f"output_model: {args['output_model']!r} gives a value of each atom and cannot be the output of a system. "
+            f"Name it under properties, for example properties: {{my_label: {args['output_model']}}}."
+        )
     if mean is not None and bool((mean != 0).any()) and not getattr(output_model, "can_standardize", True):
         raise ConfigError(
             f"standardize: output_model {args['output_model']!r} predicts vectors, or a length of one, to which a mean "
@@ -95,6 +110,7 @@ def create_model(
         std=std,
         derivative=bool(args.get("derivative", False)),
         dtype=dtype,
+        property_heads=_create_property_heads(architecture, args, dtype),
     )
 
 
@@ -154,23 +170,42 @@ def box_from_config(box_vecs: Any, dtype: torch.dtype) -> Tensor | None:
     return box if bool(box.any()) else None
 
 
-def _create_head(architecture: type[Any], args: Mapping[str, Any], dtype: torch.dtype) -> OutputModel:
-    name = _required(args, "output_model")
+def _create_property_heads(
+    architecture: type[Any], args: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, OutputModel]:
+    heads = {}
+    for spec in property_specs(args).values():
+        key = f"properties: {spec.name}"
+        if getattr(HEADS[spec.head], "needs_charges", False):
+            raise ConfigError(f"{key}: {spec.head!r} can only be the output_model.")
+        head = _create_head(architecture, spec.head, args, dtype, spec.keywords, key)
+        if head.per_atom_output and int(args.get("atom_filter", -1)) > -1:
+            raise ConfigError(f"{key} is a value of each atom, but atom_filter hides atoms. Set one of them.")
+        heads[spec.name] = head
+    return heads
+
+
+def _create_head(
+    architecture: type[Any],
+    name: str,
+    args: Mapping[str, Any],
+    dtype: torch.dtype,
+    keywords: Mapping[str, Any] | None = None,
+    key: str = "output_model",
+) -> OutputModel:
     prefix = getattr(architecture, "head_prefix", "")
-    if prefix and name in HEADS and not name.startswith(prefix):
-        if prefix + name not in HEADS:
-            raise ConfigError(f"output_model: {name!r} is not available for model {args['model']!r}.")
+    if prefix and name in HEADS and prefix + name in HEADS:
         name = prefix + name
     head = HEADS[name]
-    if getattr(head, "needs_vectors", False) and not prefix:
+    has_vectors = bool(prefix) or getattr(architecture, "has_vectors", False)
+    if getattr(head, "needs_vectors", False) and not has_vectors:
         raise ConfigError(
-            f"output_model: {name!r} needs vector features, which model {args['model']!r} does not have. "
-            "Use model: equivariant-transformer."
+            f"{key}: {name!r} needs vector features, which model {args['model']!r} does not have. "
+            "Use model: tensornet, tensornet2 or equivariant-transformer."
         )
     if getattr(head, "needs_charges", False) and "output_charges" not in inspect.signature(architecture).parameters:
         raise ConfigError(
-            f"output_model: {name!r} needs charges, which model {args['model']!r} does not predict. "
-            "Use model: tensornet2."
+            f"{key}: {name!r} needs charges, which model {args['model']!r} does not predict. Use model: tensornet2."
         )
     options = {
         "activation": args.get("activation", "silu"),
@@ -185,13 +220,15 @@ def _create_head(architecture: type[Any], args: Mapping[str, Any], dtype: torch.
         "coulomb_max_num_neighbors": args.get("coulomb_max_num_neighbors"),
         "coulomb_neighbor_strategy": args.get("coulomb_neighbor_strategy", "brute"),
         "box_vecs": box_from_config(args.get("box_vecs"), dtype),
+        "has_vectors": has_vectors,
+        "has_tensors": getattr(architecture, "has_tensors", False),
     }
     accepted = inspect.signature(head).parameters
     if "q_weights" in accepted:  # a head that reads the charges of every layer, and its depth under another name
         options |= {"num_layers": args.get("num_layers", 0), "num_hidden_layers": options["num_layers"]}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-        options = {key: value for key, value in options.items() if key in accepted}
-    return head(args["embedding_dimension"], **options)
+        options = {option: value for option, value in options.items() if option in accepted}
+    return head(args["embedding_dimension"], **{**options, **(keywords or {})})
 
 
 def create_prior_models(args: Mapping[str, Any], dataset: Any = None) -> list[BasePrior]:

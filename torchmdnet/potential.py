@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, bare_graph
+from torchmdnet.graph import Graph, as_boxes, bare_graph, sum_to_systems
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.typing import AtomicNumbers, Boxes, Positions, SystemIndex, SystemScalars
 
-__all__ = ["Ensemble", "EnsemblePrediction", "Prediction", "TorchMD_Net"]
+__all__ = [
+    "Ensemble",
+    "EnsembleOutputs",
+    "EnsemblePrediction",
+    "Evaluation",
+    "Outputs",
+    "Prediction",
+    "TorchMD_Net",
+    "derivatives_of",
+    "strained",
+    "stress_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +39,25 @@ class Prediction(NamedTuple):
     forces: Tensor  # (N, 3) per Å, or empty, (0,), without derivative
 
 
+class Outputs(NamedTuple):
+    """All that a potential was asked for."""
+
+    energy: Tensor  # (S, 1) in the unit of the training data
+    forces: Tensor  # (N, 3) per Å, or empty, (0,), without derivative
+    stress: Tensor | None  # (S, 3, 3) per Å³; NaN for systems that are not periodic; None unless asked for
+    properties: dict[str, Tensor]  # by name, (S, ...) or for values of atoms (N, ...); empty unless asked for
+
+
+class Evaluation(NamedTuple):
+    """What :meth:`TorchMD_Net.evaluate` finds."""
+
+    energy: Tensor  # (S, 1)
+    forces: Tensor | None  # (N, 3)
+    virial: Tensor | None  # (S, 3, 3) derivative of the energy in the strain
+    properties: dict[str, Tensor]
+    atomic: Tensor | None  # (N,) contributions that add up to the energy, in float64
+
+
 class EnsemblePrediction(NamedTuple):
     """Mean and standard deviation over the members of an ensemble."""
 
@@ -35,6 +65,19 @@ class EnsemblePrediction(NamedTuple):
     forces: Tensor  # (N, 3) or (0,)
     energy_std: Tensor  # (S, 1)
     forces_std: Tensor  # (N, 3) or (0,)
+
+
+class EnsembleOutputs(NamedTuple):
+    """:class:`Outputs` over the members of an ensemble, means and standard deviations."""
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None
+    properties: dict[str, Tensor]
+    energy_std: Tensor
+    forces_std: Tensor
+    stress_std: Tensor | None
+    properties_std: dict[str, Tensor]
 
 
 class TorchMD_Net(nn.Module):
@@ -48,6 +91,7 @@ class TorchMD_Net(nn.Module):
         std: Multiplies the per-atom output of the head, before priors; 1 by default.
         derivative: Whether calls return forces, the negative gradient of the output, too.
         dtype: Precision of the parameters.
+        property_heads: Heads of what is predicted beside the output, by name. They read the same features.
     """
 
     mean: Tensor
@@ -65,6 +109,7 @@ class TorchMD_Net(nn.Module):
         std: Tensor | None = None,
         derivative: bool = False,
         dtype: torch.dtype = torch.float32,
+        property_heads: Mapping[str, OutputModel] | None = None,
     ) -> None:
         super().__init__()
         self.representation_model = representation_model.to(dtype=dtype)
@@ -78,6 +123,7 @@ class TorchMD_Net(nn.Module):
             )
             priors = []
         self.prior_model = nn.ModuleList(priors).to(dtype=dtype) if priors else None
+        self.property_heads = nn.ModuleDict(property_heads or {}).to(dtype=dtype)
         self.derivative = derivative
         #: What the file this model was loaded from says of it: options, and facts about the data such as units.
         self.hyper_parameters: dict[str, Any] = {}
@@ -89,7 +135,9 @@ class TorchMD_Net(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
-        reset_all(self.representation_model, self.output_model, *(self.prior_model or ()))
+        reset_all(
+            self.representation_model, self.output_model, *(self.prior_model or ()), *self.property_heads.values()
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,8 +154,11 @@ class TorchMD_Net(nn.Module):
         s: SystemScalars | None = None,
         extra_args: dict[str, Tensor] | None = None,
         num_systems: int | None = None,
-    ) -> Prediction:
-        """Energies, and forces if ``derivative`` is set, of a batch of systems.
+        *,
+        stress: bool = False,
+        properties: bool = False,
+    ) -> Prediction | Outputs:
+        r"""Energies, and forces if ``derivative`` is set, of a batch of systems.
 
         Args:
             z: Atomic numbers, (N,).
@@ -118,23 +169,135 @@ class TorchMD_Net(nn.Module):
             s: Spin of each system, (S,).
             extra_args: Per-atom or per-system tensors for heads and priors, by name.
             num_systems: Number of systems S; None reads it from ``batch``.
+            stress: Whether to return the stress too, :math:`\frac1V \partial E / \partial \varepsilon` of a
+                homogeneous strain, symmetrised; positive under tension, as in ASE.
+            properties: Whether to return the values of the property heads too.
 
         Returns:
-            Energy (S, 1) and forces (N, 3), or (0,) without derivative. In training mode forces can be differentiated
-            again.
+            Energy (S, 1) and forces (N, 3), or (0,) without derivative. If ``stress`` or ``properties`` is set they
+            are followed by both, see :class:`Outputs`. In training mode forces and stress can be differentiated again.
 
         Raises:
-            ValueError: If a shape does not fit or an element lies outside the embedding.
+            ValueError: If a shape does not fit, an element lies outside the embedding, or the stress is asked for and
+                no system has three lattice vectors.
         """
-        if not self.derivative:
+        if not (self.derivative or stress or properties):
             return Prediction(self._energy(z, pos, batch, box, q, s, extra_args, num_systems), pos.new_empty(0))
+        found = self.evaluate(
+            z,
+            pos,
+            batch,
+            box,
+            q,
+            s,
+            extra_args,
+            num_systems,
+            forces=self.derivative,
+            virial=stress,
+            properties=properties,
+        )
+        forces = pos.new_empty(0) if found.forces is None else found.forces
+        if not (stress or properties):
+            return Prediction(found.energy, forces)
+        tensor = None if found.virial is None else stress_of(found.virial, self._box(box))
+        return Outputs(found.energy, forces, tensor, found.properties)
+
+    def evaluate(
+        self,
+        z: AtomicNumbers,
+        pos: Positions,
+        batch: SystemIndex | None = None,
+        box: Boxes | None = None,
+        q: SystemScalars | None = None,
+        s: SystemScalars | None = None,
+        extra_args: dict[str, Tensor] | None = None,
+        num_systems: int | None = None,
+        *,
+        forces: bool = True,
+        virial: bool = False,
+        properties: bool = False,
+        by_atom: bool = False,
+    ) -> Evaluation:
+        """The core of :meth:`forward`: the energy, its derivatives and all else, from one pass over the atoms.
+
+        Takes the arguments of :meth:`forward`, and
+
+        Args:
+            forces: Whether to differentiate in the positions.
+            virial: Whether to differentiate in a strain of positions and lattice vectors.
+            properties: Whether to ask the property heads.
+            by_atom: Sum the energy in float64 from the contributions of the atoms, and return these; for potentials
+                whose :attr:`is_sum_of_atoms` holds.
+        """
         keep = torch.is_grad_enabled()
+        if not (forces or virial):
+            energy, values, atomic = self._values(
+                z, pos, batch, box, q, s, extra_args, num_systems, properties=properties, by_atom=by_atom
+            )
+            return Evaluation(energy, None, None, values, atomic)
         with torch.inference_mode(False), torch.enable_grad():
-            if not pos.requires_grad:
+            if forces and not pos.requires_grad:
                 pos = (pos.clone() if pos.is_inference() else pos.detach()).requires_grad_()
-            energy = self._energy(z, pos, batch, box, q, s, extra_args, num_systems)
-            forces = forces_of(energy, pos, differentiable=self.training and keep)
-        return Prediction(energy if keep else energy.detach(), forces)
+            place, wanted = pos, [pos] if forces else []
+            if virial:
+                box = self._box(box)
+                place, box, strain = strained(pos, batch, box, num_systems)
+                wanted.append(strain)
+            energy, values, atomic = self._values(
+                z, place, batch, box, q, s, extra_args, num_systems, properties=properties, by_atom=by_atom
+            )
+            slopes = derivatives_of(energy, wanted, differentiable=self.training and keep)
+        if not keep:
+            energy, values = energy.detach(), {name: value.detach() for name, value in values.items()}
+        return Evaluation(
+            energy,
+            -slopes[0] if forces else None,
+            (slopes[-1] + slopes[-1].mT) / 2 if virial else None,
+            values,
+            None if atomic is None else atomic.detach(),
+        )
+
+    def _box(self, box: Boxes | None) -> Boxes | None:
+        """The box of a call, or the one the model carries."""
+        if box is None:
+            distance = getattr(self.representation_model, "distance", None)
+            return getattr(distance, "stored_box", None)
+        return box
+
+    def _values(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        box: Tensor | None,
+        q: Tensor | None,
+        s: Tensor | None,
+        extra_args: dict[str, Tensor] | None,
+        num_systems: int | None,
+        *,
+        properties: bool,
+        by_atom: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Energy (S, 1), properties by name, and with ``by_atom`` the contributions of the atoms (N,)."""
+        features, graph = self._features(z, pos, batch, box, q, s, extra_args, num_systems)
+        values = self._properties(features, graph) if properties else {}
+        if not by_atom:
+            return self._system_energy(features, graph), values, None
+        atomic = self._atomic(features, graph)[:, 0].double()  # (N,)
+        return sum_to_systems(atomic, graph)[:, None], values, atomic
+
+    def _properties(self, features: Features, graph: Graph) -> dict[str, Tensor]:
+        num_charges = getattr(self.representation_model, "num_charges", 0)
+        if num_charges:
+            features = features._replace(x=features.x[:, :-num_charges])
+        values = {}
+        for name, head in self.property_heads.items():
+            assert isinstance(head, OutputModel)
+            value = head.per_atom(features, graph)
+            if not head.per_atom_output:
+                value = head.per_system(head.reduce(value, graph.batch, graph.num_systems), graph)
+            values[name] = value
+        return values
 
     def _energy(
         self,
@@ -147,7 +310,9 @@ class TorchMD_Net(nn.Module):
         extra_args: dict[str, Tensor] | None,
         num_systems: int | None,
     ) -> Tensor:
-        features, graph = self._features(z, pos, batch, box, q, s, extra_args, num_systems)
+        return self._system_energy(*self._features(z, pos, batch, box, q, s, extra_args, num_systems))
+
+    def _system_energy(self, features: Features, graph: Graph) -> Tensor:
         atomic = self._atomic(features, graph)
         energy = self.output_model.reduce(atomic, graph.batch, graph.num_systems) + self.mean  # (S, 1)
         energy = self.output_model.per_system(energy, graph)
@@ -157,7 +322,7 @@ class TorchMD_Net(nn.Module):
 
     def _atomic(self, features: Features, graph: Graph) -> Tensor:
         atomic = self.output_model.per_atom(features, graph)  # (N, 1)
-        if features.energy is not None:
+        if features.energy is not None and atomic.shape == features.energy.shape:
             atomic = atomic + features.energy
         atomic = atomic * self.std
         for prior in self.prior_model or ():
@@ -211,17 +376,52 @@ class TorchMD_Net(nn.Module):
         batch = torch.zeros_like(z) if batch is None else batch
         x, v, z, pos, system = model(z, pos, batch, box=box, q=q, s=s)
         energy = getattr(model, "extra_energy", None)
-        return Features(x, v, energy), bare_graph(z, pos, system, box, extra_args, num_systems)
+        graph = bare_graph(z, pos, system, box, extra_args, num_systems)
+        return Features(x, v, energy), graph._replace(q=None if q is None else q.reshape(-1).to(pos.dtype))
 
 
-def forces_of(energy: Tensor, pos: Positions, *, differentiable: bool) -> Tensor:
-    """Negative gradient of the summed energies, (N, 3); zero where they do not depend on the positions."""
+def strained(
+    pos: Positions, batch: SystemIndex | None, box: Boxes | None, num_systems: int | None
+) -> tuple[Positions, Boxes | None, Tensor]:
+    r"""Positions and lattice vectors under a strain of each system, :math:`r \to r (1 + \varepsilon)`.
+
+    Returns:
+        Positions, box, and the strain :math:`\varepsilon` (S, 3, 3), zero, to differentiate in.
+    """
+    if num_systems is None:
+        num_systems = 1 if batch is None else int(batch.max()) + 1 if batch.numel() else 0
+    strain = pos.new_zeros(num_systems, 3, 3).requires_grad_()
+    deformation = torch.eye(3, dtype=pos.dtype, device=pos.device) + strain  # (S, 3, 3)
+    of_atom = deformation.expand(pos.shape[0], 3, 3) if batch is None else deformation.index_select(0, batch.long())
+    box = as_boxes(box, num_systems, pos.dtype, pos.device)
+    box = None if box is None else box @ deformation
+    return torch.einsum("nk,nkl->nl", pos, of_atom), box, strain
+
+
+def stress_of(virial: Tensor, box: Boxes | None) -> Tensor:
+    """Divide derivatives in the strain (S, 3, 3) by the volumes; NaN for systems without three lattice vectors.
+
+    Raises:
+        ValueError: If no system has three lattice vectors.
+    """
+    volume = virial.new_zeros(1) if box is None else torch.linalg.det(box.to(virial.dtype)).abs().reshape(-1)
+    has_volume = (volume > 0).expand(virial.shape[0])[:, None, None]  # (S, 1, 1)
+    if not torch.compiler.is_compiling() and virial.shape[0] and not bool(has_volume.any()):
+        raise ValueError(
+            "stress: no system of the batch has three lattice vectors, so there is no volume to refer to. Pass box, or "
+            "ask without stress."
+        )
+    return torch.where(has_volume, virial / torch.where(volume > 0, volume, 1.0)[:, None, None], torch.nan)
+
+
+def derivatives_of(energy: Tensor, wanted: list[Tensor], *, differentiable: bool) -> list[Tensor]:
+    """Gradients of the summed energies; zero in what they do not depend on."""
     if not energy.requires_grad:
-        return torch.zeros_like(pos)
-    (gradient,) = torch.autograd.grad(
-        [energy.sum()], [pos], create_graph=differentiable, retain_graph=differentiable, allow_unused=True
+        return [torch.zeros_like(x) for x in wanted]
+    found = torch.autograd.grad(
+        [energy.sum()], wanted, create_graph=differentiable, retain_graph=differentiable, allow_unused=True
     )
-    return torch.zeros_like(pos) if gradient is None else -gradient
+    return [torch.zeros_like(x) if slope is None else slope for x, slope in zip(wanted, found, strict=True)]
 
 
 class Ensemble(nn.ModuleList):
@@ -240,15 +440,51 @@ class Ensemble(nn.ModuleList):
         super().__init__(modules)
         self.return_std = return_std
 
-    def forward(self, *args: Any, **kwargs: Any) -> Prediction | EnsemblePrediction:
-        """Ask every member; takes the arguments of :meth:`TorchMD_Net.forward`.
+    def forward(self, *args: Any, **kwargs: Any) -> Prediction | Outputs | EnsemblePrediction | EnsembleOutputs:
+        """Ask every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
 
         Returns:
-            Mean energy and forces and, with ``return_std``, their standard deviations; NaN for a single member.
+            The means of all that a member returns and, with ``return_std``, their standard deviations; NaN for a
+            single member.
+
+        Raises:
+            ValueError: If ``properties`` is set and the members do not predict the same ones.
         """
+        if kwargs.get("properties"):
+            self.check_properties()
         predictions = [model(*args, **kwargs) for model in self]
         energy = torch.stack([prediction.energy for prediction in predictions])
         forces = torch.stack([prediction.forces for prediction in predictions])
+        if not isinstance(predictions[0], Outputs):
+            if not self.return_std:
+                return Prediction(energy.mean(dim=0), forces.mean(dim=0))
+            return EnsemblePrediction(energy.mean(dim=0), forces.mean(dim=0), energy.std(dim=0), forces.std(dim=0))
+        stress = None
+        if predictions[0].stress is not None:
+            stress = torch.stack([prediction.stress for prediction in predictions])
+        properties = {
+            name: torch.stack([prediction.properties[name] for prediction in predictions])
+            for name in predictions[0].properties
+        }
+        means = Outputs(
+            energy.mean(dim=0),
+            forces.mean(dim=0),
+            None if stress is None else stress.mean(dim=0),
+            {name: value.mean(dim=0) for name, value in properties.items()},
+        )
         if not self.return_std:
-            return Prediction(energy.mean(dim=0), forces.mean(dim=0))
-        return EnsemblePrediction(energy.mean(dim=0), forces.mean(dim=0), energy.std(dim=0), forces.std(dim=0))
+            return means
+        return EnsembleOutputs(
+            *means,
+            energy.std(dim=0),
+            forces.std(dim=0),
+            None if stress is None else stress.std(dim=0),
+            {name: value.std(dim=0) for name, value in properties.items()},
+        )
+
+    def check_properties(self) -> None:
+        """Refuse to average properties that not all members predict."""
+        names = [set(model.get_submodule("property_heads")._modules) for model in self]
+        if any(others != names[0] for others in names):
+            told = "; ".join(", ".join(sorted(others)) or "none" for others in names)
+            raise ValueError(f"properties: the members of the ensemble predict different ones ({told}).")

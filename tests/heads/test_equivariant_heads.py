@@ -53,7 +53,7 @@ def test_every_weight_gets_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("output_model", ["VectorOutput", "EquivariantScalar"])
-@pytest.mark.parametrize("model", ["tensornet", "graph-network"])
+@pytest.mark.parametrize("model", ["transformer", "graph-network"])
 def test_a_model_without_vectors_is_refused(model: str, output_model: str) -> None:
     with pytest.raises(ConfigError, match=rf"output_model: '{output_model}' needs vector features.*'{model}'"):
         tiny_model(model, output_model=output_model)
@@ -67,7 +67,7 @@ def test_a_head_can_be_named_in_full() -> None:
 
 
 def test_a_head_that_reads_charges_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'ScalarPlusWeightedCoulomb' is not available for model"):
+    with pytest.raises(ConfigError, match="'ScalarPlusWeightedCoulomb' needs charges, which model 'equivariant-t"):
         tiny_model("equivariant-transformer", output_model="ScalarPlusWeightedCoulomb")
 
 

@@ -25,6 +25,10 @@ class OutputModel(nn.Module):
 
     #: Whether only architectures with vector features will do.
     needs_vectors = False
+    #: Whether the output stays with the atoms, (N, ...); such a head is named under ``properties``.
+    per_atom_output = False
+    #: Shape of the output of one system, or of one atom.
+    output_shape: tuple[int, ...] = (1,)
     #: Whether only architectures that predict charges will do.
     needs_charges = False
     #: Whether ``standardize`` makes sense: false where a mean would be added to vectors or before a nonlinear step.
@@ -43,7 +47,7 @@ class OutputModel(nn.Module):
         """Draw all weights anew."""
 
     def per_atom(self, features: Features, graph: Graph) -> Tensor:
-        """Contribution of each atom, (N, 1) or (N, 3)."""
+        """Contribution of each atom, (N, ...)."""
         if type(self).pre_reduce is OutputModel.pre_reduce:
             raise NotImplementedError(f"{type(self).__name__} defines neither per_atom nor pre_reduce.")
         return self.pre_reduce(features.x, features.v, graph.z, graph.pos, graph.batch, graph.box)

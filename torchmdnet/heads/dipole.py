@@ -10,12 +10,15 @@ from torch import Tensor
 
 from torchmdnet.elements import atomic_masses
 from torchmdnet.graph import Graph, sum_to_systems
-from torchmdnet.heads.equivariant import EquivariantOutput
+from torchmdnet.heads.base import OutputModel
+from torchmdnet.heads.charges import PartialCharges
+from torchmdnet.heads.equivariant import EquivariantOutput, EquivariantVectorOutput
 from torchmdnet.heads.scalar import Scalar
 from torchmdnet.models.base import Features
+from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.norms import length
 
-__all__ = ["DipoleMoment", "EquivariantDipoleMoment", "from_centre_of_mass", "masses"]
+__all__ = ["Dipole", "DipoleMoment", "EquivariantDipoleMoment", "from_centre_of_mass", "masses"]
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -132,3 +135,47 @@ class EquivariantDipoleMoment(EquivariantOutput):
     def post_reduce(self, x: Tensor) -> Tensor:
         """Length of the dipole moment: (S, 3) -> (S, 1)."""
         return length(x, dim=-1, keepdim=True)
+
+
+class Dipole(OutputModel):
+    r"""Dipole of each system, (S, 3) e·Å, from partial charges and, where there are vector features, atomic dipoles.
+
+    .. math:: \mu = \sum_i q_i (r_i - r_\mathrm{com}) + \mu_i
+
+    The charges add up to the total charge of the system, see :class:`torchmdnet.heads.charges.PartialCharges`, so the
+    dipole of a neutral system does not depend on the origin; that of an ion is measured from its centre of mass. For
+    architectures without vector features, charges are all there is.
+
+    Args:
+        hidden_channels: Feature channels per atom (F).
+        activation: Activation function.
+        dtype: Precision of the weights.
+        num_layers: Hidden layers of the MLP of the charges beyond the first.
+        has_vectors: Whether the architecture has vector features.
+    """
+
+    can_standardize = False
+    output_shape = (3,)
+    atomic_mass: Tensor
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        activation: str = "silu",
+        dtype: torch.dtype = torch.float32,
+        num_layers: int = 0,
+        has_vectors: bool = False,
+    ) -> None:
+        super().__init__(allow_prior_model=False)
+        self.charges = PartialCharges(hidden_channels, activation, dtype=dtype, num_layers=num_layers)
+        self.atomic_dipoles = EquivariantVectorOutput(hidden_channels, activation, dtype=dtype) if has_vectors else None
+        self.register_buffer("atomic_mass", masses(dtype), persistent=False)
+
+    def reset_parameters(self) -> None:
+        reset_all(self.charges, *([] if self.atomic_dipoles is None else [self.atomic_dipoles]))
+
+    def per_atom(self, features: Features, graph: Graph) -> Tensor:
+        """Dipole of each atom, (N, 3) e·Å."""
+        place = from_centre_of_mass(graph, self.atomic_mass, type(self).__name__)
+        dipole = self.charges.per_atom(features, graph) * place
+        return dipole if self.atomic_dipoles is None else dipole + self.atomic_dipoles.per_atom(features, graph)

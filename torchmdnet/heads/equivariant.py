@@ -65,7 +65,7 @@ class EquivariantOutput(OutputModel):
         if v is None:
             raise ValueError(
                 f"{type(self).__name__} needs vector features, and the architecture has none. "
-                "Use model: equivariant-transformer."
+                "Use model: tensornet, tensornet2 or equivariant-transformer."
             )
         for block in self.output_network:
             x, v = block(x, v)
@@ -121,6 +121,7 @@ class EquivariantVectorOutput(EquivariantOutput):
     """
 
     can_standardize = False
+    output_shape = (3,)
 
     def __init__(
         self,

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.neighbors.distance import OptimizedDistance
-from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
+from torchmdnet.typing import (
+    AtomFeatures,
+    AtomicNumbers,
+    AtomTraceless,
+    AtomVectors,
+    Boxes,
+    Positions,
+    SystemIndex,
+    SystemScalars,
+)
 
 __all__ = ["Features", "Representation"]
 
@@ -19,8 +28,9 @@ class Features(NamedTuple):
     """What an architecture knows of each atom."""
 
     x: AtomFeatures  # (N, F) invariant
-    v: AtomVectors | None = None  # (N, 3, F) equivariant
+    v: AtomVectors | None = None  # (N, 3, F) turn with the frame of reference; polar where reflections are a symmetry
     energy: Tensor | None = None  # (N, 1) known physics of the architecture itself, added to what the head makes of x
+    S: AtomTraceless | None = None  # (N, 5, F) symmetric traceless tensors, in the basis of torchmdnet.ops.irreps
 
 
 class Representation(nn.Module):
@@ -37,8 +47,14 @@ class Representation(nn.Module):
         max_num_neighbors: Kept for compatibility; pairs are never dropped.
     """
 
-    #: Heads are looked up under this prefix first, ``"Equivariant"`` for architectures with vector features.
+    #: Heads are looked up under this prefix first; the established call returns vectors only where there is one.
     head_prefix = ""
+    #: Whether ``encode`` returns vectors v, for heads that read them.
+    has_vectors = False
+    #: Whether ``encode`` returns symmetric traceless tensors S.
+    has_tensors = False
+    #: How many of the last channels of x are charges, for the one kind of head that reads them.
+    num_charges = 0
 
     def __init__(
         self,
@@ -136,4 +152,4 @@ class Representation(nn.Module):
         """
         graph = self.graph(z, pos, batch, box, q, s)
         features, graph = self.select(self.encode(graph), graph)
-        return features.x, features.v, graph.z, graph.pos, graph.batch
+        return features.x, features.v if self.head_prefix else None, graph.z, graph.pos, graph.batch

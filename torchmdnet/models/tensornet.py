@@ -71,6 +71,9 @@ class TensorNet(Representation):
             in the old tensor layout.
     """
 
+    has_vectors = True
+    has_tensors = True
+
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -145,7 +148,8 @@ class TensorNet(Representation):
         X = self.tensor_embedding(rbf, envelope, graph)  # (N, 9, F)
         for layer in self.layers:
             X = layer(X, rbf, envelope, charge, graph)
-        return Features(self.act(self.linear(self.out_norm(norms_by_part(X)))))
+        x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
+        return Features(x, v=X[:, 1:4], S=X[:, 4:9])
 
 
 class TensorEmbedding(nn.Module):

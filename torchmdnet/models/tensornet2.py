@@ -57,6 +57,9 @@ class TensorNet2(Representation):
         ConfigError: For an unknown ``rbf_type``, ``activation``, group or handedness.
     """
 
+    has_vectors = True
+    has_tensors = True
+
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -96,6 +99,7 @@ class TensorNet2(Representation):
         self.activation = activation
         self.static_shapes = static_shapes
         self.output_charges = output_charges
+        self.num_charges = (num_layers + 1) * q_dim if output_charges else 0
         self.opt = OPT
         self.repulsion = RepulsionZBL(max_z, dtype) if repulsion else None
         self.distance_expansion = make_radial_basis(rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf)
@@ -144,7 +148,7 @@ class TensorNet2(Representation):
         if self.output_charges:
             x = torch.cat([x, *charges], dim=-1)  # (N, F + (L + 1) q_dim)
         energy = None if self.repulsion is None else self.repulsion(graph.z, graph.edge_index, graph.edge_dist)
-        return Features(x, energy=energy)
+        return Features(x, v=X[:, 1:4], energy=energy, S=X[:, 4:9])
 
 
 class ChargePredict(nn.Module):

@@ -52,6 +52,7 @@ class TorchMD_ET(Representation):
     """
 
     head_prefix = "Equivariant"
+    has_vectors = True
 
     def __init__(
         self,

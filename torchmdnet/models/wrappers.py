@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
+from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
 
 __all__ = ["AtomFilter", "BaseWrapper"]
@@ -31,6 +32,26 @@ class BaseWrapper(nn.Module):
     def head_prefix(self) -> str:
         """See :class:`torchmdnet.models.base.Representation`."""
         return self.model.head_prefix
+
+    @property
+    def has_vectors(self) -> bool:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        return self.model.has_vectors
+
+    @property
+    def has_tensors(self) -> bool:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        return self.model.has_tensors
+
+    @property
+    def num_charges(self) -> int:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        return self.model.num_charges
+
+    @property
+    def distance(self) -> OptimizedDistance:
+        """Where the architecture keeps its box."""
+        return self.model.distance
 
     @property
     def cutoff_upper(self) -> float:
@@ -72,7 +93,7 @@ class BaseWrapper(nn.Module):
         """The established call; see :meth:`torchmdnet.models.base.Representation.forward`."""
         graph = self.graph(z, pos, batch, box, q, s)
         features, graph = self.select(self.encode(graph), graph)
-        return features.x, features.v, graph.z, graph.pos, graph.batch
+        return features.x, features.v if self.head_prefix else None, graph.z, graph.pos, graph.batch
 
 
 class AtomFilter(BaseWrapper):
@@ -106,9 +127,9 @@ class AtomFilter(BaseWrapper):
             )
         new_place = torch.cumsum(is_kept, 0) - 1
         edges = is_kept[graph.edge_index].all(dim=0).nonzero()[:, 0]
-        x, v, energy = (None if value is None else value.index_select(0, kept) for value in features)
+        x, *others = (None if value is None else value.index_select(0, kept) for value in features)
         assert x is not None
-        return Features(x, v, energy), graph._replace(
+        return Features(x, *others), graph._replace(
             z=graph.z[kept],
             pos=graph.pos.index_select(0, kept),
             batch=graph.batch[kept],
