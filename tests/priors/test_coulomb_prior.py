@@ -107,3 +107,101 @@ def test_energy_is_finite_and_flat_for_charges_at_one_place() -> None:
     (slope,) = torch.autograd.grad(y.sum(), pos)
     assert y.item() == 0
     assert torch.isfinite(slope).all()
+
+
+def crystal(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Positions, charges and box of a salt whose nearest ions are 2.8 Å apart, and its Madelung constant."""
+    if name == "NaCl":
+        sites = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 3)
+        return 2.8 * sites, 1 - 2 * (sites.sum(dim=1) % 2), 5.6 * torch.eye(3, dtype=torch.float64), 1.747564594633
+    edge = 2.8 * 2 / 3**0.5
+    pos = torch.tensor([[0.0, 0, 0], [edge / 2] * 3], dtype=torch.float64)
+    return pos, torch.tensor([1.0, -1.0]).double(), edge * torch.eye(3, dtype=torch.float64), 1.762674773070
+
+
+@pytest.mark.parametrize("name", ["NaCl", "CsCl"])
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"lattice_sum": "ewald", "cutoff_distance": 6.0}, 1e-6),
+        ({"lattice_sum": "ewald", "cutoff_distance": 10.0}, 1e-6),
+        ({"lattice_sum": "damped-shifted", "cutoff_distance": 15.0}, 1e-3),
+    ],
+    ids=["Ewald, short", "Ewald, long", "damped and shifted"],
+)
+def test_a_salt_has_its_madelung_energy(name: str, options: dict, tolerance: float) -> None:
+    pos, charges, box, madelung = crystal(name)
+    switch = {"lower_switch_distance": 0.1, "upper_switch_distance": 0.2}  # below the distance of the ions
+    found = energy(pos, box, {"partial_charges": charges}, **options, **switch).item()
+    assert found == pytest.approx(-madelung * 14.39964 / 2.8 * len(pos) / 2, rel=tolerance + 3e-6)
+
+
+@pytest.mark.parametrize("net", [0.0, 0.7])
+def test_an_ewald_sum_does_not_depend_on_where_it_is_split(net: float) -> None:
+    torch.manual_seed(1)
+    box = 6 * torch.eye(3, dtype=torch.float64) + 0.8 * torch.randn(3, 3, dtype=torch.float64)
+    pos, charges = torch.rand(6, 3, dtype=torch.float64) @ box, torch.randn(6, dtype=torch.float64)
+    given = {"partial_charges": charges - charges.mean() + net / 6}
+    values = [
+        energy(pos, box, given, lattice_sum="ewald", cutoff_distance=8.0 * f, alpha=0.55 / f).item()
+        for f in (1, 1.3, 2)
+    ]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+def test_a_damped_and_shifted_sum_nears_the_crystal_as_its_cutoff_grows() -> None:
+    pos, charges, box, _ = crystal("NaCl")
+    pos = pos + 0.2 * torch.randn(pos.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = {"partial_charges": charges}
+    exact = energy(pos, box, given, lattice_sum="ewald", cutoff_distance=10.0)
+    error = [
+        (energy(pos, box, given, lattice_sum="damped-shifted", cutoff_distance=c) - exact).abs().item()
+        for c in (8.0, 24.0)
+    ]
+    assert error[1] < error[0] / 2
+
+
+def test_a_damped_and_shifted_sum_ends_smoothly() -> None:
+    values = []
+    for r in (10 - 1e-6, 10 + 1e-6):
+        pos = pair(r).requires_grad_()
+        value = energy(pos, lattice_sum="damped-shifted", cutoff_distance=10.0)
+        values.append((value.item(), torch.autograd.grad(value.sum(), pos)[0] if r < 10 else torch.zeros(2, 3)))
+    assert values[0][0] == pytest.approx(values[1][0], abs=1e-10)
+    assert values[0][1].abs().max() < 1e-5
+
+
+def test_molecules_beside_crystals_are_summed_directly() -> None:
+    pos, charges, box, _ = crystal("CsCl")
+    prior = PRIORS["Coulomb"](**OPTIONS, distance_scale=1e-10, lattice_sum="ewald", cutoff_distance=8.0)
+    both = bare_graph(
+        torch.ones(4).long(),
+        torch.cat([pair(5.0), pos]),
+        torch.tensor([0, 0, 1, 1]),
+        torch.stack([torch.zeros(3, 3).double(), box]),
+        {"partial_charges": torch.cat([torch.ones(2).double(), charges])},
+    )
+    y = prior.per_system(both)
+    torch.testing.assert_close(y[:1], energy(pair(5.0)))
+    alone = energy(pos, box, {"partial_charges": charges}, lattice_sum="ewald", cutoff_distance=8.0)
+    torch.testing.assert_close(y[1:], alone)
+
+
+def test_an_ewald_sum_of_a_slab_is_refused() -> None:
+    box = torch.diag(torch.tensor([5.0, 5.0, 0.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"box 0 is open in 1 directions. Use lattice_sum='damped-shifted'"):
+        energy(pair(3.0), box, lattice_sum="ewald", cutoff_distance=8.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lattice_sum": "pme"}, "lattice_sum='pme' is not available. Choose from nearest, damped-shifted, ewald"),
+        ({"lattice_sum": "ewald"}, "needs a cutoff_distance"),
+        ({"lattice_sum": "ewald", "cutoff_distance": 3.0}, "beyond the upper switch distance of 4"),
+        ({"cutoff_distance": 9.0}, "cutoff_distance and alpha belong to"),
+    ],
+)
+def test_lattice_sums_without_their_range_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PRIORS["Coulomb"](**OPTIONS, distance_scale=1e-10, **options)

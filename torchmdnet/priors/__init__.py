@@ -12,9 +12,11 @@ PRIORS = Catalogue(
         "Atomref": "torchmdnet.priors.atomref:Atomref",
         "LearnableAtomref": "torchmdnet.priors.atomref:LearnableAtomref",
         "D2": "torchmdnet.priors.d2:D2",
+        "D3": "torchmdnet.priors.d3:D3",
         "ZBL": "torchmdnet.priors.zbl:ZBL",
         "Coulomb": "torchmdnet.priors.coulomb:Coulomb",
     },
+    base="torch.nn:Module",
 )
 
 __all__ = list(PRIORS)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from torchmdnet.elements import SYMBOLS
-from torchmdnet.graph import Graph, edges_within
+from torchmdnet.graph import Graph
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.priors.base import BasePrior
+from torchmdnet.priors.pairs import find_pairs, sum_pairs
 from torchmdnet.priors.scales import elements_of_types, joules_per_energy, metres_per_length
 
 __all__ = ["D2"]
@@ -103,16 +104,15 @@ class D2(BasePrior):
         Z = self.Z_map.index_select(0, graph.z)  # (N,)
         _check(Z)
         box = graph.box if self.periodic else None
-        pairs = edges_within(
-            graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
-        ).pairs
-        (i, j), r = pairs.atoms, pairs.dist * (self.distance_scale * 1e9)  # nm
+        pairs = find_pairs(graph.pos, graph.batch, box, graph.num_systems, float(self.cutoff_distance))
+        i, j, _ = pairs
+        r = pairs.distances(graph.pos, graph.batch, box) * (self.distance_scale * 1e9)  # (P,) nm
         C_6, R = self.C_6.index_select(0, Z), self.R_r.index_select(0, Z)  # (N,)
         c = (C_6.index_select(0, i) * C_6.index_select(0, j)).sqrt()
         damping = torch.sigmoid(20 * (r / (R.index_select(0, i) + R.index_select(0, j)) - 1))
         pair = -c / r**6 * damping  # (P,) J/mol
-        energy = pair.new_zeros(graph.num_systems).index_add(0, graph.batch.index_select(0, i), pair)
-        return energy[:, None] / (self.energy_scale * AVOGADRO)
+        energy = sum_pairs(pair, pairs, graph.batch, graph.num_systems)
+        return (energy / (self.energy_scale * AVOGADRO)).to(pair.dtype)
 
 
 def _check(Z: Tensor) -> None:

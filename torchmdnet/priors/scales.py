@@ -12,7 +12,9 @@ from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
 from torchmdnet.units import energy_factor, length_factor
 
-__all__ = ["elements_of_types", "joules_per_energy", "metres_per_length"]
+__all__ = ["JOULES_PER_EV", "elements_of_types", "joules_per_energy", "metres_per_length"]
+
+JOULES_PER_EV = 1.602176634e-19
 
 
 def metres_per_length(distance_scale: float | None, dataset: Any, prior: str) -> float:
@@ -42,7 +44,7 @@ def joules_per_energy(energy_scale: float | None, dataset: Any, prior: str) -> f
     if energy_scale is None:
         energy_scale = getattr(dataset, "energy_scale", None)
     if energy_scale is None and getattr(dataset, "energy_unit", None) is not None:
-        energy_scale = energy_factor(dataset.energy_unit) * 1.602176634e-19
+        energy_scale = energy_factor(dataset.energy_unit) * JOULES_PER_EV
     if energy_scale is None:
         raise ConfigError(
             f"{prior}: energy_scale is not given and the data set does not state its unit of energy. "

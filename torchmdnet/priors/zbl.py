@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmdnet.graph import Graph, edges_within
+from torchmdnet.graph import Graph
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.repulsion import zbl_screening
 from torchmdnet.priors.base import BasePrior
+from torchmdnet.priors.pairs import find_pairs, sum_pairs
 from torchmdnet.priors.scales import elements_of_types, joules_per_energy, metres_per_length
 
 __all__ = ["ZBL"]
@@ -73,15 +74,14 @@ class ZBL(BasePrior):
     def per_system(self, graph: Graph) -> Tensor:
         """Repulsion energy of each system, (S, 1)."""
         box = self.distance.stored_box if graph.box is None else graph.box
-        pairs = edges_within(
-            graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=float(self.cutoff_distance)
-        ).pairs
-        (i, j), r = pairs.atoms, pairs.dist
+        box = None if box is None else box.reshape(-1, 3, 3).to(graph.pos.dtype)
+        pairs = find_pairs(graph.pos, graph.batch, box, graph.num_systems, float(self.cutoff_distance))
+        r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
         Z = self.atomic_number.index_select(0, graph.z)  # (N,)
-        Z_i, Z_j = Z.index_select(0, i), Z.index_select(0, j)
+        Z_i, Z_j = Z.index_select(0, pairs.i), Z.index_select(0, pairs.j)
         # the screening length is a single-precision number in every precision: trained models depend on it
         a = 0.8854 * BOHR_RADIUS / (Z_i.float() ** 0.23 + Z_j.float() ** 0.23)  # m
         envelope = 0.5 * (torch.cos(r * (math.pi / self.cutoff_distance)) + 1)
         pair = zbl_screening(r * self.distance_scale / a) * envelope * Z_i * Z_j / r  # (P,)
         constant = COULOMB_CONSTANT / self.energy_scale / self.distance_scale
-        return constant * pair.new_zeros(graph.num_systems).index_add(0, graph.batch.index_select(0, i), pair)[:, None]
+        return (constant * sum_pairs(pair, pairs, graph.batch, graph.num_systems)).to(pair.dtype)
