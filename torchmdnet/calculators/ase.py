@@ -47,8 +47,9 @@ class TMDNETCalculator(Calculator):
     ``total_charge``, ``spin_multiplicity`` and the other names that data sets use are understood too.
 
     Results are ``energy``, ``free_energy`` (the same), ``forces``, ``stress`` where the cell has a volume, and
-    ``energies`` of the atoms where the model is a sum over them. An ensemble gives means and adds ``energy_std`` and
-    ``forces_std``.
+    ``energies`` of the atoms where the model is a sum over them, and the model's properties under their names, such as
+    ``dipole`` in e·Å and ``charges``. An ensemble gives means and adds ``energy_std``, ``forces_std``, ``stress_std``
+    and the like for properties.
 
     Args:
         model_file: A checkpoint; several, or a zip of them, for an ensemble; or a model, which is copied.
@@ -90,11 +91,12 @@ class TMDNETCalculator(Calculator):
         self.units = units_or_default(stated_units(self.model, units), model_file)
         self.members = members_of(self.model)
         self.by_atom = all(isinstance(member, TorchMD_Net) and member.is_sum_of_atoms for member in self.members)
+        self.properties = _properties_of(self.members)
         self.implemented_properties = [
             name for name in type(self).implemented_properties if self.by_atom or name != "energies"
-        ]
+        ] + list(self.properties)
         if len(self.members) > 1:
-            self.implemented_properties += ["energy_std", "forces_std"]
+            self.implemented_properties += [f"{name}_std" for name in ("energy", "forces", "stress", *self.properties)]
         self.compile = compile
         self.compiled: list[nn.Module] | None = None
         #: Number of calculations so far; asking again about unchanged atoms does not add to it.
@@ -126,7 +128,7 @@ class TMDNETCalculator(Calculator):
         atoms = self.atoms
         assert isinstance(atoms, Atoms)
         has_volume = atoms.cell.rank == 3
-        is_asked = "stress" in (properties or ())
+        is_asked = not {"stress", "stress_std"}.isdisjoint(properties or ())
         if is_asked and not has_volume:
             raise PropertyNotImplementedError(
                 "stress: the cell has no volume. Give three lattice vectors; pbc tells which of them repeat."
@@ -195,7 +197,16 @@ class TMDNETCalculator(Calculator):
 
     def _ask(self, inputs: Inputs, *, with_virial: bool) -> list[Answer]:
         def ask(members: list[nn.Module]) -> list[Answer]:
-            return [predict(member, inputs, with_virial=with_virial, by_atom=self.by_atom) for member in members]
+            return [
+                predict(
+                    member,
+                    inputs,
+                    with_virial=with_virial,
+                    with_properties=bool(self.properties),
+                    by_atom=self.by_atom,
+                )
+                for member in members
+            ]
 
         if not self.compile:
             return ask(self.members)
@@ -225,14 +236,38 @@ class TMDNETCalculator(Calculator):
         }
         if answers[0].virial is not None:
             virial = self.units.in_ev * _stack([answer.virial[0] for answer in answers if answer.virial is not None])
-            results["stress"] = full_3x3_to_voigt_6_stress(virial.mean(axis=0) / atoms.get_volume())
+            stress = np.stack([full_3x3_to_voigt_6_stress(one / atoms.get_volume()) for one in virial])
+            results["stress"] = stress.mean(axis=0)
+            if len(answers) > 1:
+                results["stress_std"] = stress.std(axis=0, ddof=1)
         if self.by_atom:
             atomic = _stack([answer.atomic for answer in answers if answer.atomic is not None])
             results["energies"] = self.units.in_ev * atomic.mean(axis=0)
         if len(answers) > 1:
             results["energy_std"] = float(energies.std(ddof=1))
             results["forces_std"] = forces.std(axis=0, ddof=1)
+        for name, is_of_atoms in self.properties.items():
+            values = _stack([answer.properties[name] for answer in answers])  # (members, 1 | N, ...)
+            values = values[..., 0] if values.shape[2:] == (1,) else values
+            values = values if is_of_atoms else values[:, 0]
+            if name == "dipole":
+                values = self.units.in_angstrom * values
+            results[name] = _plain(values.mean(axis=0))
+            if len(answers) > 1:
+                results[f"{name}_std"] = _plain(values.std(axis=0, ddof=1))
         return results
+
+
+def _properties_of(members: list[nn.Module]) -> dict[str, bool]:
+    """Names of the properties that all members predict, and whether each is a value of the atoms."""
+    heads = [dict(member.property_heads) if isinstance(member, TorchMD_Net) else {} for member in members]
+    shared = [name for name in heads[0] if all(name in others for others in heads)]
+    return {name: bool(getattr(heads[0][name], "per_atom_output", False)) for name in shared}
+
+
+def _plain(values: np.ndarray) -> np.ndarray | float:
+    """An array, or a number where there is only one."""
+    return float(values) if values.ndim == 0 else values
 
 
 def _energies_only(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import Ensemble, TorchMD_Net, derivatives_of, strained
 
 __all__ = ["Answer", "Inputs", "predict"]
 
@@ -31,9 +31,17 @@ class Answer(NamedTuple):
     forces: Tensor  # (N, 3)
     virial: Tensor | None  # (S, 3, 3) derivative of the energy in the strain
     atomic: Tensor | None  # (N,) contributions that add up to the energy
+    properties: dict[str, Tensor]  # by name, (S, ...) or (N, ...)
 
 
-def predict(model: nn.Module, inputs: Inputs, *, with_virial: bool = False, by_atom: bool = False) -> Answer:
+def predict(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    with_virial: bool = False,
+    with_properties: bool = False,
+    by_atom: bool = False,
+) -> Answer:
     r"""Ask a model, and differentiate what it says.
 
     Forces are :math:`-\partial E / \partial r`, unless the model returns forces itself. The virial is
@@ -41,67 +49,72 @@ def predict(model: nn.Module, inputs: Inputs, *, with_virial: bool = False, by_a
     and lattice vectors alike, symmetrised.
 
     Args:
-        model: Called with ``z, pos, batch, box`` and, where given, ``q`` and ``s``; returns energies, or energies and
-            forces.
+        model: A potential, or any module called with ``z, pos, batch, box`` and, where given, ``q`` and ``s`` that
+            returns energies, or energies and forces.
         inputs: The systems; nothing in them is marked or changed.
-        with_virial: Whether to differentiate in the strain; needs a model that does not differentiate itself.
+        with_virial: Whether to differentiate in the strain; needs a potential, or a module that leaves
+            differentiation to others.
+        with_properties: Whether to ask a potential for its properties.
         by_atom: Sum the energy from the contributions of the atoms, in double precision; needs a potential whose
             ``is_sum_of_atoms`` holds.
 
     Raises:
         ValueError: If the model does not return one number per system, or nothing to get forces from.
     """
+    if isinstance(model, TorchMD_Net):
+        return _ask_potential(model, inputs, with_virial, with_properties, by_atom)
     z, pos, batch, box, q, s, num_systems = inputs
     options: dict[str, Any] = {name: value for name, value in (("q", q), ("s", s)) if value is not None}
-    is_ours = isinstance(model, (TorchMD_Net, Ensemble))
-    if is_ours:
+    if isinstance(model, Ensemble):
         options["num_systems"] = num_systems
     with torch.inference_mode(False), torch.enable_grad():
         pos = place = pos.detach().clone().requires_grad_()
         wanted = [place]
         if with_virial:
-            strain = pos.new_zeros(num_systems, 3, 3).requires_grad_()
+            pos, box, strain = strained(pos, batch, box, num_systems)
             wanted.append(strain)
-            deformation = torch.eye(3, dtype=pos.dtype, device=pos.device) + strain
-            pos = torch.einsum("nk,nkl->nl", pos, deformation[batch])
-            box = None if box is None else box @ deformation
-        forces = atomic = None
-        if by_atom:
-            assert isinstance(model, TorchMD_Net)
-            atomic = model.per_atom(z, pos, batch, box, **options)[:, 0].double()
-            energy = atomic.new_zeros(num_systems).index_add(0, batch, atomic)
-        else:
-            output = model(z, pos, batch, box, **options)
-            energy, *others = output if isinstance(output, tuple | list) else (output,)
-            if others and others[0] is not None and others[0].shape == pos.shape:
-                forces = others[0]
-        if energy.numel() != num_systems:
-            raise ValueError(
-                f"The model returns an array of shape {tuple(energy.shape)} for {num_systems} systems. A calculator "
-                "needs one energy per system, from a head such as output_model: Scalar."
-            )
+        output = model(z, pos, batch, box, **options)
+        energy, *others = output if isinstance(output, tuple | list) else (output,)
+        _expect_one_number_per_system(energy, num_systems)
+        forces = others[0] if others and others[0] is not None and others[0].shape == pos.shape else None
         virial = None
         if forces is None or with_virial:
-            if not energy.requires_grad and not is_ours:
+            if not energy.requires_grad:
                 raise ValueError(
                     f"{type(model).__name__} returns neither forces, {tuple(pos.shape)}, nor an energy that depends on "
                     "the positions. Return forces as the second result, or an energy that can be differentiated."
                 )
-            slopes = _gradients(energy, wanted)
+            slopes = derivatives_of(energy, wanted, differentiable=False)
             forces = -slopes[0] if forces is None else forces
-            if with_virial:
-                virial = (slopes[1] + slopes[1].mT) / 2
-        return Answer(
-            energy.detach().reshape(num_systems, 1),
-            forces.detach(),
-            virial,
-            None if atomic is None else atomic.detach(),
+            virial = (slopes[1] + slopes[1].mT) / 2 if with_virial else None
+        return Answer(energy.detach().reshape(num_systems, 1), forces.detach(), virial, None, {})
+
+
+def _ask_potential(
+    model: TorchMD_Net, inputs: Inputs, with_virial: bool, with_properties: bool, by_atom: bool
+) -> Answer:
+    z, pos, batch, box, q, s, num_systems = inputs
+    with torch.no_grad():  # the model differentiates, its results need no history
+        found = model.evaluate(
+            z,
+            pos.detach(),
+            batch,
+            box,
+            q,
+            s,
+            num_systems=num_systems,
+            virial=with_virial,
+            properties=with_properties,
+            by_atom=by_atom,
         )
+    _expect_one_number_per_system(found.energy, num_systems)
+    assert found.forces is not None
+    return Answer(found.energy.reshape(num_systems, 1), found.forces, found.virial, found.atomic, found.properties)
 
 
-def _gradients(energy: Tensor, wanted: list[Tensor]) -> list[Tensor]:
-    """Derivatives of the summed energies; zero in what they do not depend on."""
-    if not energy.requires_grad:
-        return [torch.zeros_like(x) for x in wanted]
-    found = torch.autograd.grad(energy.sum(), wanted, allow_unused=True)
-    return [torch.zeros_like(x) if slope is None else slope for x, slope in zip(wanted, found, strict=True)]
+def _expect_one_number_per_system(energy: Tensor, num_systems: int) -> None:
+    if energy.numel() != num_systems:
+        raise ValueError(
+            f"The model returns an array of shape {tuple(energy.shape)} for {num_systems} systems. A calculator "
+            "needs one energy per system, from a head such as output_model: Scalar."
+        )
