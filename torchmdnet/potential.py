@@ -13,6 +13,7 @@ from torchmdnet.graph import Graph, as_boxes, bare_graph, sum_to_systems
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features
 from torchmdnet.nn.modules import reset_all
+from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.typing import AtomicNumbers, Boxes, Positions, SystemIndex, SystemScalars
 
@@ -283,7 +284,7 @@ class TorchMD_Net(nn.Module):
         values = self._properties(features, graph) if properties else {}
         if not by_atom:
             return self._system_energy(features, graph), values, None
-        atomic = self._atomic(features, graph)[:, 0].double()  # (N,)
+        atomic = self._atomic(features, graph)[:, 0]  # (N,)
         return sum_to_systems(atomic, graph)[:, None], values, atomic
 
     def _properties(self, features: Features, graph: Graph) -> dict[str, Tensor]:
@@ -313,18 +314,20 @@ class TorchMD_Net(nn.Module):
         return self._system_energy(*self._features(z, pos, batch, box, q, s, extra_args, num_systems))
 
     def _system_energy(self, features: Features, graph: Graph) -> Tensor:
+        """Summed in float64 and rounded once: totals of many atoms, or of large reference energies, need it."""
         atomic = self._atomic(features, graph)
         energy = self.output_model.reduce(atomic, graph.batch, graph.num_systems) + self.mean  # (S, 1)
         energy = self.output_model.per_system(energy, graph)
         for prior in self.prior_model or ():
             energy = prior.add_to_systems(energy, graph)
-        return energy
+        return energy.to(self.dtype)
 
     def _atomic(self, features: Features, graph: Graph) -> Tensor:
+        """Contribution of each atom, priors included, (N, 1) in float64 where the device has it."""
         atomic = self.output_model.per_atom(features, graph)  # (N, 1)
         if features.energy is not None and atomic.shape == features.energy.shape:
             atomic = atomic + features.energy
-        atomic = atomic * self.std
+        atomic = widened(atomic * self.std)
         for prior in self.prior_model or ():
             atomic = prior.add_to_atoms(atomic, graph)
         return atomic
@@ -355,7 +358,7 @@ class TorchMD_Net(nn.Module):
 
         The contributions add up to the output where :attr:`is_sum_of_atoms` holds.
         """
-        return self._atomic(*self._features(z, pos, batch, box, q, s, extra_args, num_systems))
+        return self._atomic(*self._features(z, pos, batch, box, q, s, extra_args, num_systems)).to(self.dtype)
 
     def _features(
         self,

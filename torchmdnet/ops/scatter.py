@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["REDUCTIONS", "scatter"]
+__all__ = ["REDUCTIONS", "scatter", "widened"]
 
 _FROM_ZERO = {"mean": "mean", "max": "amax", "min": "amin", "mul": "prod"}
 _PLAIN = {"average": "mean", "maximum": "amax", "minimum": "amin", "product": "prod"}
@@ -41,3 +41,8 @@ def scatter(src: Tensor, index: Tensor, dim: int = 0, dim_size: int | None = Non
     column = index.reshape([-1 if axis == dim % src.dim() else 1 for axis in range(src.dim())]).expand_as(src)
     name = _FROM_ZERO.get(reduce) or _PLAIN[reduce]
     return result.scatter_reduce(dim, column, src, reduce=name, include_self=reduce in _FROM_ZERO)
+
+
+def widened(x: Tensor) -> Tensor:
+    """The same numbers in float64, where the device has it, for sums whose last digits matter."""
+    return x if x.device.type == "mps" else x.double()

@@ -12,6 +12,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.neighbors.nearest import nearest_pairs
+from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import ImagePairs, find_pairs, sum_pairs
 from torchmdnet.priors.scales import joules_per_energy, metres_per_length
@@ -175,7 +176,7 @@ class Coulomb(BasePrior):
         ending = math.erfc(alpha * cutoff) / cutoff
         slope = ending / cutoff + 2 * alpha / math.sqrt(math.pi) * math.exp(-((alpha * cutoff) ** 2)) / cutoff
         pair = _products(charges, pairs) * (self._screened(r, alpha) - ending + slope * (r - cutoff))
-        itself = -(ending / 2 + alpha / math.sqrt(math.pi)) * charges.double().square()
+        itself = -(ending / 2 + alpha / math.sqrt(math.pi)) * widened(charges).square()
         energy = sum_pairs(pair, pairs, graph.batch, graph.num_systems)
         return energy.index_add(0, graph.batch, itself[:, None])
 
@@ -202,7 +203,7 @@ class Coulomb(BasePrior):
         for system in is_crystal.nonzero()[:, 0].tolist():
             members = (graph.batch == system).nonzero()[:, 0]
             waves = _waves(graph.pos.index_select(0, members), charges[members], box[system], alpha)
-            energy = energy.index_add(0, torch.tensor([system], device=members.device), waves.reshape(1, 1).double())
+            energy = energy.index_add(0, torch.tensor([system], device=members.device), widened(waves).reshape(1, 1))
         if bool(is_crystal.all()):
             return energy
         return energy + self._direct(graph, charges, None, ~is_crystal)

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
-from torchmdnet.graph import Graph
+from torchmdnet.graph import Graph, sum_to_systems
+from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import ImagePairs, find_pairs
 from torchmdnet.priors.scales import JOULES_PER_EV, elements_of_types, joules_per_energy, metres_per_length
@@ -153,8 +154,8 @@ class D3(BasePrior):
         for start in starts:
             some = pairs.rows(start, PAIRS_AT_ONCE)
             energy = energy + run(self._energies, pos, box, Z, graph.batch, some, tables, *C_6, cutoff)
-        total = energy.new_zeros(graph.num_systems, dtype=torch.float64).index_add(0, graph.batch, energy.double())
-        return (total[:, None] * (HARTREE / self.energy_scale)).to(pos.dtype)
+        total = sum_to_systems(widened(energy), graph)[:, None]
+        return (total * (HARTREE / self.energy_scale)).to(pos.dtype)
 
     def _energies(
         self,

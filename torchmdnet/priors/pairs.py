@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchmdnet.neighbors import pairs_within
 from torchmdnet.ops.norms import length
+from torchmdnet.ops.scatter import widened
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["ImagePairs", "find_pairs", "sum_pairs"]
@@ -50,5 +51,5 @@ def find_pairs(pos: Positions, batch: SystemIndex, box: Boxes | None, num_system
 
 def sum_pairs(pair: Tensor, pairs: ImagePairs, batch: SystemIndex, num_systems: int) -> Tensor:
     """Add the energy of each pair (P,) to its system, in float64: (S, 1)."""
-    total = pair.new_zeros(num_systems, dtype=torch.float64)
-    return total.index_add(0, batch.index_select(0, pairs.i), pair.double())[:, None]
+    pair = widened(pair)
+    return pair.new_zeros(num_systems).index_add(0, batch.index_select(0, pairs.i), pair)[:, None]
