@@ -11,6 +11,7 @@ from torch import nn
 
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.heads import HEADS
+from torchmdnet.heads.base import OutputModel
 
 __all__ = ["DEFAULT_HEADS", "PropertySpec", "property_specs"]
 
@@ -19,8 +20,7 @@ DEFAULT_HEADS = {"charges": "PartialCharges", "dipole": "Dipole", "polarizabilit
 
 #: Names that mean something else in a batch, a call or its results.
 _TAKEN = frozenset(
-    ("y", "neg_dy", "stress", "energy", "forces", "z", "pos", "batch", "box", "q", "s")
-    + ("energies", "free_energy", "energy_std", "forces_std", "stress_std")
+    ["y", "neg_dy", "stress", "energy", "forces", "z", "pos", "batch", "box", "q", "s", "energies", "free_energy", "energy_std", "forces_std", "stress_std"]
 )
 
 #: What a head is given in any case, so not to be given again.
@@ -80,6 +80,8 @@ def _spec(name: Any, entry: Any) -> PropertySpec:
         part = HEADS[head]
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix('output_model: ')}") from error
+    if not issubclass(part, OutputModel):
+        raise ConfigError(f"{where}: {head!r} is no subclass of torchmdnet.heads.base.OutputModel.")
     weight, loss, label = keywords.pop("weight", 1.0), keywords.pop("loss", None), keywords.pop("label", name)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise ConfigError(f"{where}: weight: {weight!r} is not a number of 0 or more.")
