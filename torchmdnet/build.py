@@ -92,7 +92,7 @@ def create_model(
     if args.get("prior_model") and prior_model is None:
         prior_model = create_prior_models(args)
     output_model = _create_head(architecture, _required(args, "output_model"), args, dtype)
-    if output_model.per_atom_output:
+    if getattr(output_model, "per_atom_output", False):
         raise ConfigError(
             f"output_model: {args['output_model']!r} gives a value of each atom and cannot be the output of a system. "
             f"Name it under properties, for example properties: {{my_label: {args['output_model']}}}."
@@ -102,7 +102,7 @@ def create_model(
             f"standardize: output_model {args['output_model']!r} predicts vectors, or a length of one, to which a mean "
             "cannot be added. Set standardize to false."
         )
-    return TorchMD_Net(
+    model = TorchMD_Net(
         representation,
         output_model,
         prior_model=prior_model,
@@ -112,6 +112,8 @@ def create_model(
         dtype=dtype,
         property_heads=_create_property_heads(architecture, args, dtype),
     )
+    model.hyper_parameters = args
+    return model
 
 
 def precision_of(args: Mapping[str, Any]) -> torch.dtype:

@@ -20,11 +20,14 @@ class Catalogue(Mapping[str, Any]):
     Args:
         key: Configuration key these names are values of; it opens the error message.
         addresses: ``name -> "module:object"``.
+        base: Address of a class. Addresses from outside have to lead to subclasses of it: they can come from a model
+            file, which must not choose what is called.
     """
 
-    def __init__(self, key: str, addresses: Mapping[str, str]) -> None:
+    def __init__(self, key: str, addresses: Mapping[str, str], base: str | None = None) -> None:
         self.key = key
         self.addresses = dict(addresses)
+        self.base = base
 
     def __getitem__(self, name: str) -> Any:
         address = self.addresses.get(name, name) if isinstance(name, str) else ""
@@ -35,13 +38,22 @@ class Catalogue(Mapping[str, Any]):
                 f"Choose from {', '.join(self)}, or give 'my_package.module:Class'."
             )
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = getattr(importlib.import_module(module), attribute)
+            return found if name in self.addresses else self._checked(found, name)
         except ModuleNotFoundError as error:
             if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
                 raise ConfigError(f"{self.key}: {name!r} names module {module!r}, which cannot be found.") from error
             raise
         except AttributeError as error:
             raise ConfigError(f"{self.key}: module {module!r} has no {attribute!r}.") from error
+
+    def _checked(self, found: Any, name: str) -> Any:
+        if self.base is not None:
+            module, _, attribute = self.base.partition(":")
+            base = getattr(importlib.import_module(module), attribute)
+            if not (isinstance(found, type) and issubclass(found, base)):
+                raise ConfigError(f"{self.key}: {name!r} is no subclass of {module}.{attribute}, so it cannot be used.")
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self.addresses

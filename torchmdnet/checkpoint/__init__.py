@@ -10,6 +10,9 @@ _HOMES = {
     "migrate": "torchmdnet.checkpoint.migrations",
     "load_model": "torchmdnet.checkpoint.load",
     "load_ensemble": "torchmdnet.checkpoint.load",
+    "save_model": "torchmdnet.checkpoint.save",
+    "Example": "torchmdnet.checkpoint.golden",
+    "describe": "torchmdnet.checkpoint.facts",
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

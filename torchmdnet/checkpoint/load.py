@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precision_of, representation_arguments
+from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
 from torchmdnet.errors import CheckpointError, did_you_mean
@@ -35,16 +38,20 @@ def load_model(
     return_std: bool = False,
     *,
     weights_only: bool = True,
+    check: bool = True,
     **kwargs: Any,
 ) -> TorchMD_Net | Ensemble:
     """Load a potential, or an ensemble from several files or a zip of them.
 
     Args:
-        filepath: A checkpoint; a list of checkpoints or a ``.zip`` gives an :class:`Ensemble`.
+        filepath: A checkpoint or a native file, ``.safetensors``; a list of them or a ``.zip`` gives an
+            :class:`Ensemble`.
         args: Hyper-parameters to use in place of the ones in the file; not modified.
         device: Where the model goes.
         return_std: Whether an ensemble returns standard deviations too.
         weights_only: See :func:`torchmdnet.checkpoint.read.read_checkpoint`.
+        check: Whether a model from a native file has to repeat the golden numbers of its file, which takes some
+            milliseconds; it is not asked to where an option changes what it computes.
         **kwargs: Hyper-parameters to change. ``remove_ref_energy=False`` makes a delta-learned model predict total
             energies. ``box_vecs`` replaces the stored box. ``compatibility_load`` says whether a TensorNet file has
             the tensor layout of releases before 3.0, where the file does not say. Unknown names warn.
@@ -54,18 +61,23 @@ def load_model(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged, untrusted, or does not fit its configuration.
+        CheckpointError: If the file is damaged, untrusted, does not fit its configuration, or the model does not give
+            the golden numbers of its file.
     """
     if isinstance(filepath, (list, tuple)) or str(filepath).endswith(".zip"):
         return load_ensemble(
-            filepath, args=args, device=device, return_std=return_std, weights_only=weights_only, **kwargs
+            filepath, args=args, device=device, return_std=return_std, weights_only=weights_only, check=check, **kwargs
         )
     assert isinstance(filepath, (str, Path))
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
     stored = hyper_parameters_of(checkpoint, filepath) if args is None else dict(args)
     if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
         stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
-    state, chosen = migrate(checkpoint["state_dict"], {**stored, **_overrides(stored, kwargs)})
+    card = checkpoint.get("card")
+    overrides = _overrides(stored, kwargs)
+    if card is not None:
+        overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says
+    state, chosen = migrate(checkpoint["state_dict"], {**stored, **overrides})
     if "box_vecs" in kwargs:
         box = box_from_config(kwargs["box_vecs"], precision_of(chosen))
         state[f"{representation_prefix(state)}distance.box"] = torch.zeros(3, 3) if box is None else box
@@ -75,7 +87,10 @@ def load_model(
         _add_reference_energies(model, filepath)
     model.hyper_parameters = chosen
     model.provenance = {k: v for k, v in (checkpoint.get("torchmdnet") or {}).items() if k != "state"}
-    return model.to(device).eval()
+    model.eval()
+    if check and card is not None and card.get("golden") and args is None and not _changes(stored, kwargs):
+        check_golden(model, card["golden"], filepath)
+    return model.to(device)
 
 
 def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool = True) -> None:
@@ -109,6 +124,14 @@ def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str
                 kwargs[key],
             )
     return {key: value for key, value in kwargs.items() if key != "check_errors"}
+
+
+def _changes(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether keywords ask for another result than the file describes."""
+    free = _FREE_TO_CHANGE - {"box_vecs"} | RETIRED_KEYS | {"derivative"}
+    if not stored.get("remove_ref_energy"):
+        free |= {"remove_ref_energy"}  # there is nothing to add
+    return any(stored.get(key) != value for key, value in kwargs.items() if key not in free)
 
 
 def _load_state(model: TorchMD_Net, state: dict[str, torch.Tensor], filepath: str | Path) -> None:
@@ -150,16 +173,18 @@ def load_ensemble(
     return_std: bool = False,
     *,
     weights_only: bool = True,
+    check: bool = True,
     **kwargs: Any,
 ) -> Ensemble:
     """Load several potentials as one.
 
     Args:
-        filepath: A list of checkpoints, or a zip file with ``.ckpt`` members.
+        filepath: A list of checkpoints or native files, or a zip file with such members.
         args: See :func:`load_model`.
         device: See :func:`load_model`.
         return_std: Whether calls return standard deviations too.
         weights_only: See :func:`load_model`.
+        check: See :func:`load_model`.
         **kwargs: See :func:`load_model`.
 
     Raises:
@@ -168,22 +193,36 @@ def load_ensemble(
     """
 
     def members(paths: Sequence[str | Path]) -> Ensemble:
-        models = [load_model(path, args=args, device=device, weights_only=weights_only, **kwargs) for path in paths]
-        return Ensemble(models, return_std=return_std)
+        options = {"args": args, "device": device, "weights_only": weights_only, "check": check, **kwargs}
+        return Ensemble([load_model(path, **options) for path in paths], return_std=return_std)
 
     if isinstance(filepath, (list, tuple)):
         return members(filepath)
-    if not str(filepath).endswith(".zip"):
+    if not isinstance(filepath, (str, Path)) or not str(filepath).endswith(".zip"):
         raise ValueError(f"An ensemble is a list of checkpoints or a .zip of them, not {filepath!r}.")
+    with tempfile.TemporaryDirectory() as folder:
+        return members(unpack_ensemble(filepath, folder))
+
+
+def unpack_ensemble(filepath: str | Path, folder: str | Path) -> list[Path]:
+    """Copy the members of an ensemble file into a folder, under names of our own.
+
+    Raises:
+        CheckpointError: If the zip is damaged or holds no model.
+    """
     path = Path(str(filepath)).expanduser()
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is missing or no zip file.")
-    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-        names = sorted(name for name in archive.namelist() if name.endswith(".ckpt"))
-        if not names:
-            raise CheckpointError(f"{path} holds no .ckpt member.")
-        copies = []
-        for number, name in enumerate(names):  # the member's own path is never used to write
-            copies.append(Path(folder, f"{number}.ckpt"))
-            copies[-1].write_bytes(archive.read(name))
-        return members(copies)
+    copies = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith((".ckpt", ".safetensors")))
+            for number, name in enumerate(names):  # the member's own path is never used to write
+                copies.append(Path(folder, f"{number}{Path(name).suffix}"))
+                with archive.open(name) as member, copies[-1].open("wb") as file:
+                    shutil.copyfileobj(member, file)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read as a zip file; it may be damaged ({error}).") from error
+    if not copies:
+        raise CheckpointError(f"{path} holds no .ckpt member, nor a .safetensors one.")
+    return copies

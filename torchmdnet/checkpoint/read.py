@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchmdnet.checkpoint.card import provenance_of
+from torchmdnet.checkpoint.native import is_native, read_native
 from torchmdnet.errors import CheckpointError
 
 __all__ = ["hyper_parameters_of", "read_checkpoint"]
@@ -38,10 +40,12 @@ def _harmless() -> list[Any]:
 
 
 def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint or a native model file onto the CPU.
 
     Args:
-        path: A Lightning checkpoint, or any file with ``hyper_parameters`` and ``state_dict``.
+        path: A Lightning checkpoint, any file with ``hyper_parameters`` and ``state_dict``, or a native file, whose
+            content is given the same form: ``state_dict``, ``hyper_parameters``, facts about the data under
+            ``torchmdnet``, and ``card``.
         weights_only: Refuse files that need more than tensors and plain values. Set it to False only for a file you
             trust like a program: unpickling it can run code.
 
@@ -53,6 +57,14 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}.")
+    if is_native(path):
+        state, card = read_native(path)
+        return {
+            "state_dict": state,
+            "hyper_parameters": dict(card["hyper_parameters"]),
+            "torchmdnet": {"version": card.get("written_by"), **provenance_of(card)},
+            "card": card,
+        }
     try:
         with ExitStack() as stack:
             if weights_only:

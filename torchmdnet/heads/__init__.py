@@ -19,6 +19,7 @@ HEADS = Catalogue(
         "EquivariantElectronicSpatialExtent": "torchmdnet.heads.spatial_extent:EquivariantElectronicSpatialExtent",
         "EquivariantVectorOutput": "torchmdnet.heads.equivariant:EquivariantVectorOutput",
     },
+    base="torch.nn:Module",
 )
 
 __all__ = ["HEADS"]

@@ -11,6 +11,7 @@ ARCHITECTURES = Catalogue(
         "tensornet": "torchmdnet.models.tensornet:TensorNet",
         "tensornet2": "torchmdnet.models.tensornet2:TensorNet2",
     },
+    base="torch.nn:Module",
 )
 
 __all_models__ = list(ARCHITECTURES)

@@ -7,8 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,11 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from torchmdnet.checkpoint import read_checkpoint
+from torchmdnet.files import draft_of
 
 __all__ = ["SafeCheckpointIO", "copy_file", "draft_of", "read_table", "write_json", "write_table", "write_text"]
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` when the block ends well; otherwise ``path`` stays as it was."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,0 +1,152 @@
+"""``torchmd-net convert``: a model file in another format, verified."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmdnet.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torchmdnet.potential import Ensemble, TorchMD_Net
+
+__all__ = ["convert", "main"]
+
+#: Largest relative deviation, in double precision, with which a conversion counts as verified.
+TOLERANCE = 1e-12
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert a file and print how well old and new agree.
+
+    Raises:
+        ConfigError: If an argument cannot work.
+        CheckpointError: If the old file cannot be read, or the new one would give other numbers.
+    """
+    parser = argparse.ArgumentParser(
+        prog="torchmd-net convert",
+        description="Bring a model file of any release into another format, and verify that it gives the same numbers.",
+    )
+    parser.add_argument("old", nargs="+", help="a checkpoint, a native file or a .zip; several make an ensemble")
+    parser.add_argument(
+        "new", help="ends in .safetensors (native), .zip (native, ensembles) or .ckpt (the layout of release 3)"
+    )
+    parser.add_argument("--units", help="units the model predicts in, for files that do not say: eV, kcal/mol/A, ...")
+    parser.add_argument("--level-of-theory", help="what the reference energies were computed with")
+    parser.add_argument("--citation", help="what to cite for model or data")
+    parser.add_argument("--elements", help="elements the model was trained on: H,C,N,O")
+    parser.add_argument(
+        "--compatibility-load", action="store_true", help="the old file is a TensorNet of release 2.6.2"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="read a file that can run code, which you trust like a program"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the new file if it exists")
+    args = parser.parse_args(argv)
+    stated = {
+        "units": _units(args.units),
+        "level_of_theory": args.level_of_theory,
+        "citation": args.citation,
+        "elements": _elements(args.elements),
+    }
+    deviation = convert(
+        args.old if len(args.old) > 1 else args.old[0],
+        args.new,
+        provenance={key: value for key, value in stated.items() if value is not None},
+        overwrite=args.overwrite,
+        weights_only=not args.trust,
+        **({"compatibility_load": True} if args.compatibility_load else {}),
+    )
+    print(f"{args.new}: energies and forces agree with the old file to {deviation:.0e} of their size")
+
+
+def convert(
+    old: str | Path | Sequence[str | Path],
+    new: str | Path,
+    *,
+    provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    **load_options: Any,
+) -> float:
+    """Write the model in ``old`` to ``new`` in the format that its name asks for, and compare the two.
+
+    Args:
+        old: A model file of any release, or several.
+        new: The file to write.
+        provenance: What the old file does not say; see :func:`torchmdnet.checkpoint.save.save_model`.
+        overwrite: Whether an existing file may be replaced.
+        **load_options: For reading the old file; see :func:`torchmdnet.checkpoint.load.load_model`.
+
+    Returns:
+        The largest relative deviation of energies and forces in double precision.
+
+    Raises:
+        ConfigError: If ``new`` exists, or its name does not fit.
+        CheckpointError: If the old file cannot be read, or the new one would give other numbers; it is not left there.
+    """
+    from torchmdnet.checkpoint import load_model, save_model
+
+    target = Path(new).expanduser()
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} exists. Pass --overwrite to replace it, or choose another name.")
+    model = load_model(old, **load_options)
+    draft = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        save_model(model, draft, provenance=provenance)
+        deviation = _deviation(model, load_model(draft, check=False))
+        if not deviation <= TOLERANCE:
+            raise CheckpointError(
+                f"{target} was not written: it would deviate from {old} by {deviation:.1e} of the size of the answers."
+            )
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return deviation
+
+
+def _deviation(old: TorchMD_Net | Ensemble, new: TorchMD_Net | Ensemble) -> float:
+    """Largest relative deviation of two models on made-up systems, members of ensembles one by one."""
+    from torchmdnet.checkpoint.golden import default_examples, deviation_from, golden_numbers
+    from torchmdnet.potential import Ensemble
+
+    if isinstance(old, Ensemble) or isinstance(new, Ensemble):
+        assert isinstance(old, Ensemble) and isinstance(new, Ensemble)  # noqa: PT018
+        return max(_deviation(*pair) for pair in zip(old, new, strict=True))  # type: ignore[arg-type]
+    options = old.hyper_parameters
+    examples = default_examples(
+        old,
+        elements=old.provenance.get("elements"),
+        is_periodic=not _needs_open_space(old),
+        has_charges=bool(options.get("charge")),
+        has_spins=bool(options.get("spin")),
+    )
+    return deviation_from(golden_numbers(old, examples), new.double())
+
+
+def _needs_open_space(model: TorchMD_Net) -> bool:
+    """Whether a head takes every pair of a system, so that boxes are refused."""
+    return getattr(model.output_model, "coulomb_cutoff", 0.0) is None
+
+
+def _units(stated: str | None) -> dict[str, str] | None:
+    if stated is None:
+        return None
+    from torchmdnet.calculators.units import Units
+
+    energy, length = Units.parse(stated)
+    return {"energy": energy, "length": length}
+
+
+def _elements(stated: str | None) -> list[int] | None:
+    if stated is None:
+        return None
+    from torchmdnet.elements import ATOMIC_NUMBERS
+
+    symbols = stated.replace(",", " ").split()
+    unknown = [symbol for symbol in symbols if symbol not in ATOMIC_NUMBERS]
+    if unknown:
+        raise ConfigError(f"--elements: {', '.join(unknown)} is not known. Write symbols, H,C,N,O.")
+    return sorted({ATOMIC_NUMBERS[symbol] for symbol in symbols})

@@ -1,0 +1,142 @@
+"""``torchmd-net info``: the card of a model file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the card of a model file as a table, or with ``--json`` as it is.
+
+    Raises:
+        CheckpointError: If the file is damaged, was changed, or does not repeat its golden numbers.
+    """
+    parser = argparse.ArgumentParser(prog="torchmd-net info", description="Say what is in a model file.")
+    parser.add_argument("file", help="a native file (.safetensors), a checkpoint (.ckpt), or a .zip of either")
+    parser.add_argument("--json", action="store_true", help="print the card as JSON")
+    parser.add_argument("--check", action="store_true", help="load the model and let it repeat its golden numbers")
+    args = parser.parse_args(argv)
+
+    from torchmdnet.checkpoint import describe
+
+    card = describe(args.file)
+    if args.check:
+        card["check"] = _check(args.file, card)
+    if args.json:
+        print(json.dumps(card, indent=2, ensure_ascii=False))
+        return
+    _print(card)
+
+
+def _check(path: str, card: Mapping[str, Any]) -> str:
+    """Load the model, which compares it with its golden numbers, and say how well it did."""
+    from torchmdnet.checkpoint.golden import deviation_from
+    from torchmdnet.checkpoint.load import load_model
+    from torchmdnet.potential import TorchMD_Net
+
+    load_model(path)
+    cards = card.get("members", [card])
+    if not all(member.get("golden") for member in cards):
+        return "the model loads; the file holds no golden numbers to compare with"
+    exact = load_model(path, precision=64)
+    models = [member for member in exact.modules() if isinstance(member, TorchMD_Net)]
+    worst = max(deviation_from(each["golden"], model) for each, model in zip(cards, models, strict=True))
+    return f"golden numbers repeated; largest relative deviation {worst:.0e} in double precision"
+
+
+def _print(card: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for number, member in enumerate(card.get("members", [card])):
+        title = card["file"] if member is card else f"{card['file']}, member {number + 1} of {len(card['members'])}"
+        console.print(Text(title, "bold"), soft_wrap=True)
+        rows = rows_of(member)
+        width = max(len(name) for name, _ in rows)
+        for name, text in rows:
+            console.print(Text.assemble((f"  {name.ljust(width)}", "cyan"), "  ", text), soft_wrap=True)
+    if "members" in card and card.get("check"):
+        console.print(Text(card["check"]), soft_wrap=True)
+
+
+def rows_of(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A card as names and texts; what the file does not state is said to be so."""
+    units = card["units"]
+    length = units["length"] or "Å"
+    rows: list[tuple[str, Any]] = [
+        ("kind", _KINDS[card["kind"]] + (f", format {card['format']}" if "format" in card else "")),
+        ("written by", card.get("written_by")),
+        ("trained by", card.get("trained_by")),
+        ("architecture", card["architecture"]),
+        ("head", card["head"]),
+        ("properties", ", ".join(card["hyper_parameters"].get("properties") or {})),
+        ("priors", ", ".join(card["priors"]) or "none"),
+        ("parameters", f"{card['num_parameters']:,}" if card["num_parameters"] else None),
+        ("precision", f"{card['precision']} bit"),
+        ("cutoff", f"{card['cutoff']:g} {length}" if card["cutoff"] else None),
+        ("box", _box(card["hyper_parameters"].get("box_vecs"))),
+        ("inputs", _inputs(card["hyper_parameters"])),
+        ("elements", " ".join(card["elements"]) if card["elements"] else "not stated"),
+        ("units", _units(units)),
+        ("energies", _zero_of(card)),
+        ("level of theory", card["level_of_theory"] or "not stated"),
+        ("citation", card["citation"]),
+        ("layout", card.get("layout")),
+    ]
+    rows += [(f"training: {name.replace('_', ' ')}", _text(value)) for name, value in card["training"].items()]
+    if card["kind"] == "native":
+        golden = card.get("golden")
+        rows += [
+            ("golden numbers", _golden(golden) if golden else "none"),
+            ("sha256 of the tensors", card["sha256"]["tensors"]),
+        ]
+    rows.append(("check", card.get("check")))
+    return [(name, str(value)) for name, value in rows if value]
+
+
+_KINDS = {"native": "native file, unchanged since it was written", "checkpoint": "checkpoint"}
+
+
+def _units(units: Mapping[str, str | None]) -> str:
+    if not units["energy"]:
+        return "not stated; calculators take eV and Å and say so. State them with: torchmd-net convert --units"
+    return f"energy {units['energy']}, length {units['length'] or 'not stated'}"
+
+
+def _zero_of(card: Mapping[str, Any]) -> str | None:
+    if card["hyper_parameters"].get("remove_ref_energy"):
+        return "relative to isolated atoms (remove_ref_energy=False gives totals)"
+    return None
+
+
+def _inputs(options: Mapping[str, Any]) -> str | None:
+    return ", ".join(name for key, name in (("charge", "total charge"), ("spin", "spin")) if options.get(key)) or None
+
+
+def _box(box: Any) -> str | None:
+    return None if not box else f"its own, {box}"
+
+
+def _golden(golden: Mapping[str, Any]) -> str:
+    systems = ", ".join(f"{system['name']} of {len(system['z'])} atoms" for system in golden["systems"])
+    return f"{systems}; single precision deviates by {golden['single_precision']:.0e}"
+
+
+def _text(value: Any) -> str:
+    """A fact about training in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(item, (int, float)) for item in value):
+        return f"{_text(value[0])} to {_text(value[1])}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,84 @@
+"""``torchmd-net``: what one does with a model once there is one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from torchmdnet._version import __version__
+from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean
+
+__all__ = ["COMMANDS", "main"]
+
+#: Name -> what it does, and the function that takes its arguments; imported when asked for.
+COMMANDS = {
+    "info": ("say what is in a model file", "torchmdnet.scripts.info:main"),
+    "convert": ("bring a model file into another format, and verify it", "torchmdnet.scripts.convert:main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a subcommand.
+
+    What cannot work is said in one line, ``error: ...``, and ends the program: with status 2 for arguments, 1 for
+    files. ``TORCHMDNET_TRACEBACK=1`` shows where it was found.
+
+    Args:
+        argv: Arguments without the program's name; None takes ``sys.argv``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"torchmd-net {__version__}")
+        return
+    try:
+        if words[0] not in COMMANDS:
+            raise ConfigError(
+                f"command: {words[0]!r} is not available.{did_you_mean(words[0], COMMANDS)} "
+                f"Choose from {', '.join(COMMANDS)}."
+            )
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
+        _show_notices()
+        module, _, function = COMMANDS[words[0]][1].partition(":")
+        getattr(importlib.import_module(module), function)(words[1:])
+    except (ConfigError, DataError, CheckpointError, FileNotFoundError) as error:
+        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def usage() -> str:
+    """The table of commands."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name.ljust(width)}  {what}" for name, (what, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: torchmd-net COMMAND ...",
+            "",
+            *rows,
+            "",
+            "torchmd-net COMMAND --help says more. To train, use torchmd-train.",
+        ]
+    )
+
+
+def _show_notices() -> None:
+    """Show what the package logs."""
+    logger = logging.getLogger("torchmdnet")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()
