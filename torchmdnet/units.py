@@ -13,6 +13,9 @@ BOHR_TO_ANGSTROM = 0.529177
 DEBYE_TO_E_ANGSTROM = 0.2081943
 KCAL_MOL_TO_EV = 0.0433641153087705
 
+#: One eV/Å³ in GPa, exact by the definition of the elementary charge.
+GPA_PER_EV_A3 = 160.2176634
+
 # CODATA 2018, in eV and Å
 _ENERGY = {
     "eV": 1.0,
@@ -52,6 +55,7 @@ _ALIASES = {
 __all__ = [
     "BOHR_TO_ANGSTROM",
     "DEBYE_TO_E_ANGSTROM",
+    "GPA_PER_EV_A3",
     "HARTREE_TO_EV",
     "KCAL_MOL_TO_EV",
     "energy_factor",

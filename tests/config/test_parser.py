@@ -43,7 +43,7 @@ def test_both_spellings_are_accepted(option, tmp_path):
     (tmp_path / "x.yaml").write_text("seed: 1")
     samples = {
         "int": "1", "float": "0.5", "size": "0.5", "path": "here", "paths": "here", "text": "word", "priors": "D2",
-        "mapping": "a=1", "weights": "[1]", "box": "[[1,0,0],[0,1,0],[0,0,1]]", "bool": "1",
+        "mapping": "a=1", "properties": "dipole", "weights": "[1]", "box": "[[1,0,0],[0,1,0],[0,0,1]]", "bool": "1",
     }  # fmt: skip
     if option.key in ("load_model", "prior_args"):
         return  # these need more than a word to make sense

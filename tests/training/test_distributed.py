@@ -102,6 +102,34 @@ def test_two_processes_with_half_the_batch_train_like_one(tmp_path):
         assert {k: float(v) for k, v in ours.items()} == pytest.approx({k: float(v) for k, v in theirs.items()})
 
 
+def test_two_processes_share_labels_of_which_one_may_have_none(tmp_path):
+    """The errors that both put together are those of one process; with one system a batch, many batches lack labels."""
+    from torchmdnet.data import DataModule
+    from torchmdnet.training.evaluate import evaluate
+    from torchmdnet.training.lightning import LNNP
+
+    folder = tmp_path / "run"
+    settings(
+        folder,
+        dataset="toy_labels:ToyLabels",
+        dataset_arg={"missing": 2},
+        properties={"dipole": None, "charges": {"weight": 2.0}},
+        y_weight=0.0,
+        neg_dy_weight=0.0,
+        num_epochs=2,
+        batch_size=1,
+        val_size=2,
+    )
+    assert _two_nodes(["--conf", tmp_path / "run.yaml"]) == [0, 0]
+    module = LNNP.load_from_checkpoint(folder / "best.ckpt")
+    data = DataModule({**module.hparams, "log_dir": None})
+    data.setup()
+    errors = evaluate(module, data.test_dataloader(), "test", device=torch.device("cpu")).errors
+    for term in ("dipole", "charges"):
+        assert float(rows(folder)[-1][f"test_{term}_l1_loss"]) == pytest.approx(errors.others[term][0], rel=1e-4)
+    assert all("train_dipole_mse_loss" in row for row in rows(folder)[:2])
+
+
 @pytest.mark.parametrize(("rank", "role"), [(0, "waited for the other 1"), (1, "could not reach process 0")])
 def test_a_node_that_is_left_alone_gives_up_and_says_for_whom_it_waited(rank, role, tmp_path):
     settings(tmp_path / "run", num_epochs=1)

@@ -58,7 +58,28 @@ def test_errors_agree_with_numpy_whatever_the_batches():
         abs(df).mean(),
         math.sqrt((df**2).mean()),
     )
-    np.testing.assert_allclose(errors, expected, rtol=1e-12)
+    np.testing.assert_allclose(list(errors.table().values()), list(expected.table().values()), rtol=1e-12)
+
+
+def test_further_terms_have_errors_of_their_own_and_nan_without_labels():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, 3)), rng.normal(size=(4, 3))
+    sums = ErrorSums(("stress", "dipole"))
+    for error in (first, second):
+        sums.update(None, None, None, {"dipole": torch.from_numpy(error)})
+    errors = Errors.from_sums(sums.sums.tolist(), sums.terms)
+    both = np.concatenate([first, second])
+    np.testing.assert_allclose(errors.others["dipole"], (abs(both).mean(), math.sqrt((both**2).mean())), rtol=1e-12)
+    assert np.isnan(errors.others["stress"]).all()
+    assert errors.table()["dipole_mae"] == errors.others["dipole"][0]
+
+
+def test_a_mean_over_nothing_is_nan_and_can_be_added_to():
+    mean = RunningMean()
+    mean.update(torch.tensor(0.0), 0)
+    assert math.isnan(mean.mean())
+    mean.update(torch.tensor(2.0), 3)
+    assert mean.mean() == 2.0
 
 
 def test_a_term_without_labels_has_no_error():

@@ -48,7 +48,7 @@ def _data_set(args: argparse.Namespace, settings: Settings) -> None:
         )
     if args.dataset == "Custom":
         missing = [key for key in ("coord_files", "embed_files") if not getattr(args, key)]
-        if not (args.energy_files or args.force_files):
+        if not (args.energy_files or args.force_files or args.properties):
             missing.append("energy_files or force_files")
         if missing:
             raise ConfigError(f"dataset Custom needs {', '.join(missing)}: globs of .npy files.")
@@ -101,7 +101,13 @@ def _loss(args: argparse.Namespace, settings: Settings) -> None:
     from torchmdnet.training.losses import LOSSES, LossFunction
 
     LossFunction(LOSSES[args.train_loss], args.train_loss_arg)
-    if args.y_weight == 0 and (args.neg_dy_weight == 0 or not args.derivative):
+    if args.stress_weight > 0 and not args.derivative:
+        raise ConfigError(
+            f"{settings.source('stress_weight')}: stress_weight={args.stress_weight:g} needs derivative: the stress is "
+            "the derivative of the energy with respect to strain. Set derivative, or stress_weight to 0."
+        )
+    has_others = args.stress_weight > 0 or _trains_properties(args)
+    if args.y_weight == 0 and (args.neg_dy_weight == 0 or not args.derivative) and not has_others:
         why = "neg_dy_weight=0" if args.neg_dy_weight == 0 else "derivative=False, which leaves no forces"
         raise ConfigError(f"y_weight=0 and {why}: there is nothing to train on. Raise a weight, or set derivative.")
     default = OPTIONS["neg_dy_weight"].default
@@ -111,6 +117,41 @@ def _loss(args: argparse.Namespace, settings: Settings) -> None:
             "to train on forces.",
             settings.source("neg_dy_weight"), args.neg_dy_weight,
         )  # fmt: skip
+
+
+def _trains_properties(args: argparse.Namespace) -> bool:
+    """Whether any of ``properties`` has a weight; refuses what cannot be understood."""
+    if not args.properties:
+        return False
+    from torchmdnet.build import property_specs
+    from torchmdnet.training.losses import LOSSES
+
+    specs = property_specs({"properties": args.properties}).values()
+    for spec in specs:
+        if spec.loss is not None:
+            try:
+                LOSSES[spec.loss]
+            except ConfigError as error:
+                words = str(error).replace("train_loss:", "loss:", 1)
+                raise ConfigError(f"properties: {spec.name}: {words}") from error
+    return any(spec.weight > 0 for spec in specs)
+
+
+def _scaling(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse a mean and a standard deviation for heads whose output is no sum of numbers."""
+    if not args.standardize:
+        return
+    from torchmdnet.heads import HEADS
+    from torchmdnet.models import ARCHITECTURES
+
+    prefix = getattr(ARCHITECTURES[args.model], "head_prefix", "")
+    prefixed = prefix + args.output_model
+    head = HEADS[prefixed if prefix and prefixed in HEADS else args.output_model]
+    if not getattr(head, "can_standardize", True):
+        raise ConfigError(
+            f"{settings.source('standardize')}: standardize=True: output_model {args.output_model!r} predicts vectors, "
+            "or a length of one, to which a mean cannot be added. Set standardize to false."
+        )
 
 
 def _monitors(args: argparse.Namespace, settings: Settings) -> None:
@@ -222,6 +263,7 @@ _CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
     _input_files,
     _sizes,
     _loss,
+    _scaling,
     _monitors,
     _architecture,
     _priors,

@@ -97,6 +97,7 @@ TYPES: dict[str, str] = {
     "paths": "a path, or a list of paths",
     "size": "a count (20), a fraction (0.2) or None for the rest",
     "mapping": 'a mapping, written {"key": value} or key=value',
+    "properties": 'names of properties, or a mapping {"dipole": {"weight": 1.0}}',
     "priors": 'names of priors, or a mapping {"Name": {"argument": value}}',
     "prior_args": "a mapping of arguments, or a list with one mapping per prior",
     "box": "three rows of three numbers, e.g. [[20, 0, 0], [0, 20, 0], [0, 0, 20]]",
@@ -165,6 +166,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("y_weight", "float", 1.0, "Weight of y (the energy) in the loss.", ge=0),
         Option("neg_dy_weight", "float", 1.0,
                "Weight of the forces in the loss. Without derivative there are none.", ge=0),
+        Option("stress_weight", "float", 0.0,
+               "Weight of the stress in the loss. Needs derivative and periodic data with stress labels; samples "
+               "without one count for the other terms.", ge=0, established=False),
         Option("train_loss", "text", "mse_loss", "Loss to train with.", choices="torchmdnet.training:LOSSES"),
         Option("train_loss_arg", "mapping", None, 'Arguments of the loss, e.g. {"delta": 0.5} for huber_loss.'),
     ),
@@ -201,6 +205,10 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("model", "text", "graph-network", "Architecture.", choices="torchmdnet.models:ARCHITECTURES"),
         Option("output_model", "text", "Scalar", "Head: what the model predicts.", choices="torchmdnet.heads:HEADS"),
         Option("output_mlp_num_layers", "int", 0, "Hidden layers that the head adds.", ge=0),
+        Option("properties", "properties", None,
+               "What the model predicts beside its main output: names (dipole, charges, polarizability), or a mapping "
+               "of names to a head, or to head, weight, loss, label and arguments of the head. Each is trained on the "
+               "label of that name in the data.", established=False),
         Option("prior_model", "priors", None,
                "Known physics beside the network: one or more names, with arguments as a mapping.",
                choices="torchmdnet.priors:PRIORS"),

@@ -15,7 +15,7 @@ __all__ = ["TrainParser", "build_parser", "get_argparse"]
 
 logger = logging.getLogger(__name__)
 
-_MANY_WORDS = ("mapping", "prior_args", "box", "weights")
+_MANY_WORDS = ("mapping", "properties", "prior_args", "box", "weights")
 
 _EPILOG = """\
 Settings come from the defaults, then from files (--conf, and the settings saved beside --load-model; a later file
@@ -198,7 +198,7 @@ def _metavar(option: Option) -> str:
         return "{" + ",".join(map(str, option.choices)) + "}"
     if option.takes_address:
         return "NAME"
-    words = {"paths": "PATH", "mapping": "KEY=VALUE"}
+    words = {"paths": "PATH", "mapping": "KEY=VALUE", "properties": "NAME"}
     return words.get(option.type, option.type.upper())
 
 

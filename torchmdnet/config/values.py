@@ -90,6 +90,21 @@ def _structure(value: Any) -> Any:
         raise ValueError(f"it is neither JSON nor YAML ({' '.join(str(error).split())})") from error
 
 
+def _properties(value: Any) -> Any:
+    """Names, or a mapping of names to heads or settings, as a mapping."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        value = _structure(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        words = list(value)
+        if words and all(isinstance(word, str) for word in words) and any(c in "={" for c in "".join(words)):
+            return _structure(words)
+        merged: dict[str, Any] = {}
+        for item in words:
+            merged |= _properties(item) if isinstance(item, (str, Mapping)) else {item: None}
+        return merged
+    return {value: None} if isinstance(value, str) else plain(value)
+
+
 def _priors(value: Any) -> Any:
     """A name, a mapping, or a list of both; in text, names and JSON may stand side by side."""
     if isinstance(value, str):
@@ -146,6 +161,7 @@ _TYPES: dict[str, Any] = {
     "paths": Annotated[str | list[str], BeforeValidator(_paths)],
     "size": Annotated[int | float, BeforeValidator(number)],
     "mapping": _Mapping,
+    "properties": Annotated[dict[str, Any], BeforeValidator(_properties)],
     "priors": Annotated[Any, BeforeValidator(_check_priors), BeforeValidator(_priors)],
     "prior_args": Annotated[dict[str, Any] | list[dict[str, Any] | None], BeforeValidator(_structure)],
     "box": Annotated[list[list[float]], BeforeValidator(_structure)],

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from torchmdnet.data.labels import check_targets, complete_targets, targets_of
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader
 from torchmdnet.data.splits import load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
@@ -57,6 +58,8 @@ DEFAULTS: dict[str, Any] = {
     "charge": False,
     "spin": False,
     "load_model": None,
+    "stress_weight": 0.0,
+    "properties": None,
 }
 
 
@@ -88,6 +91,9 @@ class DataModule(LightningDataModule):
         self.save_hyperparameters(hparams, logger=False)
         self.options: dict[str, Any] = {**DEFAULTS, **copy.deepcopy(options)}
         self.dataset = dataset
+        #: What is learnt beside energies and forces, and of which every sample is known to have the label.
+        self.targets = targets_of(self.options)
+        self.complete: frozenset[str] = frozenset()
         self._is_set_up = False
         self._mean: Tensor | None = None
         self._std: Tensor | None = None
@@ -136,6 +142,9 @@ class DataModule(LightningDataModule):
             positional = [options["dataset_root"]]
             if name == "HDF5":
                 keywords.setdefault("dataset_preload_limit", options["dataset_preload_limit"])
+        labels = {t.label: t.shape for t in self.targets.values() if t.head is not None}
+        if labels and "labels" not in keywords and "labels" in _parameters(kind):
+            keywords["labels"] = labels
         _check_arguments(name, kind, positional, keywords)
         return kind(*positional, **keywords)
 
@@ -212,9 +221,11 @@ class DataModule(LightningDataModule):
             )
 
     def _check_labels(self) -> None:
+        check_targets(self.dataset, self.targets)
+        self.complete = complete_targets(self.dataset, self.targets)
         frames = getattr(self.dataset, "frames", None)
         fields = self._fields()
-        if "y" not in fields and "neg_dy" not in fields:
+        if "y" not in fields and "neg_dy" not in fields and not self.targets:
             raise DataError(f"The samples have neither y nor neg_dy to learn, only {', '.join(sorted(fields))}.")
         if frames is None or not getattr(frames, "in_memory", False):
             return  # large sets are checked when they are made
@@ -382,6 +393,14 @@ def _has_atomref(prior_model: Any) -> bool:
     if isinstance(prior_model, str):
         return prior_model.rpartition(":")[2] in ("Atomref", "LearnableAtomref")
     return any(_has_atomref(entry) for entry in prior_model)  # a list, or the names in a mapping
+
+
+def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    """Arguments of a class, as far as Python knows them."""
+    try:
+        return inspect.signature(kind).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _check_arguments(name: str, kind: Any, positional: list[Any], keywords: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.cache import cached_frames, digest
 from torchmdnet.datasets.files import find_files
 from torchmdnet.datasets.frames import Frames
+from torchmdnet.datasets.labels import Labels
 from torchmdnet.datasets.structure_files import Index
 from torchmdnet.datasets.structure_labels import Key, StructureReader
 from torchmdnet.elements import ATOMIC_NUMBERS, SYMBOLS
@@ -29,7 +30,7 @@ __all__ = ["ASE"]
 logger = logging.getLogger(__name__)
 
 #: Raised when the same files would give other frames than before.
-READER = 1
+READER = 2
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -51,7 +52,8 @@ class ASE(FramesDataset):
     A sample has ``z``, ``pos``, and of the following whatever the files hold: ``y`` (1, 1) eV, ``neg_dy`` (N, 3) eV/Å,
     ``stress`` (1, 3, 3) eV/Å³ with tension positive, ``box`` (1, 3, 3) Å, ``q`` (1,) e, ``s`` (1,). A zero row of
     ``box`` is a direction that is not periodic. ``s`` is the number of unpaired electrons, 0 for a closed shell,
-    whichever way the file counts spin.
+    whichever way the file counts spin. Every frame needs an energy and forces if the first one has them; a stress, or
+    one of ``labels``, may be missing (or NaN) in some frames, and is NaN in their samples.
 
     Single atoms in open space, or marked ``config_type=IsolatedAtom``, are no samples (unless there is nothing else),
     but can state the reference energies of their elements. By default these are fitted by least squares, which leaves
@@ -76,6 +78,8 @@ class ASE(FramesDataset):
         spin_convention: What the spin key counts: "multiplicity", "unpaired" electrons, or "total_spin" S. None: known
             from the usual names, inferred from the number of electrons for others.
         extra_keys: More quantities to carry along, ``{name: key}`` or a list of keys.
+        labels: Further labels to learn, by name; training fills this in from ``properties``. They are looked for under
+            their usual names where no frame has the name itself, and stay in the unit of the file.
         atomref: Reference energies of elements: "fit" (None is the same), "isolated" for single atoms in the files, or
             a mapping of symbols to energies in eV; elements it leaves out are fitted.
         transform: Called with each sample.
@@ -106,6 +110,7 @@ class ASE(FramesDataset):
         test: Files | None = None,
         spin_convention: Literal["multiplicity", "unpaired", "total_spin"] | None = None,
         extra_keys: Mapping[str, str] | Sequence[str] | None = None,
+        labels: Labels | None = None,
         atomref: str | Mapping[str, float] | None = None,
         transform: Callable[[Data], Data] | None = None,
     ) -> None:
@@ -128,7 +133,8 @@ class ASE(FramesDataset):
             "units": (energy_unit, length_unit),
             "index": _checked_index(index),
             "spin_convention": spin_convention,
-            "extra_keys": _checked_extras(extra_keys),
+            "extra_keys": (extras := _checked_extras(extra_keys)),
+            "labels": {name: shape for name, shape in (labels or {}).items() if name not in {*_TAKEN, *extras}},
         }
         if spin_convention not in (None, "multiplicity", "unpaired", "total_spin"):
             raise ConfigError(
@@ -180,6 +186,10 @@ class ASE(FramesDataset):
 # -------------------------------------------------------------------------------------------------- arguments
 
 
+#: Names in a sample that are already spoken for.
+_TAKEN = frozenset({"z", "pos", "y", "neg_dy", "box", "q", "s", "stress", "batch", "ptr"})
+
+
 def _checked_keys(keys: Mapping[str, Key]) -> dict[str, Key]:
     for kind, key in keys.items():
         if key is not None and key is not False and not (isinstance(key, str) and key.strip("- ")):
@@ -199,9 +209,8 @@ def _checked_extras(extra: Mapping[str, str] | Sequence[str] | None) -> dict[str
     if isinstance(extra, str):
         extra = [extra]
     named = dict(extra) if isinstance(extra, Mapping) else {key: key for key in extra}
-    taken = {"z", "pos", "y", "neg_dy", "box", "q", "s", "stress", "batch", "ptr"}
     for name in named:
-        if name in taken or not str(name).isidentifier() or str(name).startswith("_"):
+        if name in _TAKEN or not str(name).isidentifier() or str(name).startswith("_"):
             raise ConfigError(f"extra_keys: {name!r} cannot be the name of an extra quantity. Give it another name.")
     return named
 

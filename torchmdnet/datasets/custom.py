@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,8 @@ from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.files import find_files, natural_key, progress
 from torchmdnet.datasets.frames import Field as FrameField
 from torchmdnet.datasets.frames import FrameBuilder, Frames, JoinedFrames
-from torchmdnet.errors import DataError
+from torchmdnet.datasets.labels import Labels, LabelShape
+from torchmdnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -36,6 +37,8 @@ class Custom(FramesDataset):
     embeddings   (atoms,)                  atomic numbers, or types of beads
     energies     (frames,) or (frames, 1)  optional
     forces       (frames, atoms, 3)        optional; one of the two labels is needed
+    label_files  (frames, ...) or          further labels, by name; NaN where a frame has none
+                 (frames, atoms, ...)
     ============ ========================= ===========================================
 
     Files of one molecule are found by what is different in their names: ``coords_2.npy`` belongs to
@@ -51,8 +54,11 @@ class Custom(FramesDataset):
         transform: Called with each sample.
         pre_transform: Accepted for compatibility; does nothing.
         pre_filter: Accepted for compatibility; does nothing.
+        label_files: Pattern of the files of each further label, ``{"dipole": "dipole_*.npy"}``.
+        labels: Shape of each further label; training fills this in from ``properties``.
 
     Raises:
+        ConfigError: If a label is asked for that has no files.
         DataError: If a pattern matches nothing, the files do not belong together, or an array has a wrong shape or
             holds NaN; the message has the file and the frame.
     """
@@ -69,8 +75,21 @@ class Custom(FramesDataset):
         transform: Callable[[Data], Data] | None = None,
         pre_transform: Any = None,
         pre_filter: Any = None,
+        *,
+        label_files: Mapping[str, str] | None = None,
+        labels: Labels | None = None,
     ) -> None:
-        if energyglob is None and forceglob is None:
+        labels = labels or {}
+        for name in labels:
+            if name not in (label_files or {}):
+                raise ConfigError(
+                    f"properties: Custom has no files for {name!r}. Name them: dataset_arg: {{label_files: {{{name}: "
+                    f'"{name}_*.npy"}}}}.'
+                )
+        unused = [name for name in label_files or {} if name not in labels]
+        if unused:
+            logger.warning("Custom: label_files: %s are not read, no property is trained on them.", ", ".join(unused))
+        if energyglob is None and forceglob is None and not labels:
             raise DataError("Custom: give energy_files, force_files or both; there is nothing to learn otherwise.")
         if pre_transform is not None or pre_filter is not None:
             logger.warning("Custom: pre_transform and pre_filter do nothing; use transform.")
@@ -81,7 +100,8 @@ class Custom(FramesDataset):
             "force_files": forceglob,
         }
         files = {what: _find(pattern, what) for what, pattern in patterns.items() if pattern is not None}
-        molecules = [_Molecule(names) for names in _pair(files)]
+        files |= {f"label_files: {name}": _find((label_files or {})[name], f"label_files: {name}") for name in labels}
+        molecules = [_Molecule(names, labels) for names in _pair(files)]
         nbytes = sum(molecule.nbytes for molecule in molecules)
         preload = nbytes < preload_memory_limit * 1024**2
         for molecule in progress(molecules, "Checking files", len(molecules), "molecule"):
@@ -110,8 +130,9 @@ class Custom(FramesDataset):
 class _Molecule:
     """The files of one molecule, mapped and checked against each other."""
 
-    def __init__(self, names: dict[str, str]) -> None:
+    def __init__(self, names: dict[str, str], labels: Labels) -> None:
         self.names = names
+        self.labels = dict(labels)
         self.coordinates = _load(names["coord_files"], "coord_files")
         shape = self.coordinates.shape
         if len(shape) != 3 or shape[2] != 3:
@@ -131,11 +152,22 @@ class _Molecule:
             self.forces = _load(names["force_files"], "force_files")
             if self.forces.shape != shape:
                 raise self._misfit("force_files", self.forces.shape, str(shape))
+        self.further = {name: self._further(name, label) for name, label in labels.items()}
+
+    def _further(self, name: str, label: LabelShape) -> np.ndarray:
+        what = f"label_files: {name}"
+        array = _load(self.names[what], what)
+        rows = self.coordinates.shape[:2] if label.level == "atom" else (self.num_frames,)
+        whole = (*rows, *label.row)
+        if array.shape not in (whole, (*whole, 1) if label.shape == (1,) else whole):
+            raise self._misfit(what, array.shape, str(whole))
+        return array.reshape(whole)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays with a row per frame."""
         found = {"coord_files": self.coordinates, "energy_files": self.energies, "force_files": self.forces}
+        found |= self.further
         return {what: array for what, array in found.items() if array is not None}
 
     @property
@@ -160,8 +192,10 @@ class _Molecule:
         )
 
     def check_numbers(self) -> None:
-        """Refuse NaN and infinity."""
+        """Refuse NaN and infinity, except in further labels, which may be missing."""
         for what, array in self.arrays.items():
+            if what in self.further:
+                continue
             step = max(1, CHUNK // max(1, int(np.prod(array.shape[1:]))))
             for first in range(0, len(array), step):
                 finite = np.isfinite(array[first : first + step])
@@ -175,6 +209,9 @@ class _Molecule:
         if self.forces is not None:
             atoms["neg_dy"] = self.forces.reshape(-1, 3)
         systems = {} if self.energies is None else {"y": self.energies.reshape(-1)}
+        for name, array in self.further.items():
+            label = self.labels[name]
+            (atoms if label.level == "atom" else systems)[name] = array.reshape(-1, *label.row)
         ptr = np.arange(0, (self.num_frames + 1) * self.num_atoms, self.num_atoms)
         return Frames(ptr, atoms, systems, shared={"z": self.z}, in_memory=False)
 
@@ -189,9 +226,11 @@ def _preloaded(molecules: Sequence[_Molecule]) -> Frames:
         "neg_dy": FrameField("atom", (3,), types.get("force_files", types["coord_files"]).str),
         "y": FrameField("system", (), types.get("energy_files", types["coord_files"]).str),
     }
+    for name, label in molecules[0].labels.items():
+        fields[name] = FrameField(label.level, label.row, types[name].str)
     builder = FrameBuilder(fields=fields)
     for m in molecules:
-        builder.append_block({"z": m.z, "pos": m.coordinates, "y": m.energies, "neg_dy": m.forces})
+        builder.append_block({"z": m.z, "pos": m.coordinates, "y": m.energies, "neg_dy": m.forces, **m.further})
     return builder.finish()
 
 

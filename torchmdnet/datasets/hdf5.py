@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.files import find_files, progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames, Indices, JoinedFrames, as_tensor, checked_indices
+from torchmdnet.datasets.labels import Labels, LabelShape, find_label
 from torchmdnet.errors import DataError
 
 __all__ = ["HDF5"]
@@ -40,6 +41,7 @@ class HDF5(FramesDataset):
     ``energy``          (n,) or (n, 1)           optional
     ``forces``          (n, N, 3)                optional; one of the two labels is needed
     ``partial_charges`` (n, N), or (N,) for all  optional
+    any of ``labels``   (n, ...) or (n, N, ...)  NaN where a sample has none
     =================== ======================== =================================================
 
     Datasets in ``_metadata`` become attributes of the data set, as tensors; priors ask for ``atomic_number``,
@@ -51,6 +53,8 @@ class HDF5(FramesDataset):
         dataset_preload_limit: Files below this many MB are read into memory; larger ones are read as samples are asked
             for, in loader workers.
         transform: Called with each sample.
+        labels: Further labels to learn, by name; training fills this in from ``properties``. Each is a dataset of that
+            name, or of a usual one, in every group.
         **kwargs: Accepted for compatibility; ignored with a warning.
 
     Raises:
@@ -65,6 +69,8 @@ class HDF5(FramesDataset):
         filename: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         dataset_preload_limit: float = 1024,
         transform: Any = None,
+        *,
+        labels: Labels | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs:
@@ -75,7 +81,7 @@ class HDF5(FramesDataset):
         for path in self.files:
             with _open(path) as file:
                 self._read_metadata(file, path)
-                groups += [_Group(path, name, file[name]) for name in file if name != METADATA]
+                groups += [_Group(path, name, file[name], labels or {}) for name in file if name != METADATA]
         _check_alike(groups, self.files)
         frames = _preloaded(groups) if preload else JoinedFrames(groups)
         super().__init__(frames, transform)
@@ -97,7 +103,7 @@ class _Group:
 
     in_memory = False
 
-    def __init__(self, path: Path, name: str, group: Any) -> None:
+    def __init__(self, path: Path, name: str, group: Any, labels: Labels) -> None:
         self.path, self.name = str(path), name
         self.where = f"{path}, group {name!r}"
         if not hasattr(group, "keys"):
@@ -105,7 +111,7 @@ class _Group:
         for needed in ("pos", "types"):
             if needed not in group:
                 raise DataError(f"{self.where}: {needed!r} is missing. It holds {', '.join(group) or 'nothing'}.")
-        if "energy" not in group and "forces" not in group:
+        if "energy" not in group and "forces" not in group and not labels:
             raise DataError(f"{self.where}: neither energy nor forces. It holds {', '.join(group)}.")
         shape = group["pos"].shape
         if len(shape) != 3 or shape[2] != 3:
@@ -119,7 +125,17 @@ class _Group:
             "forces": [(num, size, 3)],
             "partial_charges": [(size,), (num, size)],
         }
-        self.datasets = [key for key in FIELDS if key in group]
+        self.field_of = {key: field for key, field in FIELDS.items() if key in group}
+        self.labels: dict[str, LabelShape] = {}
+        for field, label in labels.items():
+            key = find_label(field, group)
+            if key is None:
+                raise DataError(f"{self.where}: {field!r} is missing. It holds {', '.join(group)}.")
+            if key not in self.field_of:
+                self.field_of[key], self.labels[key] = field, label
+                whole = (num, size, *label.row) if label.level == "atom" else (num, *label.row)
+                allowed[key] = [(*whole, 1), whole] if label.shape == (1,) else [whole]
+        self.datasets = list(self.field_of)
         for key in self.datasets:
             if group[key].shape not in allowed[key]:
                 fits = " or ".join(str(option) for option in reversed(allowed[key]))
@@ -151,11 +167,21 @@ class _Group:
 
     @property
     def fields(self) -> list[str]:
-        return [FIELDS[key] for key in self.datasets]
+        return list(self.field_of.values())
 
     @property
     def atom_fields(self) -> list[str]:
-        return [name for name in self.fields if name in ATOMS]
+        return [field for key, field in self.field_of.items() if self.is_per_atom(key)]
+
+    def is_per_atom(self, key: str) -> bool:
+        """Whether a dataset has a row for each atom."""
+        label = self.labels.get(key)
+        return self.field_of[key] in ATOMS if label is None else label.level == "atom"
+
+    def row_of(self, key: str) -> tuple[int, ...]:
+        """Shape of one row of a dataset."""
+        label = self.labels.get(key)
+        return label.row if label is not None else (3,) if self.field_of[key] in ("pos", "neg_dy") else ()
 
     @property
     def num_atoms(self) -> int:
@@ -181,7 +207,7 @@ class _Group:
         else:
             unique, inverse = np.unique(rows, return_inverse=True)  # HDF5 wants ascending numbers
             found = dataset[unique][inverse]
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
+        if found.dtype.kind == "f" and key not in self.labels and not np.isfinite(found).all():
             first = int(np.argwhere(~np.isfinite(found))[0][0])
             row = range(self.num)[rows][first] if isinstance(rows, slice) else int(rows[first])
             raise DataError(f"{self.where}, sample {row}: {key} is NaN or infinite.")
@@ -195,17 +221,15 @@ class _Group:
         return found
 
     def __getitem__(self, name: str) -> np.ndarray:
-        key = next(key for key, field in FIELDS.items() if field == name)
-        found = self.read(key)
-        return found.reshape(-1, *found.shape[2:]) if name in ATOMS else found.reshape(-1)
+        key = next(key for key, field in self.field_of.items() if field == name)
+        return self.read(key).reshape(-1, *self.row_of(key))
 
     def gather(self, indices: Indices) -> dict[str, Tensor]:
         rows = checked_indices(indices, self.num)
         out: dict[str, Tensor] = {}
         for key in self.datasets:
-            found = self.read(key, rows)
-            flat = found.reshape(-1, *found.shape[2:]) if FIELDS[key] in ATOMS else found.reshape(-1)
-            out[FIELDS[key]] = as_tensor(np.array(flat))
+            flat = self.read(key, rows).reshape(-1, *self.row_of(key))
+            out[self.field_of[key]] = as_tensor(np.array(flat))
         out["batch"] = torch.from_numpy(np.repeat(np.arange(len(rows)), self.size))
         out["ptr"] = torch.from_numpy(np.arange(0, (len(rows) + 1) * self.size, self.size))
         return out
@@ -252,15 +276,13 @@ def _check_alike(groups: Sequence[_Group], files: Sequence[Path]) -> None:
 def _preloaded(groups: Sequence[_Group]) -> Frames:
     """Everything in memory, in the precision of the file."""
     fields: dict[str, Field] = {"z": Field("atom", (), "int64")}
-    for key in groups[0].datasets:
-        name = FIELDS[key]
+    for key, name in groups[0].field_of.items():
         if name != "z":
             dtype = np.result_type(np.float32, *(group.types[key] for group in groups))
-            shape = (3,) if name in ("pos", "neg_dy") else ()
-            fields[name] = Field("atom" if name in ATOMS else "system", shape, dtype.str)
+            fields[name] = Field("atom" if groups[0].is_per_atom(key) else "system", groups[0].row_of(key), dtype.str)
     builder = FrameBuilder(fields=fields)
     for group in progress(groups, "Reading HDF5", len(groups), "group"):
         if group.num:
-            builder.append_block({FIELDS[key]: group.read(key) for key in group.datasets})
+            builder.append_block({field: group.read(key) for key, field in group.field_of.items()})
         group._file = None
     return builder.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames
+from torchmdnet.datasets.labels import Labels, find_label
 from torchmdnet.datasets.reference_energies import isolated_atom_energies
 from torchmdnet.datasets.structure_files import ALL, Index, count_structures, index_text, read_structures
 from torchmdnet.elements import SYMBOLS
@@ -64,7 +65,8 @@ class StructureReader:
         units: Units of energy and length in the files; None for eV and Å.
         index: Which frames of each file.
         spin_convention: What the spin counts; None to find out.
-        extra_keys: Further quantities, name in a sample to name in the file.
+        extra_keys: Further quantities, name in a sample to name in the file; every frame has them.
+        labels: Further labels; a frame may do without.
     """
 
     def __init__(
@@ -74,15 +76,21 @@ class StructureReader:
         index: Index,
         spin_convention: str | None,
         extra_keys: dict[str, str],
+        labels: Labels,
     ) -> None:
         self.asked = keys
         self.index = index
         self.spin_convention = spin_convention
         self.extra_keys = extra_keys
+        self.labels = dict(labels)
+        self.label_keys: dict[str, str] = {}
+        #: How many frames lack a label that others may have.
+        self.missing: dict[str, int] = {"stress": 0, **dict.fromkeys(labels, 0)}
         self.energy_scale = 1.0 if units[0] is None else energy_factor(units[0])
         self.length_scale = 1.0 if units[1] is None else length_factor(units[1])
         self.keys: dict[str, str] = {}
         self.first = ""
+        self.first_found: list[str] = []
         self.fields: dict[str, Field] = {}
         self.spins: _SpinReadings | None = None
         self.periodic = False
@@ -128,6 +136,7 @@ class StructureReader:
                 builder.add_column("s", self.spins.unpaired(self.log))
             if not self.periodic:
                 builder.drop_column("box")
+            self._settle_missing(builder)
             frames = builder.finish()
         finally:
             if builder is not None:
@@ -140,7 +149,7 @@ class StructureReader:
         if self.overlaps > 5:
             logger.warning("%d frames in all have atoms closer than %g Å.", self.overlaps, OVERLAP)
         runs = [(part, sum(1 for _ in run)) for part, run in itertools.groupby(parts)]
-        return frames, {"keys": self.keys, "isolated": isolated, "parts": runs, "log": self.log}
+        return frames, {"keys": self.keys | self.label_keys, "isolated": isolated, "parts": runs, "log": self.log}
 
     def _frames(self, groups: Mapping[str, list[Path]]) -> Iterator[tuple[str, str, Atoms]]:
         for part, paths in groups.items():
@@ -154,9 +163,9 @@ class StructureReader:
 
     def _choose_keys(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
         """Decide under which names the labels are, by the first frame."""
-        self.first = where
+        self.first, self.first_found = where, list(found)
         for kind, asked in self.asked.items():
-            if asked is False:
+            if asked is False or kind == "stress":
                 continue
             if asked is not None:
                 self.keys[kind] = asked
@@ -166,10 +175,10 @@ class StructureReader:
             present = [n for n in USUAL_NAMES[kind] if n in found and (np.size(found[n]) == 1 or kind in _ARRAYS)]
             if present:
                 self.keys[kind] = present[0]
-                if len(present) > 1 and kind in ("energy", "forces", "stress"):
+                if len(present) > 1 and kind in ("energy", "forces"):
                     others = ", ".join(present[1:])
                     self.log.append(f"{kind}_key: {present[0]!r} is used; the frames also have {others}.")
-        if "energy" not in self.keys and "forces" not in self.keys:
+        if "energy" not in self.keys and "forces" not in self.keys and not self.labels:
             hint = ""
             gradients = [name for name in found if "grad" in name.lower()]
             if gradients and self.asked["forces"] is None:
@@ -182,6 +191,8 @@ class StructureReader:
             if key not in found:
                 raise DataError(_missing(where, "extra", key, found))
             self.fields[name] = _extra_field(atoms, found, key, where)
+        for name, label in self.labels.items():
+            self.fields[name] = Field(label.level, label.row, "float32")
         if "spin" in self.keys:
             self.spins = _SpinReadings(self.keys["spin"], self.spin_convention)
 
@@ -211,14 +222,8 @@ class StructureReader:
             else:
                 forces = self._label(found, "forces", (num, 3), where)
                 sample["neg_dy"] = forces * (scale / self.length_scale)
-        if "stress" in self.keys:
-            if not (np.abs(box).sum(axis=1) > 0).all():
-                raise DataError(
-                    f"{where}: a stress needs a cell in three directions, but pbc is {atoms.pbc.tolist()}. "
-                    "Pass stress_key: false to ignore the stress."
-                )
-            stress = _full_stress(self._label(found, "stress", None, where), self.keys["stress"], where)
-            sample["stress"] = stress * (scale / self.length_scale**3)
+        if self.asked["stress"] is not False:
+            sample["stress"] = self._stress(atoms, found, box, where) * (scale / self.length_scale**3)
         if "charge" in self.keys:
             sample["q"] = self._label(found, "charge", (), where)
         if self.spins is not None:
@@ -230,7 +235,65 @@ class StructureReader:
             if key not in found:
                 raise DataError(_missing(where, "extra", key, found, self.first))
             sample[name] = _finite(found[key], shape, key, where)
+        for name, label in self.labels.items():
+            shape = (num, *label.row) if label.level == "atom" else label.row
+            sample[name] = self._further_label(found, name, shape, where)
         return sample
+
+    def _stress(self, atoms: Atoms, found: Mapping[str, Any], box: np.ndarray, where: str) -> np.ndarray:
+        """The stress of a frame as (3, 3) in the units of the file, NaN where it has none."""
+        names = (self.asked["stress"],) if self.asked["stress"] else USUAL_NAMES["stress"]
+        key = self.keys.get("stress") or next((name for name in names if name and name.lstrip("-") in found), None)
+        if key is None or key.lstrip("-") not in found or _is_nan(found[key.lstrip("-")]):
+            self.missing["stress"] += 1
+            return np.full((3, 3), np.nan)
+        self.keys["stress"] = key
+        if not (np.abs(box).sum(axis=1) > 0).all():
+            raise DataError(
+                f"{where}: a stress needs a cell in three directions, but pbc is {atoms.pbc.tolist()}. "
+                "Pass stress_key: false to ignore the stress."
+            )
+        return _full_stress(self._label(found, "stress", None, where), key, where)
+
+    def _further_label(
+        self, found: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str
+    ) -> np.ndarray | float:
+        """One of ``labels`` in the shape asked for, NaN where the frame has none."""
+        key = self.label_keys.get(name) or find_label(name, found)
+        if key is None or key not in found or _is_nan(found[key]):
+            self.missing[name] += 1
+            return np.full(shape, np.nan)
+        self.label_keys[name] = key
+        value = np.asarray(found[key])
+        is_flat = value.ndim < 2 or not shape or value.shape[0] == shape[0]
+        if is_flat and value.size == np.prod(shape, dtype=int):
+            value = value.reshape(shape)  # nine numbers are as good as (3, 3), and (N, 1) as (N,)
+        return _finite(value, shape, key, where)
+
+    def _settle_missing(self, builder: FrameBuilder) -> None:
+        """Drop a stress that no frame has; say how many frames lack a label.
+
+        Raises:
+            DataError: If no frame has a label that was asked for.
+        """
+        for name, count in self.missing.items():
+            asked = self.asked["stress"] if name == "stress" else name
+            if asked is False or not count:
+                continue
+            if count < builder.num_systems:
+                self.log.append(f"{name}: {count} of {builder.num_systems} frames have none.")
+            elif name == "stress" and asked is None:
+                builder.drop_column("stress")
+            else:
+                raise DataError(
+                    f"{self.first} and later: no frame has {asked!r}. The first one's quantities are "
+                    f"{_listed(self.first_found)}.{did_you_mean(asked, self.first_found)} "
+                    + (
+                        "Set stress_key, or stress_key: false to do without stress labels."
+                        if name == "stress"
+                        else f"Name the right one: properties: {{{name}: {{label: ...}}}}."
+                    )
+                )
 
     def _label(self, found: Mapping[str, Any], kind: str, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
         key = self.keys[kind]
@@ -345,6 +408,12 @@ def _part(part: str, found: Mapping[str, Any], num_groups: int) -> str:
     return next((known for known in ("train", "val", "test") if name.startswith(known)), "")
 
 
+def _is_nan(value: Any) -> bool:
+    """Whether a label says itself that it is missing."""
+    array = np.asarray(value)
+    return array.dtype.kind == "f" and array.size > 0 and bool(np.isnan(array).all())
+
+
 def _finite(value: Any, shape: tuple[int, ...] | None, name: str, where: str) -> np.ndarray:
     """A label as float64 of the expected shape."""
     try:
@@ -430,5 +499,5 @@ def _missing(where: str, kind: str, name: str, found: Mapping[str, Any], first: 
     return text + f" Set {kind}_key, or {kind}_key: false to do without {kind} labels."
 
 
-def _listed(found: Mapping[str, Any]) -> str:
+def _listed(found: Iterable[str]) -> str:
     return ", ".join(sorted(str(name) for name in found if not str(name).startswith("_"))) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchmdnet.data.labels import Target, field_of, rows_present
 from torchmdnet.data.loader import collect
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.training.metrics import Errors, ErrorSums
@@ -34,6 +35,13 @@ class Baseline(NamedTuple):
     y_mae_per_atom: float
     neg_dy_mae: float
     neg_dy_rms: float
+    others: Mapping[str, float] = {}  # MAE of stress and properties
+
+    def table(self) -> dict[str, float]:
+        """All of it by name: ``y_mae``, ..., ``dipole_mae``."""
+        table: dict[str, float] = self._asdict()
+        del table["others"]
+        return table | {f"{term}_mae": mae for term, mae in self.others.items()}
 
 
 @dataclass
@@ -68,8 +76,8 @@ def evaluate(
     """
     was_training = module.training
     module.to(device).eval()
-    sums = ErrorSums()
-    kept: dict[str, list[tuple[Tensor, Tensor]]] = {"y": [], "neg_dy": []}
+    sums = ErrorSums(module.targets)
+    kept: dict[str, list[tuple[Tensor, Tensor]]] = {"y": [], "neg_dy": [], **{term: [] for term in module.targets}}
     counts = dict.fromkeys(kept, 0)
     with torch.no_grad():
         for batch in batches:
@@ -83,13 +91,23 @@ def evaluate(
                     kept[term].append((label.flatten().cpu(), prediction.flatten().cpu()))
                     counts[term] += label.numel()
     module.train(was_training)
-    local = sums.sums if sums.sums is not None else torch.zeros(8, dtype=torch.float64)
+    local = sums.sums
+    if local is None:
+        local = torch.zeros(8 + 3 * len(module.targets), dtype=torch.float64)
     points = {
         term: (torch.cat([a for a, _ in pairs]).double().numpy(), torch.cat([b for _, b in pairs]).double().numpy())
         for term, pairs in kept.items()
         if pairs
     }
-    return Evaluation(split, Errors.from_sums(reduce(local.to(device)).tolist()), points)
+    errors = Errors.from_sums(reduce(local.to(device)).tolist(), module.targets)
+    return Evaluation(split, errors, points)
+
+
+class LabelFacts(NamedTuple):
+    """Labels of a stress or property, without missing ones."""
+
+    values: np.ndarray  # (R, K) components
+    z: np.ndarray | None  # (R,) of a label of atoms
 
 
 class SplitFacts(NamedTuple):
@@ -102,6 +120,8 @@ class SplitFacts(NamedTuple):
     force_rms: float
     force_max: float
     fields: tuple[str, ...]
+    labels: Mapping[str, LabelFacts] = {}  # of stress and properties
+    charged: bool = False  # whether a total charge is not 0
 
     @property
     def elements(self) -> list[int]:
@@ -123,8 +143,10 @@ def read_batches(dataset: Any, indices: Any, max_systems: int = 20_000, size: in
         yield collect(dataset, chosen[first : first + size])
 
 
-def facts_of(batches: Iterable[Any]) -> SplitFacts | None:
-    """Collect compositions, energies and the size of forces; None of an empty split."""
+def facts_of(batches: Iterable[Any], targets: Mapping[str, Target] | None = None) -> SplitFacts | None:
+    """Collect compositions, energies, the size of forces and the labels of ``targets``; None of an empty split."""
+    labels: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {term: [] for term in targets or {}}
+    charged = False
     counts: list[np.ndarray] = []
     energies: list[np.ndarray] = []
     fields: tuple[str, ...] = ()
@@ -144,6 +166,16 @@ def facts_of(batches: Iterable[Any]) -> SplitFacts | None:
             total += float(forces.sum())
             square += float(forces.square().sum())
             largest = max(largest, float(forces.max())) if forces.numel() else largest
+        if "q" in fields:
+            charged |= bool((batch.q != 0).any())
+        for term, target in (targets or {}).items():
+            field = field_of(target, fields)
+            if field is not None:
+                rows = len(z) if target.level == "atom" else len(sizes)
+                label = batch[field].double().reshape(rows, -1)
+                present = rows_present(label)
+                which = z[present.cpu().numpy()] if target.level == "atom" else None
+                labels[term].append((label[present].cpu().numpy(), which))
     if not counts:
         return None
     return SplitFacts(
@@ -154,19 +186,42 @@ def facts_of(batches: Iterable[Any]) -> SplitFacts | None:
         math.sqrt(square / number) if number else math.nan,
         largest if number else math.nan,
         fields,
+        {term: _joined(pieces) for term, pieces in labels.items() if pieces},
+        charged,
     )
+
+
+def _joined(pieces: list[tuple[np.ndarray, np.ndarray | None]]) -> LabelFacts:
+    values = np.concatenate([values for values, _ in pieces])
+    return LabelFacts(values, None if pieces[0][1] is None else np.concatenate([z for _, z in pieces if z is not None]))
 
 
 def composition_baseline(train: SplitFacts | None, test: SplitFacts) -> Baseline:
     """Errors of answering with the mean energy of the same composition, and with zero force.
 
-    A composition that the training set does not have gets the sum of least-squares energies of its elements.
+    A composition that the training set does not have gets the sum of least-squares energies of its elements. A stress
+    or property gets the mean of its training labels, component by component; one of atoms, that of the same element.
     """
     y_mae = y_mae_per_atom = math.nan
     if train is not None and train.y is not None and test.y is not None:
         error = np.abs(_predict_by_composition(train.counts, train.y, test.counts) - test.y)
         y_mae, y_mae_per_atom = float(error.mean()), float((error / np.maximum(test.atoms, 1)).mean())
-    return Baseline(y_mae, y_mae_per_atom, test.force_abs, test.force_rms)
+    others = {
+        term: _mean_label_error(train.labels[term], facts)
+        for term, facts in test.labels.items()
+        if train is not None and term in train.labels
+    }
+    return Baseline(y_mae, y_mae_per_atom, test.force_abs, test.force_rms, others)
+
+
+def _mean_label_error(train: LabelFacts, test: LabelFacts) -> float:
+    if not len(train.values) or not len(test.values):
+        return math.nan
+    guess = np.broadcast_to(train.values.mean(axis=0), test.values.shape).copy()
+    if train.z is not None:
+        for z in np.unique(train.z):
+            guess[test.z == z] = train.values[train.z == z].mean(axis=0)
+    return float(np.abs(guess - test.values).mean())
 
 
 def _predict_by_composition(train: np.ndarray, energies: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from torchmdnet.build import create_model
 from torchmdnet.checkpoint import hyper_parameters_of, load_model, migrate, read_checkpoint
 from torchmdnet.checkpoint.migrations import fill_boxes
 from torchmdnet.config.reader import read_yaml
+from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
 from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.training.losses import LOSSES, LossFunction, l1_loss, loss_name
@@ -57,7 +59,10 @@ DTYPES = {16: torch.float16, 32: torch.float32, 64: torch.float64}
 
 
 class Comparison(NamedTuple):
-    """Predictions of one batch beside its labels; a label is None where the batch has none to compare with."""
+    """Predictions of one batch beside its labels; a label is None where the batch has none to compare with.
+
+    ``others`` holds the stress and the properties, of those systems or atoms (R) that have the label.
+    """
 
     y: Tensor  # (S, 1)
     y_label: Tensor | None  # (S, 1)
@@ -65,6 +70,7 @@ class Comparison(NamedTuple):
     neg_dy_label: Tensor | None  # (N, 3)
     batch: Tensor | None  # (N,) molecule of each atom; None is one molecule
     num_atoms: int
+    others: Mapping[str, tuple[Tensor, Tensor]] = {}  # (R, ...) predictions and labels
 
     @property
     def atoms_per_molecule(self) -> Tensor:
@@ -81,22 +87,31 @@ class Comparison(NamedTuple):
             pairs["y"] = (self.y, self.y_label, self.y.shape[0])
         if self.neg_dy_label is not None:
             pairs["neg_dy"] = (self.neg_dy, self.neg_dy_label, self.num_atoms)
+        for term, (prediction, label) in self.others.items():
+            pairs[term] = (prediction, label, label.shape[0])
         return pairs
 
     def detach(self) -> Comparison:
         """The same without history."""
-        return self._replace(y=self.y.detach(), neg_dy=self.neg_dy.detach())
+        others = {term: (prediction.detach(), label) for term, (prediction, label) in self.others.items()}
+        return self._replace(y=self.y.detach(), neg_dy=self.neg_dy.detach(), others=others)
 
     def add_to(self, sums: ErrorSums) -> None:
         """Add the errors of this batch."""
-        pairs = {term: prediction - label for term, (prediction, label, _) in self.pairs().items()}
-        sums.update(pairs.get("y"), self.atoms_per_molecule if "y" in pairs else None, pairs.get("neg_dy"))
+        errors = {term: prediction - label for term, (prediction, label, _) in self.pairs().items()}
+        y, neg_dy = errors.pop("y", None), errors.pop("neg_dy", None)
+        sums.update(y, self.atoms_per_molecule if y is not None else None, neg_dy, errors)
 
 
 class LNNP(LightningModule):
     r"""A potential in training.
 
-    .. math:: L = w_y\, \ell(y, y^\mathrm{ref}) + w_F\, \ell(F, F^\mathrm{ref}), \qquad F = -\nabla y
+    .. math:: L = w_y\, \ell(y, y^\mathrm{ref}) + w_F\, \ell(F, F^\mathrm{ref})
+        + w_\sigma\, \ell(\sigma, \sigma^\mathrm{ref}) + \sum_p w_p\, \ell_p(p, p^\mathrm{ref}),
+        \qquad F = -\nabla y
+
+    with the stress if ``stress_weight`` is above 0, and a term for each of ``properties``. A stress or property that
+    is NaN in the data is missing and counts neither in the loss nor in its mean.
 
     With ``0 < ema_alpha < 1`` each term is smoothed over steps, :math:`\alpha L + (1 - \alpha) E`, where E is the
     previous smoothed value. The gradient of a smoothed term is :math:`\alpha` times the plain one, and what is logged
@@ -133,7 +148,17 @@ class LNNP(LightningModule):
 
         self.train_loss_name = loss_name(hparams["train_loss"])
         self.train_loss_fn = LossFunction(LOSSES[hparams["train_loss"]], hparams["train_loss_arg"])
+        #: What is learnt beside energies and forces, by name.
+        self.targets: dict[str, Target] = targets_of(hparams)
+        #: Those whose labels are known to be nowhere missing; the others are looked through in every batch.
+        self.complete: frozenset[str] = frozenset()
         self.term_weight = {term: float(hparams[f"{term}_weight"]) for term in ("y", "neg_dy")}
+        self.term_weight |= {name: target.weight for name, target in self.targets.items()}
+        self.term_loss = {
+            name: LossFunction(LOSSES[target.loss])
+            for name, target in self.targets.items()
+            if target.loss not in (None, hparams["train_loss"])
+        }
         self.term_alpha = {term: float(hparams[f"ema_alpha_{term}"]) for term in ("y", "neg_dy")}
         self.data_transform = self._data_transform()
 
@@ -301,9 +326,12 @@ class LNNP(LightningModule):
         s: Tensor | None = None,
         extra_args: dict[str, Tensor] | None = None,
         num_systems: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Predictions (S, 1) and minus their gradients (N, 3) of the model."""
-        return self.model(z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems)
+        **flags: bool,
+    ) -> Any:
+        """Predictions (S, 1) and minus their gradients (N, 3) of the model; ``flags`` ask it for more."""
+        return self.model(
+            z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems, **flags
+        )
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Loss of one batch."""
@@ -347,15 +375,28 @@ class LNNP(LightningModule):
         for name, loss_fn in loss_fn_list:
             total = None
             for term, (prediction, label, weight) in pairs.items():
-                loss = loss_fn(prediction, label)
+                own = self._own_loss(stage, term, name)
+                loss = (own or loss_fn)(prediction, label) if weight else prediction.sum() * 0
                 if counts:
                     loss = self._smooth(loss, stage, term, name)
                     self._mean_of(stage, term, name).update(loss, weight)
                 part = self.term_weight[term] * loss
                 total = part if total is None else total + part
         if stage != "train" and counts:
-            comparison.add_to(self.errors.setdefault(stage, ErrorSums()))
-        return comparison.y.sum() * 0 if total is None else total
+            comparison.add_to(self.errors.setdefault(stage, ErrorSums(self.targets)))
+        if total is None:
+            return comparison.y.sum() * 0
+        if stage == "train" and self.targets and "y" not in pairs:
+            total = total + 0 * comparison.y.sum()  # every parameter takes part in the gradient reduction
+        return total
+
+    def _own_loss(self, stage: str, term: str, name: str) -> LossFunction | None:
+        """The loss of a property that is trained with another one, where ``name`` stands for the training loss."""
+        return self.term_loss.get(term) if stage != "test" and name == self.train_loss_name else None
+
+    def _column(self, stage: str, term: str, name: str) -> str:
+        own = self._own_loss(stage, term, name)
+        return f"{stage}_{term}_{name if own is None else loss_name(self.targets[term].loss or name)}"
 
     def compare(self, batch: Any, stage: str) -> Comparison:
         """Predict a batch and lay its labels beside.
@@ -365,18 +406,24 @@ class LNNP(LightningModule):
         """
         batch = self.data_transform(batch)
         is_training = stage == "train"
-        y, neg_dy = self._predict(batch, with_grad=is_training or bool(self.hparams["derivative"]))
+        labels = self._labels(batch)
+        flags = self._flags(labels)
+        prediction = self._predict(batch, with_grad=is_training or bool(self.hparams["derivative"]), **flags)
+        y, neg_dy = prediction[:2]
+        others = self._beside(prediction, labels)
         if not is_training:
             y, neg_dy = y.detach(), neg_dy.detach()
+            others = {term: (value.detach(), label) for term, (value, label) in others.items()}
         y_label = batch.y if "y" in batch else None
         neg_dy_label = batch.neg_dy if self.hparams["derivative"] and "neg_dy" in batch else None
         if y_label is None:
-            if neg_dy_label is None:
+            if neg_dy_label is None and not others:
                 raise DataError(
                     "the batch has no label to learn from: y is missing, and neg_dy is "
                     + ("missing too." if self.hparams["derivative"] else "used only with derivative: true.")
                 )
-            neg_dy = neg_dy + 0 * y.sum()  # every parameter takes part in the gradient reduction
+            if not others:
+                neg_dy = neg_dy + 0 * y.sum()  # every parameter takes part in the gradient reduction
         elif y_label.dim() == 1:
             y_label = y_label.unsqueeze(1)
         for name, prediction, label in (("y", y, y_label), ("neg_dy", neg_dy, neg_dy_label)):
@@ -386,9 +433,57 @@ class LNNP(LightningModule):
                     f"{tuple(prediction.shape)}. One label per molecule (y) or three per atom (neg_dy) are expected."
                 )
         index = batch.batch if "batch" in batch else None
-        return Comparison(y, y_label, neg_dy, neg_dy_label, index, batch.z.shape[0])
+        return Comparison(y, y_label, neg_dy, neg_dy_label, index, batch.z.shape[0], others)
 
-    def _predict(self, batch: Any, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def _labels(self, batch: Any) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Labels of the stress and the properties, (rows, ...), each with the rows that have one; None is all."""
+        labels: dict[str, tuple[Tensor, Tensor | None]] = {}
+        fields = batch.keys() if self.targets else ()
+        for term, target in self.targets.items():
+            field = field_of(target, fields)
+            if field is None:
+                raise DataError(
+                    f"{term}: the batch has no {target.label!r}, only {', '.join(map(str, fields))}. Check the label."
+                )
+            rows = batch.z.shape[0] if target.level == "atom" else batch.num_graphs if "ptr" in batch else 1
+            shape = (rows, *target.shape.shape)
+            label = batch[field]
+            if label.numel() != math.prod(shape):
+                raise DataError(
+                    f"{term} has shape {tuple(label.shape)} in the data, but the model predicts {shape}: "
+                    f"{target.shape.words}."
+                )
+            label = label.reshape(shape)
+            labels[term] = (label, None if term in self.complete else rows_present(label))
+        return labels
+
+    def _flags(self, labels: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, bool]:
+        """What the model is asked for beside energies and forces; a stress only where a system has its label."""
+        if not labels:
+            return {}
+        flags = {"properties": any(target.head is not None for target in self.targets.values())}
+        if "stress" in labels:
+            present = labels["stress"][1]
+            flags["stress"] = present is None or bool(present.any())
+        return flags
+
+    def _beside(
+        self, prediction: Any, labels: Mapping[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Predicted stress and properties beside their labels, without the rows whose label is missing."""
+        others: dict[str, tuple[Tensor, Tensor]] = {}
+        for term, (label, present) in labels.items():
+            value: Any = prediction.properties[term] if term != "stress" else getattr(prediction, "stress", None)
+            if value is None:  # no system has the label, so the model was not asked
+                value = prediction[0].sum() * 0 + label.new_zeros(label.shape)
+            if value.shape != label.shape:
+                raise DataError(
+                    f"{term} has shape {tuple(label.shape)} in the data, but the model predicts {tuple(value.shape)}."
+                )
+            others[term] = (value, label) if present is None else (value[present], label[present])
+        return others
+
+    def _predict(self, batch: Any, with_grad: bool, **flags: bool) -> Any:
         fields = batch.to_dict()
         for name, option in (("q", "charge"), ("s", "spin")):
             if self.hparams[option] and name not in fields:
@@ -406,10 +501,11 @@ class LNNP(LightningModule):
                 s=fields["s"] if self.hparams["spin"] else None,
                 extra_args={name: value for name, value in fields.items() if name not in NAMED_FIELDS},
                 num_systems=batch.num_graphs if "ptr" in fields else None,
+                **flags,
             )
 
     def _smooth(self, loss: Tensor, stage: str, term: str, name: str) -> Tensor:
-        alpha = self.term_alpha[term]
+        alpha = self.term_alpha.get(term, 1.0)
         if stage == "test" or not 0 < alpha < 1:
             return loss
         memory = self.ema.setdefault(stage, {}).setdefault(term, {})
@@ -426,7 +522,7 @@ class LNNP(LightningModule):
         means = [
             self.term_weight[term] * by_name[self.train_loss_name].mean()
             for term, by_name in self.losses.get("train", {}).items()
-            if self.train_loss_name in by_name
+            if self.train_loss_name in by_name and by_name[self.train_loss_name].weight
         ]
         return sum(means) if means else None
 
@@ -484,15 +580,18 @@ class LNNP(LightningModule):
         ]
         errors = self.errors.pop(stage, ErrorSums()).sums
         if errors is not None:
-            self.epoch_errors[stage] = Errors.from_sums(self._sum_over_processes(errors).tolist())
+            sums = self._sum_over_processes(errors).tolist()
+            self.epoch_errors[stage] = Errors.from_sums(sums, self.targets)
         if not leaves:
             return {}
         totals = torch.stack([mean.total for *_, mean in leaves])  # type: ignore[arg-type]
         table = torch.stack([totals, totals.new_tensor([mean.weight for *_, mean in leaves])])  # (2, leaves)
         columns: dict[str, float] = {}
         for (term, name, _), total, weight in zip(leaves, *self._sum_over_processes(table).tolist(), strict=True):
+            if not weight:  # no system had the label
+                continue
             mean = total / weight
-            columns[f"{stage}_{term}_{name}"] = mean
+            columns[self._column(stage, term, name)] = mean
             column = f"{stage}_total_{name}"
             columns[column] = columns.get(column, 0.0) + self.term_weight[term] * mean
         return columns

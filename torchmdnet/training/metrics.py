@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ class RunningMean:
 
     def mean(self) -> float:
         """The mean so far; waits for the device."""
-        return math.nan if self.total is None else float(self.total) / self.weight
+        return math.nan if self.total is None or not self.weight else float(self.total) / self.weight
 
     def __len__(self) -> int:
         return self.count
@@ -77,11 +77,21 @@ class Errors(NamedTuple):
     num_atoms: int
     neg_dy_mae: float
     neg_dy_rmse: float
+    others: Mapping[str, tuple[float, float]] = {}  # MAE and RMSE of the components of stress and properties
+
+    def table(self) -> dict[str, float]:
+        """All of it by name: ``num_molecules``, ``y_mae``, ..., ``dipole_mae``, ``dipole_rmse``."""
+        table: dict[str, float] = self._asdict()
+        del table["others"]
+        for term, (mae, rmse) in self.others.items():
+            table |= {f"{term}_mae": mae, f"{term}_rmse": rmse}
+        return table
 
     @classmethod
-    def from_sums(cls, sums: list[float]) -> Errors:
-        """From the eight sums of :class:`ErrorSums`."""
-        molecules, y_abs, y_square, y_abs_atom, y_square_atom, atoms, f_abs, f_square = sums
+    def from_sums(cls, sums: list[float], terms: Iterable[str] = ()) -> Errors:
+        """From the sums of :class:`ErrorSums`: eight, and three for each of ``terms``."""
+        molecules, y_abs, y_square, y_abs_atom, y_square_atom, atoms, f_abs, f_square = sums[:8]
+        further = {term: sums[8 + 3 * i : 11 + 3 * i] for i, term in enumerate(terms)}
 
         def mean(total: float, count: float) -> float:
             return total / count if count else math.nan
@@ -95,20 +105,27 @@ class Errors(NamedTuple):
             int(atoms),
             mean(f_abs, 3 * atoms),
             math.sqrt(mean(f_square, 3 * atoms)),
+            {term: (mean(a, number), math.sqrt(mean(b, number))) for term, (number, a, b) in further.items()},
         )
 
 
 class ErrorSums:
-    """Sums of absolute and squared errors of energies, energies per atom and force components."""
+    """Sums of absolute and squared errors of energies, energies per atom, force components, and of further terms.
 
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None  # (8,)
+    Args:
+        terms: Names of the further terms, in the order of their sums.
+    """
+
+    def __init__(self, terms: Iterable[str] = ()) -> None:
+        self.terms = tuple(terms)
+        self.sums: Tensor | None = None  # (8 + 3 T,)
 
     def update(
         self,
         y_error: Tensor | None,
         atoms_per_molecule: Tensor | None,
         neg_dy_error: Tensor | None,
+        others: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -116,12 +133,14 @@ class ErrorSums:
             y_error: Prediction minus label, (S, 1), or None without labels.
             atoms_per_molecule: (S, 1), needed with ``y_error``.
             neg_dy_error: Prediction minus label, (N, 3), or None without labels.
+            others: Prediction minus label of the further terms, any shape.
         """
-        error = neg_dy_error if y_error is None else y_error
+        others = others or {}
+        error = next((e for e in (y_error, neg_dy_error, *others.values()) if e is not None), None)
         if error is None:
             return
         dtype = _accumulator_dtype(error.device)
-        batch = [torch.zeros((), dtype=dtype, device=error.device)] * 8
+        batch = [torch.zeros((), dtype=dtype, device=error.device)] * (8 + 3 * len(self.terms))
         if y_error is not None:
             d = y_error.detach().to(dtype)  # (S, 1)
             assert atoms_per_molecule is not None
@@ -132,5 +151,10 @@ class ErrorSums:
             d = neg_dy_error.detach().to(dtype)  # (N, 3)
             batch[5] = torch.full_like(batch[5], len(d))
             batch[6:8] = [d.abs().sum(), d.square().sum()]
+        for number, term in enumerate(self.terms):
+            if term in others:
+                d = others[term].detach().to(dtype)
+                place = 8 + 3 * number
+                batch[place : place + 3] = [torch.full_like(batch[0], d.numel()), d.abs().sum(), d.square().sum()]
         sums = torch.stack(batch)
         self.sums = sums if self.sums is None else self.sums + sums

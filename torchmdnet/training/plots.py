@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,10 +78,11 @@ def draw_learning_curves(
     import matplotlib as mpl
 
     terms = [
-        (column, title, unit)
-        for column, title, unit in (
-            ("y_mae_per_atom", "Energy MAE", units.of_energy_per_atom),
-            ("neg_dy_mae", "Force MAE", units.of_force),
+        (column, title, unit, scale)
+        for column, title, unit, scale in (
+            ("y_mae_per_atom", "Energy MAE", units.of_energy_per_atom, units.scale),
+            ("neg_dy_mae", "Force MAE", units.of_force, units.scale),
+            *((f"{t}_mae", f"{_title(t)} MAE", units.of(t), _scale(t, units)) for t in units.others),
         )
         if _series(errors, column, "val")[0].size or _series(errors, column, "test")[0].size
     ]
@@ -89,11 +91,14 @@ def draw_learning_curves(
         for split, colour in (("train", GREY), ("val", BLUE)):
             _line(axes[0], *_series(metrics, f"{split}_total_{loss}"), colour, split)
         axes[0].set_title(f"Loss ({loss.removesuffix('_loss')})")
-        for axis, (column, title, unit) in zip(axes[1:], terms, strict=False):
+        for axis, (column, title, unit, scale) in zip(axes[1:], terms, strict=False):
             for split, colour in (("val", BLUE), ("test", ORANGE)):
                 epochs, values = _series(errors, column, split)
-                _line(axis, epochs, values * units.scale, colour, split)
-            axis.set_title(f"{title} [{unit}]")
+                _line(axis, epochs, values * scale, colour, split)
+            axis.set_title(_with_unit(title, unit))
+        for axis in axes[2 + len(terms) :]:  # left over in the last row
+            axis.set_visible(False)
+        axes = axes[: 2 + len(terms)]
         _line(axes[-1], *_series(metrics, "lr"), GREY, "")
         axes[-1].set_title("Learning rate")
         for axis in axes:
@@ -140,7 +145,7 @@ def _log_scale(axis: Axes) -> None:
 
 
 def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
-    """Predictions against labels, one panel for energies and one for force components.
+    """Predictions against labels, a panel for energies, force components, stress and each property.
 
     Returns:
         Whether there was anything to draw.
@@ -152,6 +157,7 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
         for term, title, unit, error in (
             ("y", "Energy per atom", units.energy or "energy unit", _words(evaluation, "y", units)),
             ("neg_dy", "Force components", _plain_force(units), _words(evaluation, "neg_dy", units)),
+            *((t, _title(t), units.others[t], _words(evaluation, t, units)) for t in units.others),
         )
         if term in evaluation.points and len(evaluation.points[term][0])
     ]
@@ -159,12 +165,14 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
         return False
     with mpl.rc_context(STYLE):
         figure, axes = _figure(len(panels), width=4.8, height=4.6)
-        for axis, (term, title, unit, words) in zip(axes, panels, strict=True):
+        for axis, (term, title, unit, words) in zip(axes, panels, strict=False):
             _cloud(axis, *evaluation.points[term])
             axis.set_title(title)
-            axis.set_xlabel(f"reference [{unit}]")
-            axis.set_ylabel(f"predicted [{unit}]")
+            axis.set_xlabel(_with_unit("reference", unit))
+            axis.set_ylabel(_with_unit("predicted", unit))
             axis.text(0.04, 0.96, words, transform=axis.transAxes, va="top", linespacing=1.4)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
         figure.suptitle({"test": "Test set", "val": "Validation set"}.get(evaluation.split, evaluation.split))
         _save(figure, path)
     return True
@@ -172,11 +180,27 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
 
 def _words(evaluation: Evaluation, term: str, units: Units) -> str:
     errors = evaluation.errors
+    if term in units.others:
+        mae, rmse = errors.others.get(term, (math.nan, math.nan))
+        show, unit = units.show_term, units.of(term)
+        return f"MAE   {show(term, mae)} {unit}\nRMSE {show(term, rmse)} {unit}"
     if term == "y":
         mae, rmse, unit = errors.y_mae_per_atom, errors.y_rmse_per_atom, units.of_energy_per_atom
     else:
         mae, rmse, unit = errors.neg_dy_mae, errors.neg_dy_rmse, units.of_force
     return f"MAE   {units.show(mae)} {unit}\nRMSE {units.show(rmse)} {unit}"
+
+
+def _title(term: str) -> str:
+    return term[:1].upper() + term[1:].replace("_", " ")
+
+
+def _scale(term: str, units: Units) -> float:
+    return units.scale if term == "stress" else 1.0
+
+
+def _with_unit(words: str, unit: str) -> str:
+    return f"{words} [{unit}]" if unit else words
 
 
 def _plain_force(units: Units) -> str:

@@ -17,8 +17,18 @@ from torchmdnet.elements import SYMBOLS
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
 from torchmdnet.training.terminal import Units, significant
+from torchmdnet.units import GPA_PER_EV_A3
 
-__all__ = ["RunFacts", "data_summary", "error_table", "summary_of", "versions", "write_report", "write_summary"]
+__all__ = [
+    "RunFacts",
+    "data_summary",
+    "error_table",
+    "summary_of",
+    "trivial_words",
+    "versions",
+    "write_report",
+    "write_summary",
+]
 
 
 @dataclass
@@ -76,6 +86,10 @@ def data_summary(facts: RunFacts) -> dict[str, Any]:
             unit = f"{facts.units.energy}/{facts.units.length or 'Å'}" if facts.units.energy else facts.units.of_force
             summary["force, rms"] = f"{significant(train.force_rms)} {unit}"
             summary["force, largest component"] = f"{significant(train.force_max)} {unit}"
+        for term, labels in train.labels.items():
+            if len(labels.values):
+                words = f"{labels.values.min():.4g} to {labels.values.max():.4g} {facts.units.others[term]}".rstrip()
+                summary[term] = f"{words}, {len(labels.values):,} labels"
     for key in ("level_of_theory", "citation"):
         if facts.provenance.get(key):
             summary[key.replace("_", " ")] = facts.provenance[key]
@@ -98,7 +112,31 @@ def error_table(facts: RunFacts) -> list[tuple[str, str, str, str, str]]:
     if not math.isnan(errors.neg_dy_mae):
         trivial_force = baseline.neg_dy_mae if baseline else math.nan
         rows.append(("force component", errors.neg_dy_mae, errors.neg_dy_rmse, trivial_force, units.of_force))
-    return [(name, units.show(mae), units.show(rmse), units.show(base), unit) for name, mae, rmse, base, unit in rows]
+    table = [(name, units.show(mae), units.show(rmse), units.show(base), unit) for name, mae, rmse, base, unit in rows]
+    for term, (mae, rmse) in errors.others.items():
+        if math.isnan(mae):
+            continue
+        numbers = (mae, rmse, baseline.others.get(term, math.nan) if baseline else math.nan)
+        name = f"{term} component" if term in ("stress", "dipole", "polarizability") else term
+        shown = [units.show_term(term, number) for number in numbers]
+        table.append((name, shown[0], shown[1], shown[2], units.of(term)))
+        if term == "stress" and units.energy == "eV" and units.length in (None, "Å"):
+            shown = ["-" if math.isnan(number) else significant(number * GPA_PER_EV_A3) for number in numbers]
+            table.append(("the same in GPa", shown[0], shown[1], shown[2], "GPa"))
+    return table
+
+
+def trivial_words(facts: RunFacts) -> str:
+    """What the trivial prediction is, for the quantities that were evaluated."""
+    evaluation = facts.evaluation
+    words = []
+    if evaluation is not None and not math.isnan(evaluation.errors.y_mae):
+        words.append("mean energy of the composition")
+    if evaluation is not None and not math.isnan(evaluation.errors.neg_dy_mae):
+        words.append("zero force")
+    if evaluation is not None and evaluation.errors.others:
+        words.append(f"mean {', '.join(evaluation.errors.others)} of the training set")
+    return ", ".join(words)
 
 
 def summary_of(facts: RunFacts) -> dict[str, Any]:
@@ -114,7 +152,7 @@ def summary_of(facts: RunFacts) -> dict[str, Any]:
             "value": facts.best_score,
         },
         "tested": {"checkpoint": facts.tested, "epoch": facts.tested_epoch},
-        "units": {"energy": facts.units.energy, "length": facts.units.length},
+        "units": {"energy": facts.units.energy, "length": facts.units.length, **facts.units.others},
         "errors": {},
         "baseline": {},
         "data": {**facts.splits, "elements": facts.train_facts.elements if facts.train_facts else []},
@@ -125,11 +163,12 @@ def summary_of(facts: RunFacts) -> dict[str, Any]:
         "versions": versions(),
     }
     if evaluation is not None:
-        summary["errors"] = {"split": evaluation.split, **evaluation.errors._asdict()}
+        summary["errors"] = {"split": evaluation.split, **evaluation.errors.table()}
         if evaluation.baseline is not None:
             summary["baseline"] = {
-                "what": "mean energy of the same composition in the training set; zero force",
-                **evaluation.baseline._asdict(),
+                "what": "mean energy of the same composition in the training set; zero force"
+                + ("; mean of the training labels" if evaluation.baseline.others else ""),
+                **evaluation.baseline.table(),
             }
     return summary
 
@@ -249,7 +288,7 @@ def _cards(facts: RunFacts) -> str:
     cards = []
     split = {"test": "test", "val": "validation"}.get(facts.evaluation.split, "") if facts.evaluation else ""
     for name, mae, _, base, unit in error_table(facts):
-        if name == "energy":
+        if name in ("energy", "the same in GPa"):
             continue
         compare = f"trivial prediction: {base}" if base != "-" else ""
         cards.append((f"{mae} {unit}", f"{split} MAE, {name}" + (f"; {compare}" if compare else "")))
@@ -270,6 +309,7 @@ def _errors_section(facts: RunFacts) -> str:
         return ""
     split = facts.evaluation.split
     systems = facts.evaluation.errors.num_molecules or facts.splits.get(split, 0)
+    means = ", ".join(facts.evaluation.errors.others)
     header = "".join(f'<th class="n">{name}</th>' for name in ("MAE", "RMSE", "trivial MAE"))
     body = "".join(
         f"<tr><td>{_text(row[0])}</td>"
@@ -280,7 +320,8 @@ def _errors_section(facts: RunFacts) -> str:
     return (
         f"<h2>Errors on the {'test' if split == 'test' else 'validation'} set</h2>"
         f'<p class="sub">Of {_text(facts.tested)}, on {systems:,} systems. The trivial prediction is the mean energy '
-        "of the same composition in the training set, and zero force.</p>"
+        f"of the same composition in the training set, and zero force{f'; of {means} it is the mean' if means else ''}."
+        "</p>"
         f"<table><tr><th>quantity</th>{header}<th>unit</th></tr>{body}</table>"
     )
 

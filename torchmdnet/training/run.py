@@ -34,7 +34,14 @@ from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.logger import FINAL_TEST, RunLogger
 from torchmdnet.training.losses import loss_name
-from torchmdnet.training.report import RunFacts, duration, error_table, write_report, write_summary
+from torchmdnet.training.report import (
+    RunFacts,
+    duration,
+    error_table,
+    trivial_words,
+    write_report,
+    write_summary,
+)
 from torchmdnet.training.terminal import Terminal, Units, console_for, significant
 
 __all__ = ["train"]
@@ -77,11 +84,13 @@ def _train(args: Namespace) -> Path:
     data = DataModule(hyper_parameters(args))
     data.prepare_data()
     data.setup("fit")
-    train_facts = facts_of(read_batches(data.dataset, data.idx_train))
+    train_facts = facts_of(read_batches(data.dataset, data.idx_train), data.targets)
     _check_data(args, data, train_facts)
 
     module = _module(args, data, resumed)
-    units = Units(*(getattr(data.dataset, name, None) for name in ("energy_unit", "length_unit")))
+    module.complete = data.complete
+    energy, length = (getattr(data.dataset, name, None) for name in ("energy_unit", "length_unit"))
+    units = Units(energy, length, {term: target.unit(energy, length) for term, target in data.targets.items()})
     module.provenance = _provenance(data.dataset, train_facts)
 
     splits = {name: len(getattr(data, f"idx_{name}")) for name in ("train", "val", "test")}
@@ -203,13 +212,24 @@ def _check_data(args: Namespace, data: DataModule, facts: SplitFacts | None) -> 
                 f"with {name!r}."
             )
     uses_forces = args.derivative and "neg_dy" in facts.fields
-    if "y" not in facts.fields and not uses_forces:
+    if "y" not in facts.fields and not uses_forces and not data.targets:
         raise ConfigError(
             f"The data hold {held}, but no energies (y)"
             + (", and no forces (neg_dy) either." if args.derivative else "; forces are used with derivative: true.")
         )
     if args.derivative and "neg_dy" not in facts.fields and args.neg_dy_weight > 0:
         log.warning("derivative: the data hold no forces (neg_dy), so only energies are trained.")
+    heads = {target.head for target in data.targets.values()}
+    if facts.charged and not args.charge and heads & {"Dipole", "PartialCharges"}:
+        log.warning(
+            "charge: some systems have a total charge, but the model is not told, and its partial charges add up to 0. "
+            "Set charge: true."
+        )
+    for term in data.targets:
+        if term in facts.labels and not len(facts.labels[term].values):
+            raise ConfigError(
+                f"{term}: every label in the training set is missing (NaN). Choose other data or leave it."
+            )
     elements = _elements(data.dataset, facts)
     if max(elements) >= args.max_z:
         raise ConfigError(
@@ -322,7 +342,7 @@ def _write_errors(logger: RunLogger) -> Any:
 
 
 def _error_row(epoch: int | None, split: str, errors: Any) -> dict[str, Any]:
-    numbers = {name: value for name, value in errors._asdict().items() if not math.isnan(value)}
+    numbers = {name: value for name, value in errors.table().items() if not math.isnan(value)}
     return {"epoch": epoch, "split": split, **numbers}
 
 
@@ -393,7 +413,7 @@ def _evaluate(
         device=trainer.strategy.root_device,
         reduce=lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"),  # type: ignore[arg-type, return-value]
     )
-    facts = facts_of(read_batches(data.dataset, getattr(data, f"idx_{split}")))
+    facts = facts_of(read_batches(data.dataset, getattr(data, f"idx_{split}")), data.targets)
     if facts is not None:
         evaluation.baseline = composition_baseline(train_facts, facts)
     return evaluation
@@ -402,7 +422,7 @@ def _evaluate(
 def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int | None, step: int) -> None:
     """Add a row with the test errors, under the epoch and step of the tested weights."""
     errors = evaluation.errors
-    means = {"y": errors.y_mae, "neg_dy": errors.neg_dy_mae}
+    means = {"y": errors.y_mae, "neg_dy": errors.neg_dy_mae, **{term: mae for term, (mae, _) in errors.others.items()}}
     means = {term: mean for term, mean in means.items() if not math.isnan(mean) and module.term_weight[term] > 0}
     row = {"epoch": float(epoch if epoch is not None else 0)}
     row |= {f"test_{term}_l1_loss": mean for term, mean in means.items()}
@@ -491,6 +511,6 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
         for row in [header, *rows]:
             cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
             say("  " + "  ".join(cells).rstrip(), soft_wrap=True, markup=False)
-        say("  (trivial: mean energy of the composition, zero force)", soft_wrap=True, markup=False)
+        say(f"  (trivial: {trivial_words(facts)})", soft_wrap=True, markup=False)
     if facts.options.get("report", True):
         say(f"report: {facts.folder / 'report.html'}", soft_wrap=True, markup=False)

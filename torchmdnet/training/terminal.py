@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,6 +27,7 @@ class Units(NamedTuple):
 
     energy: str | None = None
     length: str | None = None
+    others: Mapping[str, str] = {}  # of stress and properties, in the order in which they are shown
 
     @property
     def scale(self) -> float:
@@ -46,6 +48,14 @@ class Units(NamedTuple):
     def of_energy_per_atom(self) -> str:
         """The unit of energy per atom."""
         return f"{self.of_energy}/atom"
+
+    def of(self, term: str) -> str:
+        """The unit in which a stress or property is shown; empty where the data state none."""
+        return f"{self.of_energy}/{self.length or 'Å'}³" if term == "stress" and self.energy else self.others[term]
+
+    def show_term(self, term: str, value: float) -> str:
+        """A stress or property in the data's unit as text, in the unit of :meth:`of`."""
+        return self.show(value) if term == "stress" else "-" if math.isnan(value) else significant(value)
 
     def show(self, value: float) -> str:
         """A value in the data's unit as text, without its unit."""
@@ -149,6 +159,10 @@ class Terminal(Callback):
                 words.append(f"energy {self.units.show(float(per_atom.mean()))} {self.units.of_energy_per_atom}")
             if "neg_dy" in latest:
                 words.append(f"force {self.units.show(float(latest['neg_dy'].mean()))} {self.units.of_force}")
+            for term in self.units.others:
+                if term in latest and latest[term].numel():
+                    shown = self.units.show_term(term, float(latest[term].mean()))
+                    words.append(f"{term} {shown} {self.units.of(term)}".rstrip())
         return "  ".join(words)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,10 +210,16 @@ class Terminal(Callback):
         if not math.isnan(errors.neg_dy_mae):
             name = f"{split} force MAE [{self.units.of_force}]"
             columns[name] = self._cell(name, errors.neg_dy_mae)
+        for term, (mae, _) in errors.others.items():
+            if not math.isnan(mae):
+                unit = self.units.of(term)
+                name = f"{split} {term} MAE" + (f" [{unit}]" if unit else "")
+                columns[name] = self._cell(name, mae, term)
         return columns
 
-    def _cell(self, name: str, value: float) -> str:
-        return f"{self.units.show(value):>{max(map(len, _two_lines(name)))}}"
+    def _cell(self, name: str, value: float, term: str = "") -> str:
+        text = self.units.show_term(term, value) if term else self.units.show(value)
+        return f"{text:>{max(map(len, _two_lines(name)))}}"
 
     def _header(self, columns: dict[str, str]) -> None:
         if self._has_header:
