@@ -14,7 +14,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint bench docs clean
+.PHONY: help quickstart test test-slow lint bench interop docs clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
@@ -47,6 +47,10 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run.py $(if $(REFERENCE_PYTHON),--reference $(REFERENCE_PYTHON))
+
+# answers to checkpoints of torchmd-net 3.1.0 against the numbers it gave; TORCHMDNET_SHARED_DATA names their folder
+interop: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/interop.py
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs build --strict

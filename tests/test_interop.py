@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from pathlib import Path
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, shared
+from conftest import REPOSITORY, SHARED, shared
 
 from torchmdnet.models.model import load_model
 
-CASES = sorted(path.parent.name for path in (SHARED / "interop").glob("*/case.json"))
-#: Relative to 1 + max|reference|: (energy, forces).
-TOLERANCE = {64: (1e-10, 1e-10), 32: (5e-6, 3e-5)}
-LOOSE_64 = (1e-7, 1e-6)  # where the reference itself rounds constants to single precision
+
+def tool() -> ModuleType:
+    """The command that prints the same comparison as a table."""
+    spec = importlib.util.spec_from_file_location("interop", REPOSITORY / "tools" / "interop.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def relative(result: torch.Tensor, reference: np.ndarray) -> float:
-    assert tuple(result.shape) == reference.shape
-    return float(np.abs(result.detach().numpy() - reference).max() / (1 + np.abs(reference).max()))
+interop = tool()
+CASES = interop.cases_in(SHARED)
 
 
 @pytest.mark.filterwarnings("ignore:The file is in the tensor layout")
@@ -28,39 +35,27 @@ def relative(result: torch.Tensor, reference: np.ndarray) -> float:
 @pytest.mark.parametrize("precision", [64, 32])
 @pytest.mark.parametrize("case", CASES or ["(absent)"])
 def test_stored_numbers_are_reproduced(case: str, precision: int) -> None:
-    folder = shared(f"interop/{case}")
-    meta = json.loads((folder / "case.json").read_text())
-    arrays = np.load(folder / "data.npz")
-    files = meta.get("files", "model.ckpt")
-    path: Path | list[Path] = folder / files if isinstance(files, str) else [folder / name for name in files]
-    dtype = {64: torch.float64, 32: torch.float32}[precision]
-    model = load_model(path, precision=precision, **meta["load_kwargs"])
-    for scenario in meta["scenarios"]:
+    found = list(interop.compare(interop.load_case(shared(f"interop/{case}")), precision))
+    assert found
+    assert [row for row in found if not row.agrees] == []
 
-        def stored(name: str, scenario: str = scenario) -> torch.Tensor | None:
-            key = f"{scenario}/{name}"
-            if key not in arrays.files:
-                return None
-            value = torch.tensor(arrays[key])
-            return value.to(dtype) if value.is_floating_point() else value
 
-        extra = {
-            key.split("/")[-1]: stored("extra/" + key.split("/")[-1])
-            for key in arrays.files
-            if key.startswith(f"{scenario}/extra/")
-        }
-        output = model(
-            stored("z"), stored("pos"), stored("batch"), box=stored("box"), q=stored("q"), extra_args=extra or None
-        )
-        names = ("y", "f", "ystd", "fstd")[: len(output)]
-        for index, (name, result) in enumerate(zip(names, output, strict=True)):
-            plain = f"{scenario}/{name}{precision}"
-            if plain not in arrays.files:
-                continue
-            exact = f"{plain}_mirror" if meta.get("so3") == "mirror" else f"{plain}_py"
-            reference = arrays[exact if exact in arrays.files else plain]
-            allowed = LOOSE_64 if precision == 64 and meta.get("loose64") else TOLERANCE[precision]
-            assert relative(result, reference) <= allowed[index % 2], (scenario, name)
+def test_the_command_prints_a_table_and_the_worst_deviation(capsys: pytest.CaptureFixture[str]) -> None:
+    shared("interop/tn_o3")
+    assert interop.main(["tn_o3", "ens_tn_zip", "--data", str(SHARED)]) == 0
+    header, first, second, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["case", "architecture", *["energy", "64", "forces", "64", "energy", "32", "forces", "32"]]
+    assert first.startswith("tn_o3 ")
+    assert "tensornet x 3" in second
+    assert last.startswith("worst relative deviation of ")
+    assert last.endswith("; all within tolerance")
+
+
+def test_the_command_fails_when_a_number_is_off(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    shared("interop/tn_o3")
+    monkeypatch.setattr(interop, "TOLERANCE", {64: (0.0, 0.0), 32: (0.0, 0.0)})
+    assert interop.main(["tn_o3", "--data", str(SHARED)]) == 1
+    assert "OFF" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:The file is in the tensor layout")

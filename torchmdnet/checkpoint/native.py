@@ -55,7 +55,7 @@ def write_native(path: str | Path, state: Mapping[str, Tensor], card: Mapping[st
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     card = {"format": FORMAT, **{key: value for key, value in card.items() if key not in ("format", "sha256")}}
     card["sha256"] = {"tensors": tensor_digest(tensors), "card": card_digest(card)}
-    content = save(tensors, metadata={"format": "pt", CARD_KEY: _text(card)})
+    content = save(tensors, metadata={CARD_KEY: _text(card)})  # one key: the order of several is random
     with draft_of(path) as draft:
         draft.write_bytes(content)
     return card
