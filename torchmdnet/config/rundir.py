@@ -25,11 +25,11 @@ _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 
 #: What a run leaves in its folder.
 _OUTPUT = ("epoch=*.ckpt", "last*.ckpt", "best*.ckpt", "metrics*.csv", "errors*.csv", "hparams.yaml", "input.yaml",
-           "splits.npz", "log", "summary.json", "report.html", "learning_curves.png", "parity.png", "tensorboard",
-           "wandb")  # fmt: skip
+           "splits.npz", "log", "potential*.safetensors", "summary.json", "report.html", "learning_curves.png",
+           "parity.png", "tensorboard", "wandb")  # fmt: skip
 
 #: What would be replaced by a new run's and gets another name.
-_RENAMED = ("metrics.csv", "errors.csv", "last.ckpt", "best.ckpt")
+_RENAMED = ("metrics.csv", "errors.csv", "last.ckpt", "best.ckpt", "potential.safetensors")
 
 
 def is_main_process() -> bool:
@@ -40,8 +40,9 @@ def is_main_process() -> bool:
 def prepare_log_dir(args: argparse.Namespace) -> None:
     """Make ``args.log_dir`` ready: create it, deal with an earlier run's files, write ``input.yaml``.
 
-    A run that continues in its own folder keeps everything. Otherwise the tables and ``last.ckpt`` and ``best.ckpt``
-    of an earlier run are renamed, or, with ``overwrite``, all its output is deleted. Only the main process does this.
+    A run that continues in its own folder keeps everything. Otherwise the tables, ``last.ckpt``, ``best.ckpt`` and
+    ``potential.safetensors`` of an earlier run are renamed, or, with ``overwrite``, all its output is deleted. Only the
+    main process does this.
 
     Raises:
         ConfigError: The folder cannot be written.
@@ -74,9 +75,9 @@ def _make_room(folder: Path, args: argparse.Namespace) -> None:
     for name in _RENAMED:
         _set_aside(folder / name, keep=(folder / name).resolve() in needed)
     logger.warning(
-        "%s holds an earlier run. Its tables, last.ckpt and best.ckpt were renamed and its other files stay, so "
-        "checkpoints of both will lie side by side; --log-dir chooses another folder, --overwrite deletes the earlier "
-        "run.",
+        "%s holds an earlier run. Its tables, last.ckpt, best.ckpt and potential.safetensors were renamed and its "
+        "other files stay, so checkpoints of both will lie side by side; --log-dir chooses another folder, --overwrite "
+        "deletes the earlier run.",
         folder,
     )
 

@@ -210,7 +210,8 @@ details summary { cursor: pointer; color: var(--dim) }
 """
 
 _FILES = {
-    "best.ckpt": "the epoch with the lowest monitored loss; this is the potential to use",
+    "potential.safetensors": "the potential to use: the tested weights with units, elements and ranges of the data",
+    "best.ckpt": "the epoch with the lowest monitored loss",
     "last.ckpt": "the latest state; --load-model continues from it",
     "epoch=*.ckpt": "the best of the checkpoints written every save_interval epochs",
     "metrics.csv": "losses, one row per epoch",

@@ -34,6 +34,7 @@ from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.logger import FINAL_TEST, RunLogger
 from torchmdnet.training.losses import loss_name
+from torchmdnet.training.potential_file import FILE_NAME, write_potential
 from torchmdnet.training.report import (
     RunFacts,
     duration,
@@ -168,7 +169,7 @@ def _train(args: Namespace) -> Path:
         stopped=stopped,
     )
     _tell(terminal, facts)
-    _write_all(facts, logger, args, checkpoints)
+    _write_all(facts, logger, args, checkpoints, module, data)
     return folder
 
 
@@ -436,9 +437,19 @@ def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int
             logger.save()
 
 
-def _write_all(facts: RunFacts, logger: RunLogger, args: Namespace, checkpoints: Checkpoints) -> None:
-    """Summary, plots and report; a failure here costs the page, not the training."""
-    steps: list[tuple[str, Callable[[], object]]] = [("summary.json", lambda: write_summary(facts))]
+def _write_all(
+    facts: RunFacts,
+    logger: RunLogger,
+    args: Namespace,
+    checkpoints: Checkpoints,
+    module: LNNP,
+    data: DataModule,
+) -> None:
+    """Potential, summary, plots and report; a failure here costs the file, not the training."""
+    steps: list[tuple[str, Callable[[], object]]] = [
+        (FILE_NAME, lambda: write_potential(module, facts, read_batches(data.dataset, data.idx_train))),
+        ("summary.json", lambda: write_summary(facts)),
+    ]
     if args.report:
         from torchmdnet.training.plots import draw_learning_curves, draw_parity
 
@@ -460,7 +471,7 @@ def _write_all(facts: RunFacts, logger: RunLogger, args: Namespace, checkpoints:
         ]
         if facts.evaluation is not None:
             evaluation = facts.evaluation
-            steps.insert(2, ("parity.png", lambda: draw_parity(facts.folder / "parity.png", evaluation, facts.units)))
+            steps.insert(3, ("parity.png", lambda: draw_parity(facts.folder / "parity.png", evaluation, facts.units)))
     for name, write in steps:
         try:
             write()
