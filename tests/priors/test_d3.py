@@ -153,8 +153,10 @@ def test_large_systems_are_summed_piece_by_piece(monkeypatch) -> None:
 
     at_once = everything()
     monkeypatch.setattr(d3, "PAIRS_AT_ONCE", 100)
-    for piecewise, whole in zip(everything(), at_once, strict=True):
-        torch.testing.assert_close(piecewise, whole, rtol=1e-10, atol=1e-12)
+    for pairs_to_keep in (10**9, 0):
+        monkeypatch.setattr(d3, "PAIRS_TO_KEEP", pairs_to_keep)
+        for piecewise, whole in zip(everything(), at_once, strict=True):
+            torch.testing.assert_close(piecewise, whole, rtol=1e-10, atol=1e-12)
 
 
 def test_units_are_those_of_the_data() -> None:

@@ -30,8 +30,9 @@ COORDINATION_CUTOFF = 40.0  # Bohr, of who counts as a neighbour at all
 SWITCHED = 0.1  # the part of either cutoff over which a smooth step ends it
 COUNTING = 16.0  # steepness of the coordination number
 
-#: Pairs that are looked at together; it bounds the memory for large systems.
-PAIRS_AT_ONCE = 1 << 20
+#: Pairs that are looked at together, and pairs from which on what derivatives need is computed again, not kept.
+PAIRS_AT_ONCE = 1 << 18
+PAIRS_TO_KEEP = 1 << 22
 
 #: What each damping reads beside s6 and s8, and what holds where nobody says otherwise.
 DAMPINGS: dict[str, dict[str, float | None]] = {
@@ -142,56 +143,83 @@ class D3(BasePrior):
         _check(Z, tables)
         cutoff = self.cutoff_distance * to_bohr
         pairs = find_pairs(pos.detach(), graph.batch, box, graph.num_systems, cutoff)
+        kinds = self._kinds(Z, tables)
         starts = range(0, max(pairs.i.shape[0], 1), PAIRS_AT_ONCE)
-        run = _forgetful if len(starts) > 1 and torch.is_grad_enabled() else _plain
+        run = _forgetful if pairs.i.shape[0] > PAIRS_TO_KEEP and torch.is_grad_enabled() else _plain
 
         coordination = pos.new_zeros(Z.shape[0])  # (N,)
         for start in starts:
             some = pairs.rows(start, PAIRS_AT_ONCE)
-            coordination = coordination + run(_coordination, pos, box, Z, graph.batch, some, tables, cutoff)
-        C_6 = _mixed_coefficients(Z, coordination, tables)
+            coordination = coordination + run(_coordination, pos, box, graph.batch, some, kinds, cutoff)
+        partial, weights = _mixed_coefficients(Z, coordination, kinds, tables)
         energy = pos.new_zeros(Z.shape[0])  # (N,)
         for start in starts:
             some = pairs.rows(start, PAIRS_AT_ONCE)
-            energy = energy + run(self._energies, pos, box, Z, graph.batch, some, tables, *C_6, cutoff)
+            energy = energy + run(self._energies, pos, box, graph.batch, some, kinds, partial, weights, cutoff)
         total = sum_to_systems(widened(energy), graph)[:, None]
         return (total * (HARTREE / self.energy_scale)).to(pos.dtype)
+
+    def _kinds(self, Z: Tensor, tables: _Tables) -> _Kinds:
+        """What depends on the two elements of a pair alone."""
+        elements, column = torch.unique(Z, return_inverse=True)
+        p, r4r2, covalent = self.parameters_of_damping, tables.r4r2[elements], tables.covalent[elements]
+        Q = 3 * r4r2[:, None] * r4r2  # (U, U) C_8 / C_6
+        if self.damping == "zero":
+            R, alpha = tables.radius[elements][:, elements], p["alp"]
+            short = 6 * (p["rs6"] * R) ** alpha, 6 * (p["rs8"] * R) ** (alpha + 2)
+        else:
+            R = p["a1"] * Q.sqrt() + p["a2"]
+            short = R**6, R**8
+        bonded = covalent[:, None] + covalent
+        return _Kinds(elements, column, *(table.flatten() for table in (bonded, Q, *short)))
 
     def _energies(
         self,
         pos: Tensor,
         box: Tensor | None,
-        Z: Tensor,
         batch: Tensor,
         pairs: ImagePairs,
-        tables: _Tables,
+        kinds: _Kinds,
         partial: Tensor,
         weights: Tensor,
-        column: Tensor,
         cutoff: float,
     ) -> Tensor:
         """Energies in Hartree, each pair booked on its first atom, (N,)."""
         i, j, _ = pairs
         r = pairs.distances(pos, batch, box)  # (P,)
-        C_6 = (partial[i, column.index_select(0, j)] * weights.index_select(0, j)).sum(dim=1)  # (P,)
-        Z_i, Z_j = Z.index_select(0, i), Z.index_select(0, j)
-        Q = 3 * tables.r4r2.index_select(0, Z_i) * tables.r4r2.index_select(0, Z_j)  # (P,) C_8 / C_6
-        f_6, f_8 = self._damped(r, Q, tables.radius[Z_i, Z_j])
+        kind = kinds.of(pairs)
+        row = i * kinds.elements.shape[0] + kinds.column.index_select(0, j)
+        C_6 = (partial.index_select(0, row) * weights.index_select(0, j)).sum(dim=1)  # (P,)
+        f_6, f_8 = self._damped(r, kinds.short_6.index_select(0, kind), kinds.short_8.index_select(0, kind))
         p = self.parameters_of_damping
-        pair = -C_6 * (p["s6"] * f_6 + p["s8"] * Q * f_8) * _switch(r, cutoff)
-        return pos.new_zeros(Z.shape[0]).index_add(0, i, pair)
+        both = p["s6"] * f_6 + p["s8"] * kinds.Q.index_select(0, kind) * f_8
+        return pos.new_zeros(pos.shape[0]).index_add(0, i, -C_6 * both * _switch(r, cutoff))
 
-    def _damped(self, r: Tensor, Q: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    def _damped(self, r: Tensor, short_6: Tensor, short_8: Tensor) -> tuple[Tensor, Tensor]:
         """The damped inverse powers f_6 and f_8 of the distance, each (P,)."""
-        p = self.parameters_of_damping
+        square = r * r
         if self.damping != "zero":
-            R = p["a1"] * Q.sqrt() + p["a2"]
-            return 1 / (r**6 + R**6), 1 / (r**8 + R**8)
-        # r^(α - n) / (r^α + 6 R^α): the same, and defined where two atoms are at one place
-        alpha = p["alp"]
-        f_6 = r ** (alpha - 6) / (r**alpha + 6 * (p["rs6"] * R) ** alpha)
-        f_8 = r ** (alpha - 6) / (r ** (alpha + 2) + 6 * (p["rs8"] * R) ** (alpha + 2))
-        return f_6, f_8
+            sixth = square * square * square
+            return 1 / (sixth + short_6), 1 / (sixth * square + short_8)
+        # r^(α - n) / (r^α + 6 R^α): the same as the equation, and defined where two atoms are at one place
+        power = r ** (self.parameters_of_damping["alp"] - 6)
+        far = power * square * square * square
+        return power / (far + short_6), power / (far * square + short_8)
+
+
+class _Kinds(NamedTuple):
+    """The U elements of a batch, and constants of their U² pairs."""
+
+    elements: Tensor  # (U,)
+    column: Tensor  # (N,) which of them each atom is
+    bonded: Tensor  # (U²,) sums of covalent radii
+    Q: Tensor  # (U²,) C_8 / C_6
+    short_6: Tensor  # (U²,) what damping adds to the power of the distance
+    short_8: Tensor
+
+    def of(self, pairs: ImagePairs) -> Tensor:
+        """The kind of each pair, (P,)."""
+        return self.column.index_select(0, pairs.i) * self.elements.shape[0] + self.column.index_select(0, pairs.j)
 
 
 class _Tables(NamedTuple):
@@ -275,36 +303,35 @@ def _switch(r: Tensor, cutoff: float) -> Tensor:
 
 
 def _coordination(
-    pos: Tensor, box: Tensor | None, Z: Tensor, batch: Tensor, pairs: ImagePairs, tables: _Tables, cutoff: float
+    pos: Tensor, box: Tensor | None, batch: Tensor, pairs: ImagePairs, kinds: _Kinds, cutoff: float
 ) -> Tensor:
     """What some pairs add to the coordination numbers, (N,)."""
     i, j, _ = pairs
     r = pairs.distances(pos, batch, box)  # (P,)
-    R = tables.covalent.index_select(0, Z)
-    bonded = (R.index_select(0, i) + R.index_select(0, j)) / r.clamp(min=1e-2)
+    bonded = kinds.bonded.index_select(0, kinds.of(pairs)) / r.clamp(min=1e-2)
     count = torch.sigmoid(COUNTING * (bonded - 1)) * _switch(r, min(cutoff, COORDINATION_CUTOFF))
-    return pos.new_zeros(Z.shape[0]).index_add(0, i, count).index_add(0, j, count)
+    return pos.new_zeros(pos.shape[0]).index_add(0, i, count).index_add(0, j, count)
 
 
-def _mixed_coefficients(Z: Tensor, coordination: Tensor, tables: _Tables) -> tuple[Tensor, Tensor, Tensor]:
-    """C_6 between atoms i and j is ``(partial[i, column[j]] * weights[j]).sum()``.
+def _mixed_coefficients(Z: Tensor, coordination: Tensor, kinds: _Kinds, tables: _Tables) -> tuple[Tensor, Tensor]:
+    """C_6 between atoms i and j is ``(partial[i * U + column[j]] * weights[j]).sum()``, for U different elements.
 
     Summing over the references of i first, once for each element that occurs, leaves a product of seven numbers for
     each pair, where the full interpolation has 49.
 
     Returns:
-        ``partial`` (N, U, 7), ``weights`` (N, 7) and ``column`` (N,), for U different elements.
+        ``partial`` (N U, 7) and ``weights`` (N, 7).
     """
     library, _ = _library()
     weights = library.model.weight_references(Z, coordination, tables.reference)  # (N, 7)
-    elements, column = torch.unique(Z, return_inverse=True)
+    elements, column = kinds.elements, kinds.column
     C_6 = tables.reference.c6[elements][:, elements]  # (U, U, 7, 7)
     partial = weights.new_zeros(Z.shape[0], *C_6.shape[1:3])  # (N, U, 7)
     for row in range(elements.shape[0]):
         members = (column == row).nonzero()[:, 0]
         values = torch.einsum("na,uab->nub", weights.index_select(0, members), C_6[row])
         partial = partial.index_copy(0, members, values)
-    return partial, weights, column
+    return partial.flatten(0, 1), weights
 
 
 def _plain(function: Any, *args: Any) -> Any:
