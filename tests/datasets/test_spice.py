@@ -14,7 +14,7 @@ from conftest import shared
 from file_server import serve
 
 from torchmdnet.datasets import download
-from torchmdnet.datasets.spice import SPICE
+from torchmdnet.datasets.spice import SPICE, _total_charge
 from torchmdnet.errors import ConfigError, DataError
 
 HARTREE, BOHR = 27.211386246, 0.529177
@@ -169,3 +169,61 @@ def test_a_piece_of_the_published_file_is_read_in_full(tmp_path):
     np.testing.assert_allclose(batch.neg_dy, -gradients * HARTREE / BOHR, rtol=1e-6, atol=1e-9)
     kept = SPICE(tmp_path, version="1.1.4", subsets="SPICE DES370K Single Points Dataset Supplement v1.0")
     assert set(names(kept)) == {"C#C.[Na+]"}
+
+
+@pytest.fixture
+def with_more(root):
+    """Dipoles of all molecules, charges of all but one, and SMILES with formal charges."""
+    place = root / "raw" / "spice" / "1.1.4" / "SPICE-1.1.4.hdf5"
+    rng = np.random.default_rng(5)
+    with h5py.File(place, "a") as file:
+        for name, group in file.items():
+            n, size = group["conformations"].shape[:2]
+            smiles = {"C": "[H:1][C:2]([H:3])([H:4])[H:5]", "CO": "[C-:1]#[O+:2]", "[Na+]": "[Na+:1]"}[name]
+            group["smiles"] = np.array([smiles.encode()], dtype=object)
+            group["scf_dipole"] = rng.normal(size=(n, 3)).astype(np.float32)
+            if name != "CO":
+                group["mbis_charges"] = rng.normal(size=(n, size, 1)).astype(np.float32)
+    return root
+
+
+def test_dipoles_and_charges_are_stored_when_asked_for(with_more):
+    plain = SPICE(with_more, version="1.1.4")
+    data = SPICE(with_more, version="1.1.4", labels=["dipole", "charges"])
+    assert sorted(plain[0].keys()) == ["neg_dy", "pos", "y", "z"]
+    assert data.name != plain.name
+    with h5py.File(with_more / "raw" / "spice" / "1.1.4" / "SPICE-1.1.4.hdf5") as file:
+        np.testing.assert_allclose(data[0].dp[0], file["C"]["scf_dipole"][0] * BOHR, rtol=1e-6)
+        np.testing.assert_array_equal(data[1].pq, file["C"]["mbis_charges"][1, :, 0])
+    assert [int(sample.q) for sample in data] == [0] * 7 + [1] * 2
+    assert [bool(np.isnan(sample.pq).any()) for sample in data] == [False] * 4 + [True] * 3 + [False] * 2
+
+
+def test_another_label_is_refused_with_those_there_are(with_more):
+    with pytest.raises(ConfigError, match=r"SPICE has no 'charge' to learn. Did you mean 'charges'"):
+        SPICE(with_more, version="1.1.4", labels=["charge"])
+
+
+@pytest.mark.parametrize(
+    ("smiles", "charge"),
+    [("CC(=O)[O-]", -1), ("[NH3+][C@@H](C)C([O-])=O", 0), ("[Ca+2]", 2), ("[Fe+++]", 3), ("[O--]", -2), ("C#N", 0)],
+)
+def test_the_total_charge_is_the_sum_of_the_formal_ones(smiles, charge):
+    assert _total_charge(np.array([smiles.encode()], dtype=object)) == charge
+
+
+def test_dipoles_of_the_published_file_are_those_of_its_charges(tmp_path):
+    """MBIS charges and atomic dipoles add up to the dipole of the density, so unit and origin are right."""
+    source = shared("data/raw/spice/SPICE-1.1.4_n2.hdf5")
+    place = tmp_path / "raw" / "spice" / "1.1.4" / "SPICE-1.1.4.hdf5"
+    place.parent.mkdir(parents=True)
+    shutil.copy(source, place)
+    with h5py.File(source) as file:
+        (name, molecule) = next((name, group) for name, group in file.items() if "mbis_dipoles" in group)
+        local = molecule["mbis_dipoles"][()].sum(axis=1) * BOHR
+    data = SPICE(tmp_path, version="1.1.4", labels=["dipole", "charges"])
+    first = names(data).index(name)
+    for i in range(3):
+        sample = data[first + i]
+        np.testing.assert_allclose(sample.pq.numpy() @ sample.pos.numpy() + local[i], sample.dp[0], atol=2e-3)
+        assert round(float(sample.pq.sum())) == int(sample.q)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from torchmdnet.datasets.download import Remote
 from torchmdnet.datasets.files import progress
+from torchmdnet.datasets.labels import Labels, find_label
 from torchmdnet.datasets.memdataset import Block, MemmappedDataset, conformers, open_hdf5
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.units import BOHR_TO_ANGSTROM, HARTREE_TO_EV
@@ -28,7 +30,8 @@ class SPICE(MemmappedDataset):
     """SPICE: conformers of small molecules, dimers, dipeptides and solvated molecules; 1.1 million, in 2.0.1 2 million.
 
     Samples: ``z``, ``pos`` in Å, ``y`` in eV, ``neg_dy`` in eV/Å. Energies are formation energies: those of the
-    isolated atoms and ions are already subtracted.
+    isolated atoms and ions are already subtracted. With ``labels``, also ``dp`` (1, 3) in e Å, the dipole moment, and
+    ``pq`` (N,) in e, MBIS charges, NaN for molecules that have none; and then ``q``, the total charge, in e.
 
     Eastman et al., Sci. Data 10, 11 (2023), https://doi.org/10.1038/s41597-022-01882-6; version 2: Eastman et al.,
     J. Chem. Theory Comput. 20, 8583 (2024), https://doi.org/10.1021/acs.jctc.4c00794.
@@ -44,6 +47,7 @@ class SPICE(MemmappedDataset):
         max_gradient: Leave out conformers with the force on any atom above this, in eV/Å. None or 0: keep all.
         subsample_molecules: Take every n-th molecule of the file.
         mirror: Where to get the file instead of from its publisher.
+        labels: "dipole" or "charges", or both, to store them too; training fills this in from ``properties``.
 
     Raises:
         ConfigError: If the version or an argument is not valid.
@@ -79,6 +83,7 @@ class SPICE(MemmappedDataset):
         subsample_molecules: int = 1,
         *,
         mirror: str | None = None,
+        labels: Labels | Sequence[str] = (),
     ) -> None:
         self.version = str(version)
         if self.version not in self.VERSIONS:
@@ -89,11 +94,14 @@ class SPICE(MemmappedDataset):
         self.subsets = [subsets] if isinstance(subsets, str) else None if subsets is None else list(subsets)
         self.max_gradient = max_gradient
         self.subsample_molecules = int(subsample_molecules)
-        super().__init__(root, transform, pre_transform, pre_filter, ("y", "neg_dy"), mirror=mirror)
+        self.further = tuple(sorted({_field_of(label) for label in labels}))
+        properties = ("y", "neg_dy", *self.further, *(("q",) if self.further else ()))
+        super().__init__(root, transform, pre_transform, pre_filter, properties, mirror=mirror)
 
     @property
     def name(self) -> str:
         text = f"{self.version}{self.subsets}{self.max_gradient}{self.subsample_molecules}"
+        text += "".join(self.further)
         return f"SPICE-{hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()}"
 
     @property
@@ -110,6 +118,19 @@ class SPICE(MemmappedDataset):
         }
         filters = ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value)
         return f"no conformer is left{f' with {filters}' if filters else ''}."
+
+    def _further(self, molecule: Any) -> dict[str, np.ndarray]:
+        """Dipoles (n, 3), charges (n, N) and total charges (n,), as far as they were asked for."""
+        if not self.further:
+            return {}
+        num, size = molecule["conformations"].shape[:2]
+        charges, dipole = np.full((num, size), np.nan), np.full((num, 3), np.nan)
+        if "mbis_charges" in molecule:
+            charges = molecule["mbis_charges"][()].reshape(num, size)
+        if "scf_dipole" in molecule:
+            dipole = molecule["scf_dipole"][()] * BOHR_TO_ANGSTROM
+        total = np.full(num, _total_charge(molecule["smiles"][()]))
+        return {**{name: {"dp": dipole, "pq": charges}[name] for name in self.further}, "q": total}
 
     def blocks(self) -> Iterator[Block]:
         seen: set[str] = set()
@@ -135,6 +156,7 @@ class SPICE(MemmappedDataset):
                     pos[keep],
                     y=y[keep],
                     neg_dy=neg_dy[keep],
+                    **{name: values[keep] for name, values in self._further(molecule).items()},
                     notes={"mol_id": [name] * int(keep.sum())},
                 )
         for wanted in self.subsets or ():
@@ -143,6 +165,26 @@ class SPICE(MemmappedDataset):
                     f"subsets: SPICE {self.version} has no {wanted!r}.{did_you_mean(wanted, seen)} "
                     f"Choose from {', '.join(repr(subset) for subset in sorted(seen))}."
                 )
+
+
+def _total_charge(smiles: Any) -> int:
+    """The sum of the formal charges that a SMILES text writes: ``[O-]``, ``[NH3+]``, ``[Ca+2]``, ``[Fe+++]``."""
+    text = np.ravel(smiles)[0]
+    text = text.decode() if isinstance(text, bytes) else str(text)
+    total = 0
+    for sign, repeats, number in re.findall(r"\[[^\]]*?([+-])(\1*)(\d*)(?::\d+)?\]", text):
+        total += (1 if sign == "+" else -1) * (int(number) if number else 1 + len(repeats))
+    return total
+
+
+def _field_of(label: str) -> str:
+    field = find_label(label, ("dp", "pq"))
+    if field is None:
+        raise ConfigError(
+            f"labels: SPICE has no {label!r} to learn.{did_you_mean(label, ('dipole', 'charges'))} It has dipole and "
+            "charges."
+        )
+    return field
 
 
 def keeps_gradient(neg_dy: np.ndarray, limit: float | None) -> np.ndarray:
