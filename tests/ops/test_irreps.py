@@ -75,6 +75,59 @@ def test_packed_cartesian_parts_round_trip() -> None:
     torch.testing.assert_close(compose_tensor(*decompose_tensor(X)), X)
 
 
+def assert_twins_agree(twin, plain, arguments: list[torch.Tensor], order: int) -> None:
+    for argument in arguments:
+        argument.requires_grad_()
+    assert kernels.can_run(arguments[0])
+    for ours, theirs in zip(derivatives(twin, arguments, order), derivatives(plain, arguments, order), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+@pytest.mark.parametrize("channels", [4, 5, 16])
+def test_stages_of_a_layer_and_their_definitions_agree(n: int, channels: int) -> None:
+    X, Y = features(n, channels, 1), features(n, channels, 2)
+    factor = 1 + 0.1 * torch.arange(n, dtype=torch.float64)
+    k = factor[:, None, None]
+    assert_twins_agree(irreps.normalize, irreps.normalize_plain, [X], 2)
+    for both, product in (
+        (True, irreps.anticommutator_plain),
+        (False, lambda X, Y: 2 * irreps.matrix_product_plain(X, Y)),
+    ):
+        assert_twins_agree(
+            lambda X, Y, both=both: irreps.interact(X, Y, factor, both=both),
+            lambda X, Y, product=product: irreps.normalize_plain(k * product(X, Y)),
+            [X, Y],
+            2,
+        )
+    assert_twins_agree(
+        lambda X, D: irreps.refine(X, D, factor), lambda X, D: X + D + k * irreps.matrix_product_plain(D, D), [X, Y], 2
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_mixing_and_its_definition_agree(n: int) -> None:
+    weights = [torch.randn(6, 5, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(3)]
+    assert_twins_agree(
+        lambda X, *W: irreps.mix_channels(X, W),
+        lambda X, *W: irreps.mix_channels_plain(X, W),
+        [features(n, 5), *weights],
+        3,
+    )
+
+
+def test_a_stage_counts_an_argument_made_from_another_once() -> None:
+    X = features(3, 4).requires_grad_()
+    factor = torch.ones(3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda X: irreps.refine(X, 2 * irreps.normalize(X), factor), X)
+
+
+def test_the_factor_of_a_stage_can_be_differentiated() -> None:
+    X, factor = features(3, 4), torch.rand(3, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda k: irreps.interact(X, X, k, both=True), factor)
+    assert torch.autograd.gradcheck(lambda k: irreps.refine(X, X, k), factor)
+
+
 @pytest.mark.parametrize("n", [0, 1, 7])
 @pytest.mark.parametrize("name", ["matrix_product", "anticommutator"])
 def test_products_and_their_twins_agree_to_third_derivatives(name: str, n: int) -> None:

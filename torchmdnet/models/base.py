@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.filters import RadialEngine
 from torchmdnet.typing import (
     AtomFeatures,
     AtomicNumbers,
@@ -20,6 +21,9 @@ from torchmdnet.typing import (
     SystemIndex,
     SystemScalars,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Features", "Representation"]
 
@@ -79,6 +83,13 @@ class Representation(nn.Module):
             loop=loop,
             box=box_vecs,
         )
+        #: How radial filters are evaluated; ``representation.radial.mode = "exact"`` turns the grid off.
+        self.radial = RadialEngine()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what was made from the weights is forgotten."""
+        self.radial.forget()
+        return super().train(mode)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""

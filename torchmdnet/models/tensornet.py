@@ -13,6 +13,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, weights_of
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.ops.cartesian import (
@@ -22,16 +23,17 @@ from torchmdnet.ops.cartesian import (
     tensor_matmul_so3,
 )
 from torchmdnet.ops.irreps import (
-    anticommutator,
     harmonics,
-    matrix_product,
+    interact,
     mix_channels,
+    normalize,
     norms_by_part,
+    refine,
     scale_parts,
     squared_norm,
 )
-from torchmdnet.ops.messages import embed_edges, gather_weight_sum
-from torchmdnet.typing import AtomicNumbers, AtomTensors, PairFeatures, PairScalars, SystemIndex
+from torchmdnet.ops.messages import EdgeRows, RadialFilter, embed_edges, gather_weight_sum, rows_of_pairs
+from torchmdnet.typing import AtomicNumbers, AtomTensors, PairFeatures, SystemIndex
 
 __all__ = ["TensorNet"]
 
@@ -141,13 +143,15 @@ class TensorNet(Representation):
         """Kept for compatibility: inference needs no preparation."""
 
     def encode(self, graph: Graph) -> Features:
-        assert graph.pairs is not None
-        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-        envelope = self.envelope(graph.pairs.dist)  # (P,)
-        charge = None if graph.q is None else 1 + 0.1 * graph.q[graph.batch][:, None, None]  # (N, 1, 1)
-        X = self.tensor_embedding(rbf, envelope, graph)  # (N, 9, F)
-        for layer in self.layers:
-            X = layer(X, rbf, envelope, charge, graph)
+        edges = rows_of_pairs(graph)
+        functions = [RadialFunction(self.tensor_embedding, "radial")]
+        functions += [RadialFunction(layer, "radial") for layer in self.layers]
+        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+        charge = graph.pos.new_ones(graph.num_atoms) if graph.q is None else 1 + 0.1 * graph.q[graph.batch]  # (N,)
+        first, *others = functions
+        X = self.tensor_embedding(radial(first), edges, graph)  # (N, 9, F)
+        for layer, function in zip(self.layers, others, strict=True):
+            X = layer(X, radial(function), edges, charge)
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         return Features(x, v=X[:, 1:4], S=X[:, 4:9])
 
@@ -216,12 +220,12 @@ class TensorEmbedding(nn.Module):
             self.init_norm,
         )
 
-    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
-        """Radial weights of the three parts, a function of distance alone: (P, K), (P,) -> (P, 3, F)."""
+    def radial(self, rbf: PairFeatures) -> Tensor:
+        """Radial weights of the three parts, a function of distance alone: (P, K) -> (P, 3, F)."""
         projections = (self.distance_proj1, self.distance_proj2, self.distance_proj3)
         weight = torch.cat([projection.weight for projection in projections])
         bias = torch.cat([projection.bias for projection in projections])
-        return (envelope[:, None] * F.linear(rbf, weight, bias)).unflatten(1, (3, self.hidden_channels))
+        return F.linear(rbf, weight, bias).unflatten(1, (3, self.hidden_channels))
 
     def element_factors(self, z: AtomicNumbers) -> Tensor:
         """What each atom adds to the pair factor Z as receiver and as sender: (N,) -> (N, 2, F)."""
@@ -230,14 +234,12 @@ class TensorEmbedding(nn.Module):
         factors = torch.stack([F.linear(table, receiving, self.emb2.bias), F.linear(table, sending)], dim=1)
         return factors.index_select(0, z)
 
-    def forward(self, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomTensors:
-        """Embed the atoms of a graph: (N, 9, F)."""
-        assert graph.pairs is not None
+    def forward(self, filter: RadialFilter, edges: EdgeRows, graph: Graph) -> AtomTensors:
+        """Embed the atoms of a graph, given the radial weights of its edges: (N, 9, F)."""
         r = graph.edge_dist[:, None]
         direction = graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), zero for self loops
         Y = harmonics(direction, handedness=-1.0 if self.handedness == "mirror" else 1.0)  # (E, 9)
-        weight = self.radial(rbf, envelope)  # (P, 3, F)
-        X = embed_edges(Y, weight, self.element_factors(graph.z), graph.edge_index, graph.pairs)  # (N, 9, F)
+        X = embed_edges(Y, filter, self.element_factors(graph.z), edges)  # (N, 9, F)
 
         gate = self.init_norm(squared_norm(X))  # (N, F)
         for linear in self.linears_scalar:
@@ -287,39 +289,30 @@ class Interaction(nn.Module):
     def reset_parameters(self) -> None:
         reset_all(*self.linears_scalar, *self.linears_tensor)
 
-    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
-        """Radial weights of the three parts, a function of distance alone: (P, K), (P,) -> (P, 3, F)."""
+    def radial(self, rbf: PairFeatures) -> Tensor:
+        """Radial weights of the three parts, a function of distance alone: (P, K) -> (P, 3, F)."""
         weight = rbf
         for linear in self.linears_scalar:
             weight = self.act(linear(weight))
-        return (envelope[:, None] * weight).unflatten(1, (3, self.hidden_channels))
+        return weight.unflatten(1, (3, self.hidden_channels))
 
-    def forward(
-        self, X: AtomTensors, rbf: PairFeatures, envelope: PairScalars, charge: Tensor | None, graph: Graph
-    ) -> AtomTensors:
-        """Refine the tensors X (N, 9, F); ``charge`` is the factor κ of each atom, (N, 1, 1)."""
-        return self.update(X, self.radial(rbf, envelope), charge, graph)
+    def forward(self, X: AtomTensors, filter: RadialFilter, edges: EdgeRows, charge: Tensor) -> AtomTensors:
+        """Refine the tensors X (N, 9, F).
 
-    def update(self, X: AtomTensors, weight: Tensor, charge: Tensor | None, graph: Graph) -> AtomTensors:
-        """The layer, given the radial weights of the pairs, (P, 3, F)."""
+        Args:
+            X: Features so far.
+            filter: Radial weights h of the edges.
+            edges: The row of the filter that each edge uses.
+            charge: The factor κ of each atom, (N,).
+        """
         weights = weights_of(self.linears_tensor)
         before, after = weights[:3], weights[3:]
-        X = X / (squared_norm(X) + 1)[:, None]
+        X = normalize(X)
         Y = mix_channels(X, before)
-        M = self.gather(Y, weight, graph)
-        if self.group == "O(3)":
-            P = anticommutator(Y, M)
-            P = P if charge is None else charge * P
-        else:
-            P = 2 * matrix_product(Y, M)
-        dX = mix_channels(P / (squared_norm(P) + 1)[:, None], after)
-        square = matrix_product(dX, dX)
-        return X + dX + (square if charge is None else charge * square)
-
-    def gather(self, Y: AtomTensors, weight: Tensor, graph: Graph) -> AtomTensors:
-        """Sum the neighbours' tensors with the weights of their pairs, (P, 3, F)."""
-        assert graph.pairs is not None
-        return gather_weight_sum(Y, weight, graph.edge_index, graph.pairs)
+        M = gather_weight_sum(Y, filter, edges)
+        is_symmetric = self.group == "O(3)"
+        P = interact(Y, M, charge if is_symmetric else torch.ones_like(charge), both=is_symmetric)
+        return refine(X, mix_channels(P, after), charge)
 
 
 def check_group(group: str) -> None:

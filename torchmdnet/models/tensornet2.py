@@ -14,11 +14,13 @@ from torchmdnet.models.base import Features, Representation
 from torchmdnet.models.tensornet import OPT, Group, Handedness, TensorEmbedding, check_group
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.mlp import MLP
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
-from torchmdnet.ops.irreps import PARTS, norms_by_part
+from torchmdnet.ops.irreps import norms_by_part
+from torchmdnet.ops.messages import RadialFilter, RadialPoints, rows_of_edges, rows_of_pairs
 from torchmdnet.typing import AtomTensors, PairFeatures, PairScalars
 
 __all__ = ["ChargePredict", "TensorNet2"]
@@ -137,12 +139,16 @@ class TensorNet2(Representation):
 
     def encode(self, graph: Graph) -> Features:
         assert graph.pairs is not None
+        first = RadialFunction(self.tensor_embedding, "radial")
+        radial = self.radial(graph, self.distance_expansion, self.envelope, [first], self.training)
         rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
         envelope = self.envelope(graph.pairs.dist)  # (P,)
-        X = self.tensor_embedding(rbf, envelope, graph)  # (N, 9, F)
+        edges = rows_of_edges(graph)
+        ones = graph.pos.new_ones(graph.num_atoms)
+        X = self.tensor_embedding(radial(first), rows_of_pairs(graph), graph)  # (N, 9, F)
         charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
         for layer, predict in zip(self.layers, self.charge_predicts, strict=True):
-            X = layer(X, rbf, envelope, charges[-1], graph)
+            X = layer(X, layer.on_edges(rbf, envelope, charges[-1], graph), edges, ones)  # type: ignore[operator]
             charges.append(predict(X, graph))
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         if self.output_charges:
@@ -231,15 +237,8 @@ class Interaction(tensornet.Interaction):
         )
         self.widths = (num_rbf, q_dim, q_dim)
 
-    def forward(
-        self, X: AtomTensors, rbf: PairFeatures, envelope: PairScalars, charge: Tensor | None, graph: Graph
-    ) -> AtomTensors:
-        """Refine the tensors X (N, 9, F); ``charge`` holds the charges of each atom, (N, q_dim)."""
-        assert charge is not None
-        return self.update(X, self.edge_weights(rbf, envelope, charge, graph), None, graph)
-
-    def edge_weights(self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph) -> Tensor:
-        """Weights of the three parts for each direction of a pair: (P, K), (P,), (N, q_dim) -> (E, 3, F).
+    def on_edges(self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph) -> RadialFilter:
+        """Weights of the three parts for each direction of a pair, one row an edge.
 
         The first layer is linear in the radial basis and in the charges of either atom, so the former is mapped on
         pairs and the latter on atoms, not on edges.
@@ -255,13 +254,6 @@ class Interaction(tensornet.Interaction):
         weight = self.act(weight)
         for linear in rest:
             weight = self.act(linear(weight))
-        return (envelope.index_select(0, of_edge)[:, None] * weight).unflatten(1, (3, self.hidden_channels))
-
-    def gather(self, Y: AtomTensors, weight: Tensor, graph: Graph) -> AtomTensors:
-        """Sum the neighbours' tensors with the weights of their edges, (E, 3, F)."""
-        i, j = graph.edge_index
-        sums = []
-        for k, part in enumerate(Y.split(PARTS, dim=1)):
-            message = weight[:, k, None] * part.index_select(0, j)  # (E, 1 | 3 | 5, F)
-            sums.append(torch.zeros_like(part).index_add(0, i, message))
-        return torch.cat(sums, dim=1)
+        every = torch.arange(of_edge.shape[0], device=of_edge.device)
+        points = RadialPoints(envelope.index_select(0, of_edge)[:, None], every)
+        return RadialFilter(weight.unflatten(1, (3, self.hidden_channels)), points)

@@ -33,11 +33,16 @@ class CosineCutoff(nn.Module):
 
     def forward(self, distances: Tensor) -> Tensor:
         """Switching value of each distance, same shape."""
+        inside = distances < self.cutoff_upper
+        if self.cutoff_lower > 0:
+            inside = inside & (distances > self.cutoff_lower)
+        return torch.where(inside, self.continued(distances), 0.0)
+
+    def continued(self, distances: Tensor) -> Tensor:
+        """The same cosine everywhere, inside the cutoffs and out."""
         lower, upper = self.cutoff_lower, self.cutoff_upper
         if lower > 0:
             phase = math.pi * (2 * (distances - lower) / (upper - lower) + 1.0)
-            inside = (distances < upper) & (distances > lower)
         else:
             phase = distances * (math.pi / upper)
-            inside = distances < upper
-        return torch.where(inside, 0.5 * (torch.cos(phase) + 1.0), 0.0)
+        return 0.5 * (torch.cos(phase) + 1.0)

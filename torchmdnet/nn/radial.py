@@ -66,6 +66,10 @@ class GaussianSmearing(nn.Module):
         """Distances in Å to basis values: (...,) -> (..., K)."""
         return torch.exp(self.coeff * (dist.unsqueeze(-1) - self.offset).square())
 
+    def continued(self, dist: Tensor) -> Tensor:
+        """The same functions, smooth beyond the cutoffs too: (...,) -> (..., K)."""
+        return self(dist)
+
 
 class ExpNormalSmearing(nn.Module):
     r"""Gaussians of :math:`\exp(-\alpha r)`, under a cosine envelope (PhysNet, Unke and Meuwly 2019, eq. 7).
@@ -123,8 +127,15 @@ class ExpNormalSmearing(nn.Module):
     def forward(self, dist: Tensor) -> Tensor:
         """Distances in Å to basis values: (...,) -> (..., K)."""
         dist = dist.unsqueeze(-1)
-        gaussian = torch.exp(-self.betas * (torch.exp(self.alpha * (self.cutoff_lower - dist)) - self.means).square())
-        return self.cutoff_fn(dist) * gaussian
+        return self.cutoff_fn(dist) * self._gaussians(dist)
+
+    def continued(self, dist: Tensor) -> Tensor:
+        """The same functions, smooth beyond the cutoffs too: (...,) -> (..., K)."""
+        dist = dist.unsqueeze(-1)
+        return self.cutoff_fn.continued(dist) * self._gaussians(dist)
+
+    def _gaussians(self, dist: Tensor) -> Tensor:
+        return torch.exp(-self.betas * (torch.exp(self.alpha * (self.cutoff_lower - dist)) - self.means).square())
 
 
 RADIAL_BASES = {"gauss": GaussianSmearing, "expnorm": ExpNormalSmearing}

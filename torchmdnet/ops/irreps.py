@@ -22,10 +22,17 @@ __all__ = [
     "anticommutator_plain",
     "from_matrix",
     "harmonics",
+    "interact",
+    "interact_plain",
     "matrix_product",
     "matrix_product_plain",
     "mix_channels",
+    "mix_channels_plain",
+    "normalize",
+    "normalize_plain",
     "norms_by_part",
+    "refine",
+    "refine_plain",
     "scale_parts",
     "squared_norm",
     "to_matrix",
@@ -33,6 +40,7 @@ __all__ = [
 
 #: Components of the trace, the antisymmetric and the symmetric traceless part.
 PARTS = (1, 3, 5)
+ENDS = (1, 4, 9)
 
 _R2, _R3, _R6 = 2**-0.5, 3**-0.5, 6**-0.5
 
@@ -99,6 +107,13 @@ def norms_by_part(X: AtomTensors) -> Tensor:
 
 def mix_channels(X: AtomTensors, weights: Sequence[Tensor]) -> AtomTensors:
     """Apply one (F', F) matrix to the channels of each part: (N, 9, F) -> (N, 9, F')."""
+    if kernels.can_run(X) and X.shape[0]:
+        return kernels.mix(X, torch.stack(list(weights)), ENDS)
+    return mix_channels_plain(X, weights)
+
+
+def mix_channels_plain(X: AtomTensors, weights: Sequence[Tensor]) -> AtomTensors:
+    """The definition of :func:`mix_channels`."""
     return torch.cat(
         [F.linear(part, weight) for part, weight in zip(X.split(PARTS, dim=1), weights, strict=True)], dim=1
     )
@@ -123,6 +138,48 @@ def matrix_product(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
 def anticommutator(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
     """X Y + Y X, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
     return kernels.product(X, Y, both=True) if kernels.can_run(X) else anticommutator_plain(X, Y)
+
+
+def normalize(X: AtomTensors) -> AtomTensors:
+    """X / (|X|² + 1), channel by channel: (N, 9, F) -> (N, 9, F)."""
+    return kernels.normalize(X) if kernels.can_run(X) else normalize_plain(X)
+
+
+def normalize_plain(X: AtomTensors) -> AtomTensors:
+    """The definition of :func:`normalize`."""
+    return X / (squared_norm(X) + 1)[:, None]
+
+
+def interact(Y: AtomTensors, M: AtomTensors, factor: Tensor, *, both: bool) -> AtomTensors:
+    r"""Normalised product, :math:`P / (|P|^2 + 1)` of :math:`P = \kappa (Y M + M Y)`, or :math:`2 \kappa Y M`.
+
+    Args:
+        Y: (N, 9, F).
+        M: (N, 9, F).
+        factor: :math:`\kappa` of each atom, (N,).
+        both: Whether both orders of the product are added.
+    """
+    if kernels.can_run(Y) and not factor.requires_grad:
+        return kernels.interact(Y, M, factor, both=both)
+    return interact_plain(Y, M, factor, both=both)
+
+
+def interact_plain(Y: AtomTensors, M: AtomTensors, factor: Tensor, *, both: bool) -> AtomTensors:
+    """The definition of :func:`interact`."""
+    P = anticommutator(Y, M) if both else 2 * matrix_product(Y, M)
+    return normalize_plain(factor[:, None, None] * P)
+
+
+def refine(X: AtomTensors, D: AtomTensors, factor: Tensor) -> AtomTensors:
+    """X + D + κ D² with one factor for each atom: (N, 9, F) × 2, (N,) -> (N, 9, F)."""
+    if kernels.can_run(X) and not factor.requires_grad:
+        return kernels.refine(X, D, factor)
+    return refine_plain(X, D, factor)
+
+
+def refine_plain(X: AtomTensors, D: AtomTensors, factor: Tensor) -> AtomTensors:
+    """The definition of :func:`refine`."""
+    return X + D + factor[:, None, None] * matrix_product(D, D)
 
 
 def matrix_product_plain(X: AtomTensors, Y: AtomTensors) -> AtomTensors:

@@ -1,5 +1,15 @@
-"""Compiled twins of the operations: custom operators with derivatives of every order."""
+"""Compiled twins of the operations, with derivatives of every order."""
 
-from torchmdnet.ops.kernels.operators import can_run, embed, message, product
+from torchmdnet.ops.kernels.operators import (
+    EdgeLayout,
+    can_run,
+    embed,
+    interact,
+    message,
+    mix,
+    normalize,
+    product,
+    refine,
+)
 
-__all__ = ["can_run", "embed", "message", "product"]
+__all__ = ["EdgeLayout", "can_run", "embed", "interact", "message", "mix", "normalize", "product", "refine"]

@@ -1,282 +1,311 @@
-"""The operators PyTorch sees, with their meta implementations and derivatives.
-
-Each is a partial derivative of one of the forms in :mod:`torchmdnet.ops.messages`, named after the tensor the form is
-differentiated in. Gradients are the same operators with one argument replaced, so they can be differentiated again.
-"""
+"""The operators of :mod:`torchmdnet.ops` in compiled loops, with derivatives of every order."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchmdnet.graph import Pairs
+from torchmdnet.ops.kernels.forms import Form, Stage
 
-__all__ = ["can_run", "embed", "message", "product"]
+__all__ = ["EdgeLayout", "can_run", "embed", "interact", "message", "mix", "normalize", "product", "refine"]
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.get("TORCHMDNET_PLAIN_OPS")
 
 
 def can_run(x: Tensor) -> bool:
-    """Whether a compiled kernel takes this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them all off."""
+    """Whether compiled loops take this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them all off.
+
+    Under ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the definitions run.
+    """
     return (
         _HAS_NUMBA
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_exporting()
+        and x.shape[-1] >= (8 if x.dtype == torch.float32 else 4)
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
-def _loops() -> ModuleType:
-    from torchmdnet.ops.kernels import loops
+def _edges() -> ModuleType:
+    from torchmdnet.ops.kernels import edges
 
-    return loops
-
-
-def _arrays(*tensors: Tensor) -> list[Any]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+    return edges
 
 
-def message(X: Tensor, weight: Tensor, edge_index: Tensor, pairs: Pairs) -> Tensor:
+def _nodes() -> ModuleType:
+    from torchmdnet.ops.kernels import nodes
+
+    return nodes
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
+
+
+def _flat(tensor: Tensor) -> Any:
+    """(N, C, F) as an array (N, C F)."""
+    return _rows(tensor.detach().contiguous())
+
+
+def _rows(out: Tensor) -> Any:
+    """A contiguous tensor (N, C, F), to be written as an array (N, C F)."""
+    return out.view(out.shape[0], out.shape[1] * out.shape[2]).numpy()
+
+
+class EdgeLayout(NamedTuple):
+    """What the loops have to know of the edges, as arrays."""
+
+    sender: Any  # (E,)
+    row: Any  # (E,) filter row of each edge
+    back: Any  # (E,) filter row of the edge of opposite direction
+    reverse: Any  # (E,) that edge
+    row_start: Any  # (N + 1,)
+    cell: Any  # (P,) first row of the table for each filter row
+    starts: Any  # (L + 1,) first component of each part
+
+    def work(self, channels: int) -> int:
+        """Multiply-adds of one pass, roughly."""
+        return self.sender.shape[0] * channels * int(self.starts[-1]) * 3
+
+
+def _fold(per_edge: Tensor, rows: Any, shape: tuple[int, ...]) -> Tensor:
+    """Sum edges into the filter rows they use: (E, K) -> (P, K)."""
+    out = per_edge.new_zeros(shape)
+    _edges().fold(_array(per_edge), rows, out.numpy())
+    return out
+
+
+class _Message(Form):
+    r""":math:`M(O, c, T, X) = \sum_{ij} \sum_{kcf} O_{icf}\, c_{ijk} T_{g(ij)+k,l(c),f}\, X_{jcf}`."""
+
+    slots = ("O", "coef", "table", "X")
+
+    def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
+        at, loops = where, _edges()
+        some = known["X"] if slot == "O" else known["O"]
+        work = at.work(some.shape[-1])
+        if slot in ("O", "X"):
+            out = some.new_empty(shape)
+            rows, values = (at.row, known["X"]) if slot == "O" else (at.back, known["O"])
+            arrays = (_array(known["coef"]), at.cell, _flat(known["table"]), _flat(values))
+            loops.message_sum(work, *arrays, at.sender, rows, at.row_start, at.starts, _rows(out))
+            return out
+        O, X = _flat(known["O"]), _flat(known["X"])
+        if slot == "coef":
+            per_edge = some.new_empty(at.sender.shape[0], shape[1])
+            arrays = (at.cell, _flat(known["table"]), O, X, at.sender, at.row, at.row_start, at.starts)
+            loops.message_coef(work, *arrays, per_edge.numpy())
+            return _fold(per_edge, at.row, shape)
+        out = some.new_empty(shape)
+        arrays = (_array(known["coef"]), at.cell, O, X, at.sender, at.row, at.row_start, at.starts)
+        loops.message_table(work, *arrays, _rows(out))
+        return out
+
+    def gradients(
+        self, wanted: list[str], known: dict[str, Tensor], shapes: Any, where: EdgeLayout
+    ) -> dict[str, Tensor]:
+        if not {"X", "coef"} <= set(wanted):
+            return super().gradients(wanted, known, shapes, where)
+        at, O, X = where, known["O"], known["X"]
+        of_X, per_edge = torch.empty_like(O), O.new_empty(at.sender.shape[0], shapes["coef"][1])
+        arrays = (_array(known["coef"]), at.cell, _flat(known["table"]), _flat(O), _flat(X))
+        indices = (at.sender, at.row, at.back, at.row_start, at.starts)
+        out = (_rows(of_X), per_edge.numpy())
+        _edges().message_both(2 * at.work(X.shape[-1]), *arrays, *indices, *out)
+        found = {"X": of_X, "coef": _fold(per_edge, at.back, shapes["coef"])}
+        rest = [slot for slot in wanted if slot not in found]
+        return found | super().gradients(rest, known, shapes, where)
+
+
+class _Embedding(Form):
+    r""":math:`D(O, Y, c, T, Z) = \sum_{ij} \sum_{kcf} O_{icf} Y_{ijc}\, c_{ijk} T_{g(ij)+k,l(c),f} (Z_{i0f} + Z_{j1f})`."""
+
+    slots = ("O", "Y", "coef", "table", "Z")
+
+    def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
+        at, loops = where, _edges()
+        some = known["O"] if slot == "Z" else known["Z"]
+        work = at.work(some.shape[-1])
+        get = {
+            "O": lambda: _flat(known["O"]),
+            "Y": lambda: _array(known["Y"]),
+            "coef": lambda: _array(known["coef"]),
+            "table": lambda: _flat(known["table"]),
+            "Z": lambda: _array(known["Z"]),
+        }
+        values = [get[name]() for name in ("coef", "table", "O", "Y", "Z") if name != slot]
+        values.insert(1 if slot != "coef" else 0, at.cell)
+        indices = (at.sender, at.row, at.row_start, at.starts)
+        if slot == "coef":
+            per_edge = some.new_empty(at.sender.shape[0], shape[1])
+            loops.embed_coef(work, *values, *indices, per_edge.numpy())
+            return _fold(per_edge, at.row, shape)
+        out = some.new_empty(shape)
+        if slot == "O":
+            loops.embed_sum(work, *values, *indices, _rows(out))
+        elif slot == "Y":
+            loops.embed_direction(work, *values, *indices, out.numpy())
+        elif slot == "table":
+            loops.embed_table(work, *values, *indices, _rows(out))
+        else:
+            indices = (at.sender, at.row, at.back, at.reverse, at.row_start, at.starts)
+            loops.embed_factor(2 * work, *values, *indices, out.numpy())
+        return out
+
+    def gradients(
+        self, wanted: list[str], known: dict[str, Tensor], shapes: Any, where: EdgeLayout
+    ) -> dict[str, Tensor]:
+        if not {"Y", "coef"} <= set(wanted):
+            return super().gradients(wanted, known, shapes, where)
+        at, O = where, known["O"]
+        of_Y, per_edge = O.new_empty(shapes["Y"]), O.new_empty(at.sender.shape[0], shapes["coef"][1])
+        arrays = (_array(known["coef"]), at.cell, _flat(known["table"]), _flat(O), _array(known["Y"]))
+        indices = (_array(known["Z"]), at.sender, at.row, at.row_start, at.starts)
+        _edges().embed_both(2 * at.work(O.shape[-1]), *arrays, *indices, of_Y.numpy(), per_edge.numpy())
+        found = {"Y": of_Y, "coef": _fold(per_edge, at.row, shapes["coef"])}
+        rest = [slot for slot in wanted if slot not in found]
+        return found | super().gradients(rest, known, shapes, where)
+
+
+class _Mixing(Form):
+    r""":math:`B(O, W, X) = \sum_{n c f g} O_{ncf} W_{l(c) f g} X_{ncg}`, one matrix for each part; ``where`` are its ends."""
+
+    slots = ("O", "W", "X")
+
+    def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: Any) -> Tensor:
+        some = known["X"] if slot == "O" else known["O"]
+        out = some.new_empty(shape)
+        first = 0
+        for part, last in enumerate(where):
+            size = last - first
+            if slot == "W":
+                left, right = (known[name][:, first:last].transpose(0, 1) for name in ("O", "X"))
+                torch.sum(torch.bmm(left.transpose(1, 2), right), dim=0, out=out[part])
+            else:
+                W = known["W"][part]
+                matrix = W.t() if slot == "O" else W
+                values = known["X" if slot == "O" else "O"][:, first:last].transpose(0, 1)  # (C, N, F)
+                target = out[:, first:last].transpose(0, 1)
+                torch.bmm(values, matrix.expand(size, *matrix.shape), out=target)
+            first = last
+        return out
+
+
+_MESSAGE, _EMBEDDING, _MIXING = _Message(), _Embedding(), _Mixing()
+
+
+def message(X: Tensor, coef: Tensor, table: Tensor, layout: EdgeLayout) -> Tensor:
     """See :func:`torchmdnet.ops.messages.gather_weight_sum`."""
-    return message_sum(weight, X, edge_index[1], pairs.of_edge, pairs.row_start, pairs.atoms)
+    return _MESSAGE("O", tuple(X.shape), layout, coef, table, X)
 
 
-def embed(Y: Tensor, weight: Tensor, Z: Tensor, edge_index: Tensor, pairs: Pairs) -> Tensor:
+def embed(Y: Tensor, coef: Tensor, table: Tensor, Z: Tensor, layout: EdgeLayout) -> Tensor:
     """See :func:`torchmdnet.ops.messages.embed_edges`."""
-    return embed_sum(Y, weight, Z, edge_index[1], pairs.of_edge, pairs.row_start, pairs.reverse)
+    return _EMBEDDING("O", (Z.shape[0], Y.shape[1], Z.shape[2]), layout, Y, coef, table, Z)
+
+
+def mix(X: Tensor, W: Tensor, ends: tuple[int, ...]) -> Tensor:
+    """See :func:`torchmdnet.ops.irreps.mix_channels`."""
+    return _MIXING("O", (X.shape[0], X.shape[1], W.shape[1]), ends, W, X)
+
+
+class _Product(Form):
+    """⟨O, X Y⟩, or ⟨O, X Y + Y X⟩ where ``both``: the gradient of a product has the other argument transposed."""
+
+    slots = ("O", "X", "Y")
+
+    def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: bool) -> Tensor:
+        left, right, turned_left, turned_right = {
+            "O": ("X", "Y", False, False),
+            "X": ("O", "Y", False, True),
+            "Y": ("X", "O", True, False),
+        }[slot]
+        out = known[left].new_empty(shape)
+        signs = [-1.0 if turned else 1.0 for turned in (turned_left, turned_right)]
+        arrays = (_array(known[left]), _array(known[right]))
+        _nodes().matrix_product(16 * out.numel(), *arrays, *signs, where, out.numpy())
+        return out
+
+
+_PRODUCT = _Product()
 
 
 def product(X: Tensor, Y: Tensor, *, both: bool) -> Tensor:
     """See :func:`torchmdnet.ops.irreps.matrix_product` and, with ``both``, ``anticommutator``."""
-    return matrix_product(X, Y, False, False, both)
+    return _PRODUCT("O", tuple(X.shape), both, X, Y)
 
 
-# <O, X Y> and <O, X Y + Y X>: the gradient of a product is a product with the other argument transposed
+def _normalize_definition(X: Tensor) -> Tensor:
+    return X / (X.square().sum(dim=1, keepdim=True) + 1)
 
 
-@torch.library.custom_op("torchmdnet::matrix_product", mutates_args=(), device_types="cpu")
-def matrix_product(X: Tensor, Y: Tensor, transpose_X: bool, transpose_Y: bool, both: bool) -> Tensor:
-    """X Y, or X Y + Y X with ``both``, of matrices that may be transposed first: (N, 9, F) × 2 -> (N, 9, F)."""
+def _normalize_value(X: Tensor) -> Tensor:
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    signs = [-1.0 if transposed else 1.0 for transposed in (transpose_X, transpose_Y)]
-    _loops().matrix_product(*_arrays(X, Y), *signs, both, out.numpy())
+    _nodes().normalize(8 * X.numel(), _array(X), out.numpy())
     return out
 
 
-@matrix_product.register_fake
-def _(X: Tensor, Y: Tensor, transpose_X: bool, transpose_Y: bool, both: bool) -> Tensor:
-    return torch.empty_like(X, memory_format=torch.contiguous_format)
+def _normalize_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple[Tensor | None, ...]:
+    out = torch.empty_like(grad)
+    _nodes().normalize_backward(8 * X.numel(), _array(X), _array(grad), out.numpy())
+    return (out,)
 
 
-def _matrix_product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    X, Y, *ctx.flags = inputs
-    ctx.save_for_backward(X, Y)
+#: See :func:`torchmdnet.ops.irreps.normalize`.
+normalize = Stage(_normalize_definition, _normalize_value, _normalize_gradients)
 
 
-def _matrix_product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    X, Y = ctx.saved_tensors
-    tX, tY, both = ctx.flags
-    of_X = of_Y = None
-    if ctx.needs_input_grad[0]:
-        of_X = matrix_product(Y, grad, tY, True, both) if tX else matrix_product(grad, Y, False, not tY, both)
-    if ctx.needs_input_grad[1]:
-        of_Y = matrix_product(grad, X, True, tX, both) if tY else matrix_product(X, grad, not tX, False, both)
-    return of_X, of_Y, None, None, None
+def _interact_definition(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:
+    P = product(Y, M, both=both)
+    return _normalize_definition((factor if both else 2 * factor)[:, None, None] * P)
 
 
-matrix_product.register_autograd(_matrix_product_backward, setup_context=_matrix_product_setup)
+def _interact_value(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:
+    out = torch.empty_like(Y, memory_format=torch.contiguous_format)
+    _nodes().interact(16 * Y.numel(), _array(Y), _array(M), _array(factor), both, out.numpy())
+    return out
 
 
-# M(O, w, X)
+def _interact_gradients(
+    grad: Tensor, needed: tuple[bool, ...], Y: Tensor, M: Tensor, factor: Tensor, both: bool
+) -> tuple[Tensor | None, ...]:
+    of_Y, of_M = torch.empty_like(grad), torch.empty_like(grad)
+    arrays = (_array(Y), _array(M), _array(factor), both, _array(grad))
+    _nodes().interact_backward(48 * Y.numel(), *arrays, of_Y.numpy(), of_M.numpy())
+    return of_Y, of_M, None, None
 
 
-@torch.library.custom_op("torchmdnet::message_sum", mutates_args=(), device_types="cpu")
-def message_sum(
-    weight: Tensor, X: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, pair_index: Tensor
-) -> Tensor:
-    """∂M/∂O, and by symmetry ∂M/∂X: (P, 3, F), (N, 9, F) -> (N, 9, F)."""
+_interact = Stage(_interact_definition, _interact_value, _interact_gradients)
+
+
+def interact(Y: Tensor, M: Tensor, factor: Tensor, *, both: bool) -> Tensor:
+    """See :func:`torchmdnet.ops.irreps.interact`."""
+    return _interact(Y, M, factor, both)
+
+
+def _refine_definition(X: Tensor, D: Tensor, factor: Tensor) -> Tensor:
+    return X + D + factor[:, None, None] * product(D, D, both=False)
+
+
+def _refine_value(X: Tensor, D: Tensor, factor: Tensor) -> Tensor:
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    _loops().message_sum(*_arrays(weight, X, sender, pair_of, row_start), out.numpy())
+    _nodes().refine(16 * X.numel(), _array(X), _array(D), _array(factor), out.numpy())
     return out
 
 
-@message_sum.register_fake
-def _(weight: Tensor, X: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, pair_index: Tensor) -> Tensor:
-    return torch.empty_like(X, memory_format=torch.contiguous_format)
+def _refine_gradients(
+    grad: Tensor, needed: tuple[bool, ...], X: Tensor, D: Tensor, factor: Tensor
+) -> tuple[Tensor | None, ...]:
+    of_D = torch.empty_like(grad)
+    _nodes().refine_backward(16 * X.numel(), _array(D), _array(factor), _array(grad), of_D.numpy())
+    return grad, of_D, None
 
 
-@torch.library.custom_op("torchmdnet::message_weight", mutates_args=(), device_types="cpu")
-def message_weight(
-    O: Tensor, X: Tensor, num_weights: int, sender: Tensor, pair_of: Tensor, row_start: Tensor, pair_index: Tensor
-) -> Tensor:
-    """∂M/∂w: (N, 9, F) × 2 -> (num_weights, 3, F)."""
-    out = X.new_empty(num_weights, 3, X.shape[2])
-    _loops().message_weight(*_arrays(O, X, pair_index), out.numpy())
-    return out
-
-
-@message_weight.register_fake
-def _(
-    O: Tensor, X: Tensor, num_weights: int, sender: Tensor, pair_of: Tensor, row_start: Tensor, pair_index: Tensor
-) -> Tensor:
-    return X.new_empty(num_weights, 3, X.shape[2])
-
-
-def _message_sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _message_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    weight, X, *graph = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    of_weight = message_weight(grad, X, weight.shape[0], *graph) if needs[0] else None
-    of_X = message_sum(weight, grad, *graph) if needs[1] else None
-    return of_weight, of_X, None, None, None, None
-
-
-def _message_weight_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    O, X, _, *graph = inputs
-    ctx.save_for_backward(O, X, *graph)
-
-
-def _message_weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    O, X, *graph = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    of_O = message_sum(grad, X, *graph) if needs[0] else None
-    of_X = message_sum(grad, O, *graph) if needs[1] else None
-    return of_O, of_X, None, None, None, None, None
-
-
-message_sum.register_autograd(_message_sum_backward, setup_context=_message_sum_setup)
-message_weight.register_autograd(_message_weight_backward, setup_context=_message_weight_setup)
-
-
-# D(O, Y, w, Z)
-
-
-@torch.library.custom_op("torchmdnet::embed_sum", mutates_args=(), device_types="cpu")
-def embed_sum(
-    Y: Tensor, weight: Tensor, Z: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, reverse: Tensor
-) -> Tensor:
-    """∂D/∂O: (E, 9), (P, 3, F), (N, 2, F) -> (N, 9, F)."""
-    out = Z.new_empty(Z.shape[0], 9, Z.shape[2])
-    _loops().embed_sum(*_arrays(Y, weight, Z, sender, pair_of, row_start), out.numpy())
-    return out
-
-
-@embed_sum.register_fake
-def _(
-    Y: Tensor, weight: Tensor, Z: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, reverse: Tensor
-) -> Tensor:
-    return Z.new_empty(Z.shape[0], 9, Z.shape[2])
-
-
-@torch.library.custom_op("torchmdnet::embed_direction", mutates_args=(), device_types="cpu")
-def embed_direction(
-    O: Tensor, weight: Tensor, Z: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, reverse: Tensor
-) -> Tensor:
-    """∂D/∂Y: (N, 9, F), (P, 3, F), (N, 2, F) -> (E, 9)."""
-    out = Z.new_empty(sender.shape[0], 9)
-    _loops().embed_direction(*_arrays(O, weight, Z, sender, pair_of, row_start), out.numpy())
-    return out
-
-
-@embed_direction.register_fake
-def _(
-    O: Tensor, weight: Tensor, Z: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, reverse: Tensor
-) -> Tensor:
-    return Z.new_empty(sender.shape[0], 9)
-
-
-@torch.library.custom_op("torchmdnet::embed_weight", mutates_args=(), device_types="cpu")
-def embed_weight(
-    O: Tensor,
-    Y: Tensor,
-    Z: Tensor,
-    num_weights: int,
-    sender: Tensor,
-    pair_of: Tensor,
-    row_start: Tensor,
-    reverse: Tensor,
-) -> Tensor:
-    """∂D/∂w: (N, 9, F), (E, 9), (N, 2, F) -> (num_weights, 3, F)."""
-    out = Z.new_empty(num_weights, 3, Z.shape[2])
-    _loops().embed_weight(*_arrays(O, Y, Z, sender, pair_of, row_start, reverse), out.numpy())
-    return out
-
-
-@embed_weight.register_fake
-def _(
-    O: Tensor,
-    Y: Tensor,
-    Z: Tensor,
-    num_weights: int,
-    sender: Tensor,
-    pair_of: Tensor,
-    row_start: Tensor,
-    reverse: Tensor,
-) -> Tensor:
-    return Z.new_empty(num_weights, 3, Z.shape[2])
-
-
-@torch.library.custom_op("torchmdnet::embed_factor", mutates_args=(), device_types="cpu")
-def embed_factor(
-    O: Tensor, Y: Tensor, weight: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, reverse: Tensor
-) -> Tensor:
-    """∂D/∂Z: (N, 9, F), (E, 9), (P, 3, F) -> (N, 2, F)."""
-    out = O.new_empty(O.shape[0], 2, O.shape[2])
-    _loops().embed_factor(*_arrays(O, Y, weight, sender, pair_of, row_start, reverse), out.numpy())
-    return out
-
-
-@embed_factor.register_fake
-def _(
-    O: Tensor, Y: Tensor, weight: Tensor, sender: Tensor, pair_of: Tensor, row_start: Tensor, reverse: Tensor
-) -> Tensor:
-    return O.new_empty(O.shape[0], 2, O.shape[2])
-
-
-_SLOTS = ("O", "Y", "w", "Z")
-
-
-def _derivative_of_D(slot: str, tensors: dict[str, Tensor], num_weights: int, graph: list[Tensor]) -> Tensor:
-    """∂D/∂slot at the other three tensors."""
-    if slot == "O":
-        return embed_sum(tensors["Y"], tensors["w"], tensors["Z"], *graph)
-    if slot == "Y":
-        return embed_direction(tensors["O"], tensors["w"], tensors["Z"], *graph)
-    if slot == "w":
-        return embed_weight(tensors["O"], tensors["Y"], tensors["Z"], num_weights, *graph)
-    return embed_factor(tensors["O"], tensors["Y"], tensors["w"], *graph)
-
-
-def _register_derivatives(operator: Any, slot: str) -> None:
-    """Differentiate ∂D/∂slot: the gradient in another tensor is ∂D/∂(that one) with the incoming gradient in slot."""
-    others = [name for name in _SLOTS if name != slot]
-    takes_count = slot == "w"
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tensors, rest = inputs[:3], inputs[3:]
-        ctx.num_weights = rest[0] if takes_count else tensors[others.index("w")].shape[0]
-        ctx.save_for_backward(*tensors, *(rest[1:] if takes_count else rest))
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, sender, pair_of, row_start, reverse = ctx.saved_tensors
-        graph = [sender, pair_of, row_start, reverse]
-        known = {**dict(zip(others, tensors, strict=True)), slot: grad}
-        wanted = [
-            _derivative_of_D(name, known, ctx.num_weights, graph) if ctx.needs_input_grad[position] else None
-            for position, name in enumerate(others)
-        ]
-        return (*wanted, *([None] * (5 if takes_count else 4)))
-
-    operator.register_autograd(backward, setup_context=setup)
-
-
-for _operator, _slot in ((embed_sum, "O"), (embed_direction, "Y"), (embed_weight, "w"), (embed_factor, "Z")):
-    _register_derivatives(_operator, _slot)
+#: See :func:`torchmdnet.ops.irreps.refine`.
+refine = Stage(_refine_definition, _refine_value, _refine_gradients)

@@ -1,0 +1,279 @@
+"""Radial filters of an architecture, evaluated pair by pair or on a grid of distances."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Graph
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.spline import Spline
+from torchmdnet.ops.messages import RadialFilter, RadialPoints
+from torchmdnet.typing import PairFeatures
+
+__all__ = ["MODES", "Radial", "RadialEngine", "RadialFunction", "RadialMode"]
+
+log = logging.getLogger(__name__)
+
+RadialMode = Literal["auto", "exact", "grid"]
+MODES = ("auto", "exact", "grid")
+
+#: Error, relative to the largest value, that a grid has to reach before it is used.
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-10}
+#: Numbers of cells, tried in this order.
+SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_NUM_PROBES = 512
+
+
+class RadialFunction(NamedTuple):
+    """A function of distance that an architecture multiplies its messages with, apart from the envelope."""
+
+    owner: nn.Module  # holds its weights
+    method: str  # of the owner: radial basis (P, K) -> (P, L, F)
+
+    def __call__(self, rbf: PairFeatures) -> Tensor:
+        return getattr(self.owner, self.method)(rbf)
+
+    def parameters(self) -> list[Tensor]:
+        """What it depends on."""
+        return list(self.owner.parameters())
+
+
+class Radial:
+    """The distances of one graph, as the filters of an architecture see them.
+
+    Args:
+        rows: Radial basis where functions are evaluated: for each pair, (P, K), or at the nodes of a grid.
+        points: Where each pair reads, envelope included.
+        spline: The grid; None for pair by pair.
+        tables: Tables at hand, by function; None to evaluate the functions anew.
+    """
+
+    def __init__(
+        self,
+        rows: PairFeatures,
+        points: RadialPoints,
+        spline: Spline | None = None,
+        tables: dict[RadialFunction, _Table] | None = None,
+    ) -> None:
+        self.rows, self.points, self.spline, self.tables = rows, points, spline, tables
+
+    def __call__(self, function: RadialFunction) -> RadialFilter:
+        """Weights of all pairs through one function, (P, L, F) once read."""
+        if self.spline is None:
+            return RadialFilter(function(self.rows), self.points)
+        if self.tables is None:
+            return RadialFilter(self.spline.coefficients(function(self.rows)), self.points)
+        return RadialFilter(self.tables[function].tensor(), self.points)
+
+
+class _Table:
+    """Coefficients of one function, made once from its weights, which still receive gradients when asked."""
+
+    def __init__(self, values: Tensor, build: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+        self.values, self.build = values, build
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+
+    def tensor(self) -> Tensor:
+        if not self.parameters or not torch.is_grad_enabled():
+            return self.values
+        return _Remembered.apply(self, *self.parameters)  # type: ignore[return-value]
+
+
+class _Remembered(Function):
+    """A table at hand; only if its gradient is asked for is it made again, with history."""
+
+    @staticmethod
+    def forward(ctx: Any, table: _Table, *parameters: Tensor) -> Tensor:
+        ctx.table = table
+        return table.values.view_as(table.values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        table, keep = ctx.table, torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = torch.autograd.grad(table.build(), table.parameters, grads[0], create_graph=keep, allow_unused=True)
+        return None, *found
+
+
+class RadialEngine:
+    """Decides how the filters of an architecture are evaluated, and keeps what can be kept.
+
+    On a grid the functions are evaluated at a few hundred distances, whatever the number of pairs, and read by a
+    quintic spline. The grid is refined until it reproduces the functions to ``TOLERANCES``; where that fails, pairs
+    are evaluated one by one. In evaluation mode the tables are kept until a weight changes.
+
+    Args:
+        mode: ``auto`` uses a grid where it is accurate and, in training, where there are more pairs than nodes;
+            ``exact`` never; ``grid`` whenever it is accurate.
+    """
+
+    def __init__(self, mode: RadialMode = "auto") -> None:
+        if mode not in MODES:
+            raise ConfigError(f"radial: {mode!r} is not available. Choose from {', '.join(MODES)}.")
+        self.mode: RadialMode = mode
+        self.forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RadialEngine:
+        return RadialEngine(self.mode)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RadialEngine, (self.mode,)
+
+    def forget(self) -> None:
+        """Drop everything that was made from weights."""
+        self.stamp: Any = None
+        self.holders: list[dict[str, Tensor | None]] = []
+        self.tables: dict[RadialFunction, _Table] = {}
+        self.spline: Spline | None = None
+        self.dtype: torch.dtype | None = None
+        #: Error of the grid relative to the largest value of each function; None before one was made.
+        self.error: float | None = None
+
+    def __call__(
+        self,
+        graph: Graph,
+        basis: nn.Module,
+        envelope: CosineCutoff,
+        functions: Sequence[RadialFunction],
+        training: bool,
+    ) -> Radial:
+        """Prepare one graph.
+
+        Args:
+            graph: Its pairs are read.
+            basis: Radial basis, distances to (P, K).
+            envelope: Multiplies all functions.
+            functions: All functions that will be asked for.
+            training: Whether weights are about to change, so that nothing is worth keeping.
+        """
+        assert graph.pairs is not None
+        r = graph.pairs.dist
+        fade = envelope(r)  # (P,)
+        spline = self._choose(r, basis, envelope, functions, training)
+        if spline is None:
+            every = torch.arange(r.shape[0], device=r.device)
+            return Radial(basis(r), RadialPoints(fade[:, None], every))
+        points = spline.locate(r, fade)
+        if training:
+            return Radial(basis.continued(spline.nodes(r.dtype, r.device)), points, spline)  # type: ignore[operator]
+        return Radial(r, points, spline, self.tables)
+
+    def _choose(
+        self,
+        r: Tensor,
+        basis: nn.Module,
+        envelope: CosineCutoff,
+        functions: Sequence[RadialFunction],
+        training: bool,
+    ) -> Spline | None:
+        if self.mode == "exact" or r.dtype not in TOLERANCES or _is_traced() or not hasattr(basis, "continued"):
+            return None
+        if training:
+            if self.mode == "auto" and r.shape[0] <= SIZES[0]:
+                return None
+            if self.dtype != r.dtype:
+                self.forget()
+                self.spline, self.error = fit(basis, envelope, functions, r.dtype)
+                self.dtype = r.dtype
+            if self.spline is None or (self.mode == "auto" and r.shape[0] <= self.spline.num_rows):
+                return None
+            return self.spline
+        if not self.holders:
+            self.holders = _holders(basis, functions)
+        stamp = _stamp(self.holders, r)
+        if stamp is None:
+            return None
+        if stamp != self.stamp:
+            self.forget()
+            self.spline, self.error = fit(basis, envelope, functions, r.dtype)
+            if self.spline is not None:
+                self.tables = _tables(self.spline, basis, functions, r)
+            self.stamp, self.holders = stamp, _holders(basis, functions)
+        return self.spline
+
+
+def _is_traced() -> bool:
+    """Whether the call is being recorded or transformed, so that nothing may be decided from values."""
+    transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() or transforms is not None
+
+
+def _stamp(holders: Sequence[dict[str, Tensor | None]], r: Tensor) -> Any:
+    """Something that changes when a weight does; None if that cannot be known."""
+    try:
+        weights = [(x.data_ptr(), x._version) for held in holders for x in held.values() if x is not None]
+    except RuntimeError:  # made in inference mode: versions are not counted
+        return None
+    return r.dtype, r.device, weights
+
+
+def _holders(basis: nn.Module, functions: Sequence[RadialFunction]) -> list[dict[str, Tensor | None]]:
+    """Where modules keep their parameters and buffers: these dictionaries stay when a weight is replaced."""
+    owners = {id(owner): owner for owner in (basis, *(function.owner for function in functions))}
+    modules = [module for owner in owners.values() for module in owner.modules()]
+    held = [*(module._parameters for module in modules), *(module._buffers for module in modules)]
+    return [weights for weights in held if weights]  # type: ignore[misc]
+
+
+def fit(
+    basis: nn.Module, envelope: CosineCutoff, functions: Sequence[RadialFunction], dtype: torch.dtype
+) -> tuple[Spline | None, float | None]:
+    """The smallest grid that reproduces all functions to the tolerance of a precision, and its error.
+
+    Functions are compared at random distances, in double precision. None if no grid does.
+    """
+    if not functions:
+        return None, None
+    lower, upper = float(envelope.cutoff_lower), float(envelope.cutoff_upper)
+    with torch.no_grad():
+        exact = [_double(function) for function in functions]
+        basis = copy.deepcopy(basis).double()
+        device = next(functions[0].owner.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        probes = torch.rand(_NUM_PROBES, generator=generator, dtype=torch.float64).to(device)
+        probes = lower + (upper - lower) * probes
+        expected = [function(basis.continued(probes)) for function in exact]  # type: ignore[operator]
+        error = None
+        for size in SIZES:
+            spline = Spline(lower, upper, size)
+            points = spline.locate(probes)
+            rows = basis.continued(spline.nodes(torch.float64, device))  # type: ignore[operator]
+            error = 0.0
+            for function, right in zip(exact, expected, strict=True):
+                found = RadialFilter(spline.coefficients(function(rows)), points).rows()
+                scale = float(right.abs().max()) or 1.0
+                error = max(error, float((found - right).abs().max()) / scale)
+            if error <= TOLERANCES[dtype]:
+                log.debug("radial: grid of %d cells, relative error %.1e", size, error)
+                return spline, error
+    log.info("radial: no grid of up to %d cells is accurate enough (%.1e); pairs are exact.", SIZES[-1], error)
+    return None, error
+
+
+def _double(function: RadialFunction) -> RadialFunction:
+    return RadialFunction(copy.deepcopy(function.owner).double(), function.method)
+
+
+def _tables(
+    spline: Spline, basis: nn.Module, functions: Sequence[RadialFunction], r: Tensor
+) -> dict[RadialFunction, _Table]:
+    """Coefficients of all functions, made in double precision."""
+    with torch.no_grad():
+        rows = copy.deepcopy(basis).double().continued(spline.nodes(torch.float64, r.device))  # type: ignore[operator]
+        values = [spline.coefficients(_double(function)(rows)).to(r.dtype).contiguous() for function in functions]
+
+    def builder(function: RadialFunction) -> Callable[[], Tensor]:
+        return lambda: spline.coefficients(function(basis.continued(spline.nodes(r.dtype, r.device))))  # type: ignore[operator]
+
+    return {
+        function: _Table(value, builder(function), [*function.parameters(), *basis.parameters()])
+        for function, value in zip(functions, values, strict=True)
+    }

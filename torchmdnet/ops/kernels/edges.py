@@ -1,0 +1,430 @@
+"""Loops over edges, shared among threads by receiving atom.
+
+The radial weights of an edge are never stored: each loop makes them in a buffer of one row from the table of its
+filter, w = Σ_k coef_k table[cell + k]. Layout: O and X are (N, C, F), Y is (E, C), Z is (N, 2, F), the table (R, L, F),
+coef (P, K). ``starts`` (L + 1,) says where the components of each part begin. Edges are sorted by receiver,
+``row_start`` (N + 1,), and ``row`` (E,) is the filter row of an edge.
+"""
+
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from torchmdnet.ops.kernels.threads import compiled, inlined
+
+__all__ = [
+    "embed_both",
+    "embed_coef",
+    "embed_direction",
+    "embed_factor",
+    "embed_sum",
+    "embed_table",
+    "fold",
+    "message_both",
+    "message_coef",
+    "message_sum",
+    "message_table",
+]
+
+
+@inlined
+def interpolate(table, coef, cell, p, w):
+    """w = Σ_k coef_k table[cell + k] for filter row p, over all parts and channels."""
+    size = w.shape[0]
+    num = coef.shape[1]
+    g = cell[p]
+    if num == 6:
+        c0, c1, c2, c3, c4, c5 = coef[p, 0], coef[p, 1], coef[p, 2], coef[p, 3], coef[p, 4], coef[p, 5]
+        t0, t1, t2, t3, t4, t5 = table[g], table[g + 1], table[g + 2], table[g + 3], table[g + 4], table[g + 5]
+        for f in range(size):
+            w[f] = c0 * t0[f] + c1 * t1[f] + c2 * t2[f] + c3 * t3[f] + c4 * t4[f] + c5 * t5[f]
+    else:
+        c0, t0 = coef[p, 0], table[g]
+        for f in range(size):
+            w[f] = c0 * t0[f]
+        for k in range(1, num):
+            c0, t0 = coef[p, k], table[g + k]
+            for f in range(size):
+                w[f] += c0 * t0[f]
+
+
+@inlined
+def project(table, cell, p, s, num, out):
+    """out_k = Σ_f s_f table[cell + k]_f, the adjoint of :func:`interpolate` in the coefficients."""
+    size = s.shape[0]
+    g = cell[p]
+    if num == 6:
+        t0, t1, t2, t3, t4, t5 = table[g], table[g + 1], table[g + 2], table[g + 3], table[g + 4], table[g + 5]
+        zero = s.dtype.type(0)
+        a0, a1, a2, a3, a4, a5 = zero, zero, zero, zero, zero, zero
+        for f in range(size):
+            v = s[f]
+            a0 += v * t0[f]
+            a1 += v * t1[f]
+            a2 += v * t2[f]
+            a3 += v * t3[f]
+            a4 += v * t4[f]
+            a5 += v * t5[f]
+        out[0], out[1], out[2], out[3], out[4], out[5] = a0, a1, a2, a3, a4, a5
+    else:
+        for k in range(num):
+            t0 = table[g + k]
+            total = s.dtype.type(0)
+            for f in range(size):
+                total += s[f] * t0[f]
+            out[k] = total
+
+
+@inlined
+def accumulate(total, left, right):
+    """total += left right."""
+    for f in range(total.shape[0]):
+        total[f] += left[f] * right[f]
+
+
+@inlined
+def accumulate_scaled(total, scale, values):
+    """total += scale values."""
+    for f in range(total.shape[0]):
+        total[f] += scale * values[f]
+
+
+# The three parts are spelled out below, as LLVM vectorises only where it can see that no index is negative.
+
+
+@inlined
+def weighted(here, w, there, F, parts):
+    """here_c += w there_c, with the weight of each component's part."""
+    if parts == 3:
+        for f in range(F):
+            here[f] += w[f] * there[f]
+        for c in range(1, 4):
+            for f in range(F):
+                here[c * F + f] += w[F + f] * there[c * F + f]
+        for c in range(4, 9):
+            for f in range(F):
+                here[c * F + f] += w[2 * F + f] * there[c * F + f]
+    else:
+        for c in range(here.shape[0] // F):
+            for f in range(F):
+                here[c * F + f] += w[f] * there[c * F + f]
+
+
+@inlined
+def overlap(here, there, F, parts, s):
+    """s = Σ_c here_c there_c within each part."""
+    if parts == 3:
+        for f in range(F):
+            s[f] = here[f] * there[f]
+            s[F + f] = (
+                here[F + f] * there[F + f] + here[2 * F + f] * there[2 * F + f] + here[3 * F + f] * there[3 * F + f]
+            )
+            s[2 * F + f] = (
+                here[4 * F + f] * there[4 * F + f]
+                + here[5 * F + f] * there[5 * F + f]
+                + here[6 * F + f] * there[6 * F + f]
+                + here[7 * F + f] * there[7 * F + f]
+                + here[8 * F + f] * there[8 * F + f]
+            )
+    else:
+        for f in range(F):
+            s[f] = here[f] * there[f]
+        for c in range(1, here.shape[0] // F):
+            for f in range(F):
+                s[f] += here[c * F + f] * there[c * F + f]
+
+
+@compiled
+def message_sum(coef, cell, table, X, sender, row, row_start, starts, out):
+    """out_i = Σ_j w_ij X_j."""
+    num_atoms, size = X.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    for i in numba.prange(num_atoms):
+        w = np.empty(parts * F, X.dtype)
+        here = out[i]
+        here[:] = 0
+        for e in range(row_start[i], row_start[i + 1]):
+            interpolate(table, coef, cell, row[e], w)
+            there = X[sender[e]]
+            weighted(here, w, there, F, parts)
+
+
+@compiled
+def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, out, out_edge):
+    """out_j = Σ_i w_ij O_i and, for every edge from i to j, its coefficients' derivatives Σ_f table[cell + k] O_i X_j."""
+    num_atoms, size = X.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    num = coef.shape[1]
+    for i in numba.prange(num_atoms):
+        w = np.empty(parts * F, X.dtype)
+        here, mine = out[i], X[i]
+        here[:] = 0
+        for e in range(row_start[i], row_start[i + 1]):
+            p = back[e]
+            interpolate(table, coef, cell, p, w)
+            there = O[sender[e]]
+            weighted(here, w, there, F, parts)
+            overlap(mine, there, F, parts, w)
+            project(table, cell, p, w, num, out_edge[e])
+
+
+@compiled
+def message_coef(cell, table, O, X, sender, row, row_start, starts, out_edge):
+    """The derivatives in the coefficients of every edge, Σ_f table[cell + k] O_i X_j."""
+    num_atoms, size = X.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    num = out_edge.shape[1]
+    for i in numba.prange(num_atoms):
+        s = np.empty(parts * F, X.dtype)
+        mine = O[i]
+        for e in range(row_start[i], row_start[i + 1]):
+            overlap(mine, X[sender[e]], F, parts, s)
+            project(table, cell, row[e], s, num, out_edge[e])
+
+
+@compiled
+def message_table(coef, cell, O, X, sender, row, row_start, starts, out):
+    """out[cell + k] = Σ_e coef_k O_i X_j; threads share the channels."""
+    num_atoms, size = X.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    num = coef.shape[1]
+    width = 32
+    for block in numba.prange((F + width - 1) // width):
+        first = block * width
+        last = min(first + width, F)
+        s = np.empty(width, X.dtype)
+        for part in range(parts):
+            out[:, part * F + first : part * F + last] = 0
+        for i in range(num_atoms):
+            for e in range(row_start[i], row_start[i + 1]):
+                mine, there = O[i], X[sender[e]]
+                p = row[e]
+                for part in range(parts):
+                    here = s[: last - first]
+                    here[:] = 0
+                    for c in range(starts[part], starts[part + 1]):
+                        accumulate(here, mine[c * F + first : c * F + last], there[c * F + first : c * F + last])
+                    for k in range(num):
+                        target = out[cell[p] + k]
+                        accumulate_scaled(target[part * F + first : part * F + last], coef[p, k], here)
+
+
+@inlined
+def weigh(w, factor_i, factor_j):
+    """w *= Z_i0 + Z_j1 for every part."""
+    F = factor_i.shape[0]
+    for part in range(w.shape[0] // F):
+        weight = w[part * F : part * F + F]
+        for f in range(F):
+            weight[f] *= factor_i[f] + factor_j[f]
+
+
+@compiled
+def embed_sum(coef, cell, table, Y, Z, sender, row, row_start, starts, out):
+    """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1)."""
+    num_atoms, size = out.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    for i in numba.prange(num_atoms):
+        w = np.empty(parts * F, Z.dtype)
+        here = out[i]
+        here[:] = 0
+        for e in range(row_start[i], row_start[i + 1]):
+            interpolate(table, coef, cell, row[e], w)
+            weigh(w, Z[i, 0], Z[sender[e], 1])
+            spread(here, Y[e], w, F, parts)
+
+
+@inlined
+def along(here, y, F, parts, s):
+    """s = Σ_c y_c here_c within each part."""
+    if parts == 3:
+        y0, y1, y2, y3, y4, y5, y6, y7, y8 = y[0], y[1], y[2], y[3], y[4], y[5], y[6], y[7], y[8]
+        for f in range(F):
+            s[f] = y0 * here[f]
+            s[F + f] = y1 * here[F + f] + y2 * here[2 * F + f] + y3 * here[3 * F + f]
+            s[2 * F + f] = (
+                y4 * here[4 * F + f]
+                + y5 * here[5 * F + f]
+                + y6 * here[6 * F + f]
+                + y7 * here[7 * F + f]
+                + y8 * here[8 * F + f]
+            )
+    else:
+        for f in range(F):
+            s[f] = y[0] * here[f]
+        for c in range(1, y.shape[0]):
+            for f in range(F):
+                s[f] += y[c] * here[c * F + f]
+
+
+@inlined
+def spread(here, y, w, F, parts):
+    """here_c += y_c w, with the weight of each component's part; the adjoint of :func:`along`."""
+    if parts == 3:
+        y0, y1, y2, y3, y4, y5, y6, y7, y8 = y[0], y[1], y[2], y[3], y[4], y[5], y[6], y[7], y[8]
+        for f in range(F):
+            here[f] += y0 * w[f]
+        for f in range(F):
+            weight = w[F + f]
+            here[F + f] += y1 * weight
+            here[2 * F + f] += y2 * weight
+            here[3 * F + f] += y3 * weight
+        for f in range(F):
+            weight = w[2 * F + f]
+            here[4 * F + f] += y4 * weight
+            here[5 * F + f] += y5 * weight
+            here[6 * F + f] += y6 * weight
+            here[7 * F + f] += y7 * weight
+            here[8 * F + f] += y8 * weight
+    else:
+        for c in range(y.shape[0]):
+            for f in range(F):
+                here[c * F + f] += y[c] * w[f]
+
+
+@inlined
+def across(here, w, F, parts, out):
+    """out_c = Σ_f w_f here_cf, with the weight of each component's part."""
+    zero = w.dtype.type(0)
+    if parts == 3:
+        a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+        for f in range(F):
+            a0 += w[f] * here[f]
+            a1 += w[F + f] * here[F + f]
+            a2 += w[F + f] * here[2 * F + f]
+            a3 += w[F + f] * here[3 * F + f]
+        for f in range(F):
+            weight = w[2 * F + f]
+            a4 += weight * here[4 * F + f]
+            a5 += weight * here[5 * F + f]
+            a6 += weight * here[6 * F + f]
+            a7 += weight * here[7 * F + f]
+            a8 += weight * here[8 * F + f]
+        out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7], out[8] = a0, a1, a2, a3, a4, a5, a6, a7, a8
+    else:
+        for c in range(out.shape[0]):
+            a0 = zero
+            for f in range(F):
+                a0 += w[f] * here[c * F + f]
+            out[c] = a0
+
+
+@compiled
+def embed_both(coef, cell, table, O, Y, Z, sender, row, row_start, starts, out_Y, out_edge):
+    """The derivatives in Y and in the coefficients of every edge."""
+    num_atoms, size = O.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    num = coef.shape[1]
+    for i in numba.prange(num_atoms):
+        w = np.empty(parts * F, O.dtype)
+        here = O[i]
+        for e in range(row_start[i], row_start[i + 1]):
+            p = row[e]
+            interpolate(table, coef, cell, p, w)
+            weigh(w, Z[i, 0], Z[sender[e], 1])
+            across(here, w, F, parts, out_Y[e])
+            along(here, Y[e], F, parts, w)
+            weigh(w, Z[i, 0], Z[sender[e], 1])
+            project(table, cell, p, w, num, out_edge[e])
+
+
+@compiled
+def embed_direction(coef, cell, table, O, Z, sender, row, row_start, starts, out):
+    """out_ij,c = Σ_f O_ic w_ij (Z_i0 + Z_j1)."""
+    num_atoms, size = O.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    for i in numba.prange(num_atoms):
+        w = np.empty(parts * F, O.dtype)
+        for e in range(row_start[i], row_start[i + 1]):
+            interpolate(table, coef, cell, row[e], w)
+            weigh(w, Z[i, 0], Z[sender[e], 1])
+            across(O[i], w, F, parts, out[e])
+
+
+@compiled
+def embed_coef(cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
+    """The derivatives in the coefficients of every edge, Σ_cf table[cell + k] O_ic Y_ijc (Z_i0 + Z_j1)."""
+    num_atoms, size = O.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    num = out_edge.shape[1]
+    for i in numba.prange(num_atoms):
+        s = np.empty(parts * F, O.dtype)
+        for e in range(row_start[i], row_start[i + 1]):
+            along(O[i], Y[e], F, parts, s)
+            weigh(s, Z[i, 0], Z[sender[e], 1])
+            project(table, cell, row[e], s, num, out_edge[e])
+
+
+@compiled
+def embed_table(coef, cell, O, Y, Z, sender, row, row_start, starts, out):
+    """out[cell + k] = Σ_e coef_k Σ_c O_ic Y_ijc (Z_i0 + Z_j1); threads share the channels."""
+    num_atoms, size = O.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    num = coef.shape[1]
+    width = 32
+    for block in numba.prange((F + width - 1) // width):
+        first = block * width
+        last = min(first + width, F)
+        s = np.empty(width, O.dtype)
+        for part in range(parts):
+            out[:, part * F + first : part * F + last] = 0
+        for i in range(num_atoms):
+            for e in range(row_start[i], row_start[i + 1]):
+                mine = O[i]
+                receiving, sending = Z[i, 0], Z[sender[e], 1]
+                p = row[e]
+                for part in range(parts):
+                    here = s[: last - first]
+                    here[:] = 0
+                    for c in range(starts[part], starts[part + 1]):
+                        if Y[e, c] != 0:
+                            accumulate_scaled(here, Y[e, c], mine[c * F + first : c * F + last])
+                    weigh(here, receiving[first:last], sending[first:last])
+                    for k in range(num):
+                        target = out[cell[p] + k]
+                        accumulate_scaled(target[part * F + first : part * F + last], coef[p, k], here)
+
+
+@compiled
+def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start, starts, out):
+    """out_i0 = Σ_j Σ_c O_ic Y_ijc w_ij and out_i1 = Σ_j Σ_c O_jc Y_jic w_ji."""
+    num_atoms, size = O.shape
+    parts = starts.shape[0] - 1
+    F = size // starts[parts]
+    for i in numba.prange(num_atoms):
+        w = np.empty(parts * F, O.dtype)
+        s = np.empty(parts * F, O.dtype)
+        out[i] = 0
+        for e in range(row_start[i], row_start[i + 1]):
+            for side in range(2):
+                p = row[e] if side == 0 else back[e]
+                if side == 0 or p != row[e]:
+                    interpolate(table, coef, cell, p, w)
+                if side == 0:
+                    along(O[i], Y[e], F, parts, s)
+                else:
+                    along(O[sender[e]], Y[reverse[e]], F, parts, s)
+                for part in range(parts):
+                    accumulate(out[i, side], w[part * F : part * F + F], s[part * F : part * F + F])
+
+
+@inlined
+def fold(per_edge, rows, out):
+    """Sum edges into the rows they belong to."""
+    out[:] = 0
+    for e in range(per_edge.shape[0]):
+        here = out[rows[e]]
+        for k in range(per_edge.shape[1]):
+            here[k] += per_edge[e, k]

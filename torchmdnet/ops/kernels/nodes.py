@@ -1,0 +1,262 @@
+"""Loops over atoms and channels: the algebra of 3×3 matrices, in vectors of channels.
+
+Features are (N, 9, F) in the orthonormal basis of :mod:`torchmdnet.ops.irreps`. A block of channels at the end overlaps
+the one before, so F has to be at least as large as a vector.
+"""
+
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import numba
+
+from torchmdnet.ops.kernels.simd import load, num_lanes, splat, store
+from torchmdnet.ops.kernels.threads import compiled, inlined
+
+__all__ = [
+    "interact",
+    "interact_backward",
+    "matrix_product",
+    "normalize",
+    "normalize_backward",
+    "refine",
+    "refine_backward",
+]
+
+_R2, _R3, _R6 = 2**-0.5, 3**-0.5, 6**-0.5
+
+
+@inlined
+def components(x, k, F):
+    """The nine components of a block of channels."""
+    return (
+        load(x, k),
+        load(x, k + F),
+        load(x, k + 2 * F),
+        load(x, k + 3 * F),
+        load(x, k + 4 * F),
+        load(x, k + 5 * F),
+        load(x, k + 6 * F),
+        load(x, k + 7 * F),
+        load(x, k + 8 * F),
+    )
+
+
+@inlined
+def put(x, k, F, v):
+    """Store nine components."""
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v
+    store(x, k, v0)
+    store(x, k + F, v1)
+    store(x, k + 2 * F, v2)
+    store(x, k + 3 * F, v3)
+    store(x, k + 4 * F, v4)
+    store(x, k + 5 * F, v5)
+    store(x, k + 6 * F, v6)
+    store(x, k + 7 * F, v7)
+    store(x, k + 8 * F, v8)
+
+
+@inlined
+def matrix(v, r2, r3, r6, turned):
+    """Entries of the matrix with components v; ``turned`` is r2, or -r2 for the transposed matrix."""
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v
+    trace, diagonal, last = r3 * v0, r2 * v7, r6 * v8
+    a, b, c = turned * v1, turned * v2, turned * v3
+    s, t, u = r2 * v4, r2 * v5, r2 * v6
+    return (
+        *(trace + diagonal - last, s - c, u + b),
+        *(s + c, trace - diagonal - last, t - a),
+        *(u - b, t + a, trace + last + last),
+    )
+
+
+@inlined
+def parts_of(m, r2, r3, r6):
+    """Components of the matrix with entries m."""
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = m
+    return (
+        r3 * (m00 + m11 + m22),
+        r2 * (m21 - m12),
+        r2 * (m02 - m20),
+        r2 * (m10 - m01),
+        r2 * (m01 + m10),
+        r2 * (m12 + m21),
+        r2 * (m02 + m20),
+        r2 * (m00 - m11),
+        r6 * (m22 + m22 - m00 - m11),
+    )
+
+
+@inlined
+def multiply(x, y):
+    """Product of two matrices."""
+    x00, x01, x02, x10, x11, x12, x20, x21, x22 = x
+    y00, y01, y02, y10, y11, y12, y20, y21, y22 = y
+    return (
+        *(x00 * y00 + x01 * y10 + x02 * y20, x00 * y01 + x01 * y11 + x02 * y21, x00 * y02 + x01 * y12 + x02 * y22),
+        *(x10 * y00 + x11 * y10 + x12 * y20, x10 * y01 + x11 * y11 + x12 * y21, x10 * y02 + x11 * y12 + x12 * y22),
+        *(x20 * y00 + x21 * y10 + x22 * y20, x20 * y01 + x21 * y11 + x22 * y21, x20 * y02 + x21 * y12 + x22 * y22),
+    )
+
+
+@inlined
+def add(x, y):
+    """Sum of two sets of nine."""
+    x0, x1, x2, x3, x4, x5, x6, x7, x8 = x
+    y0, y1, y2, y3, y4, y5, y6, y7, y8 = y
+    return x0 + y0, x1 + y1, x2 + y2, x3 + y3, x4 + y4, x5 + y5, x6 + y6, x7 + y7, x8 + y8
+
+
+@inlined
+def scale(s, x):
+    """A set of nine times a factor."""
+    x0, x1, x2, x3, x4, x5, x6, x7, x8 = x
+    return s * x0, s * x1, s * x2, s * x3, s * x4, s * x5, s * x6, s * x7, s * x8
+
+
+@inlined
+def dot(x, y):
+    """Inner product of two sets of nine."""
+    x0, x1, x2, x3, x4, x5, x6, x7, x8 = x
+    y0, y1, y2, y3, y4, y5, y6, y7, y8 = y
+    return x0 * y0 + x1 * y1 + x2 * y2 + x3 * y3 + x4 * y4 + x5 * y5 + x6 * y6 + x7 * y7 + x8 * y8
+
+
+@compiled
+def matrix_product(X, Y, sign_X, sign_Y, both, out):
+    """out = X Y or X Y + Y X; a sign of -1 transposes by turning the antisymmetric part."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, y, o = X.reshape(-1), Y.reshape(-1), out.reshape(-1)
+    r2, r3, r6 = splat(x, _R2), splat(x, _R3), splat(x, _R6)
+    turn_X, turn_Y = splat(x, sign_X * _R2), splat(x, sign_Y * _R2)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            A = matrix(components(x, k, F), r2, r3, r6, turn_X)
+            B = matrix(components(y, k, F), r2, r3, r6, turn_Y)
+            P = multiply(A, B)
+            if both:
+                P = add(P, multiply(B, A))
+            put(o, k, F, parts_of(P, r2, r3, r6))
+
+
+@compiled
+def normalize(X, out):
+    """out = X / (|X|² + 1)."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, o = X.reshape(-1), out.reshape(-1)
+    one = splat(x, 1.0)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            v = components(x, k, F)
+            put(o, k, F, scale(one / (dot(v, v) + one), v))
+
+
+@inlined
+def pull_back_normalization(v, g, one, two):
+    """Gradient in v of g · v / (|v|² + 1)."""
+    s = one / (dot(v, v) + one)
+    t = (one - two) * two * s * s * dot(g, v)
+    return add(scale(s, g), scale(t, v))
+
+
+@compiled
+def normalize_backward(X, grad, out):
+    """Gradient of :func:`normalize` in X."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    one, two = splat(x, 1.0), splat(x, 2.0)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            put(o, k, F, pull_back_normalization(components(x, k, F), components(g, k, F), one, two))
+
+
+@compiled
+def interact(Y, M, factor, both, out):
+    """out = P / (|P|² + 1) of P = factor (Y M + M Y), or without ``both`` P = 2 factor Y M."""
+    num_atoms, _, F = Y.shape
+    W = num_lanes(Y)
+    y, m, o = Y.reshape(-1), M.reshape(-1), out.reshape(-1)
+    r2, r3, r6, one = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0)
+    for n in numba.prange(num_atoms):
+        times = splat(y, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            A = matrix(components(y, k, F), r2, r3, r6, r2)
+            B = matrix(components(m, k, F), r2, r3, r6, r2)
+            P = multiply(A, B)
+            P = add(P, multiply(B, A)) if both else add(P, P)
+            v = scale(times, parts_of(P, r2, r3, r6))
+            put(o, k, F, scale(one / (dot(v, v) + one), v))
+
+
+@compiled
+def interact_backward(Y, M, factor, both, grad, out_Y, out_M):
+    """Gradients of :func:`interact` in Y and M."""
+    num_atoms, _, F = Y.shape
+    W = num_lanes(Y)
+    y, m, g, oy, om = Y.reshape(-1), M.reshape(-1), grad.reshape(-1), out_Y.reshape(-1), out_M.reshape(-1)
+    r2, r3, r6, one, two = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0), splat(y, 2.0)
+    turned = splat(y, -_R2)
+    for n in numba.prange(num_atoms):
+        times = splat(y, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            A = matrix(components(y, k, F), r2, r3, r6, r2)
+            B = matrix(components(m, k, F), r2, r3, r6, r2)
+            P = multiply(A, B)
+            P = add(P, multiply(B, A)) if both else add(P, P)
+            v = scale(times, parts_of(P, r2, r3, r6))
+            d = scale(times, pull_back_normalization(v, components(g, k, F), one, two))
+            G = matrix(d, r2, r3, r6, r2)
+            At = matrix(components(y, k, F), r2, r3, r6, turned)
+            Bt = matrix(components(m, k, F), r2, r3, r6, turned)
+            of_A, of_B = multiply(G, Bt), multiply(At, G)
+            if both:
+                of_A, of_B = add(of_A, multiply(Bt, G)), add(of_B, multiply(G, At))
+            else:
+                of_A, of_B = add(of_A, of_A), add(of_B, of_B)
+            put(oy, k, F, parts_of(of_A, r2, r3, r6))
+            put(om, k, F, parts_of(of_B, r2, r3, r6))
+
+
+@compiled
+def refine(X, D, factor, out):
+    """out = X + D + factor D²."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, d, o = X.reshape(-1), D.reshape(-1), out.reshape(-1)
+    r2, r3, r6 = splat(x, _R2), splat(x, _R3), splat(x, _R6)
+    for n in numba.prange(num_atoms):
+        times = splat(x, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            v = components(d, k, F)
+            A = matrix(v, r2, r3, r6, r2)
+            square = scale(times, parts_of(multiply(A, A), r2, r3, r6))
+            put(o, k, F, add(add(components(x, k, F), v), square))
+
+
+@compiled
+def refine_backward(D, factor, grad, out):
+    """Gradient of :func:`refine` in D."""
+    num_atoms, _, F = D.shape
+    W = num_lanes(D)
+    d, g, o = D.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    r2, r3, r6 = splat(d, _R2), splat(d, _R3), splat(d, _R6)
+    turned = splat(d, -_R2)
+    for n in numba.prange(num_atoms):
+        times = splat(d, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            A = matrix(components(d, k, F), r2, r3, r6, turned)
+            v = components(g, k, F)
+            G = matrix(v, r2, r3, r6, r2)
+            both = add(multiply(A, G), multiply(G, A))
+            put(o, k, F, add(v, scale(times, parts_of(both, r2, r3, r6))))

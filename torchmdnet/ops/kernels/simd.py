@@ -1,0 +1,123 @@
+"""Vectors of channels as a Numba type: what LLVM does not vectorise by itself is written with these.
+
+``lanes`` are a few neighbouring channels, 256 bits, held in a register. Arithmetic between lanes is ``+ - * /``;
+:func:`load` and :func:`store` move them, :func:`splat` fills them with one number. LLVM turns them into whatever the
+processor has.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalCall=false
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model
+
+__all__ = ["load", "num_lanes", "splat", "store"]
+
+BITS = 256
+
+
+class Lanes(types.Type):
+    """A vector of ``count`` numbers of one type."""
+
+    def __init__(self, dtype: types.Float) -> None:
+        self.dtype = dtype
+        self.count = BITS // dtype.bitwidth
+        super().__init__(name=f"Lanes({dtype}, {self.count})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        element = ir.FloatType() if lanes.dtype == types.float32 else ir.DoubleType()
+        super().__init__(manager, lanes, ir.VectorType(element, lanes.count))
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def load(typing_context, array, index):
+    """Lanes that begin at ``index`` of a flat contiguous array."""
+    lanes = Lanes(array.dtype)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        vector = context.get_value_type(lanes)
+        loaded = builder.load(_address(context, builder, sig.args[0], args[0], at, vector))
+        loaded.align = array.dtype.bitwidth // 8
+        return loaded
+
+    return lanes(array, index), generate
+
+
+@intrinsic
+def store(typing_context, array, index, value):
+    """Put lanes at ``index`` of a flat contiguous array."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        vector = context.get_value_type(value)
+        stored = builder.store(args[2], _address(context, builder, sig.args[0], args[0], at, vector))
+        stored.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), generate
+
+
+@intrinsic
+def splat(typing_context, array, number):
+    """Lanes of the array's type, each the same number."""
+    lanes = Lanes(array.dtype)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vector = context.get_value_type(lanes)
+        scalar = context.cast(builder, args[1], sig.args[1], array.dtype)
+        undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        filled = builder.insert_element(undefined, scalar, first)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), [0] * lanes.count)
+        return builder.shuffle_vector(filled, undefined, zeros)
+
+    return lanes(array, number), generate
+
+
+def num_lanes(array: Any) -> int:
+    """Numbers in the lanes of an array's type."""
+    raise NotImplementedError("only inside compiled loops")
+
+
+@overload(num_lanes)
+def _num_lanes(array):
+    count = BITS // array.dtype.bitwidth
+    return lambda array: count
+
+
+def _define(function: Any, instruction: str) -> None:
+    @infer_global(function)
+    class _Template(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            left, right = args
+            return signature(left, left, left) if isinstance(left, Lanes) and left == right else None
+
+    @lower_builtin(function, Lanes, Lanes)
+    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args, flags=("contract", "reassoc", "nsz"))
+
+
+for _function, _instruction in (
+    (operator.add, "fadd"),
+    (operator.iadd, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.isub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.imul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _define(_function, _instruction)

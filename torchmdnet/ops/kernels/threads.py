@@ -1,0 +1,47 @@
+"""Compiling a loop for the CPU, for one thread and for several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+
+__all__ = ["compiled", "inlined"]
+
+#: Multiply-adds below which threads cost more than they bring.
+WORTH_THREADS = 2_000_000
+
+_OPTIONS: dict[str, Any] = {
+    "fastmath": {"contract", "reassoc", "nsz"},
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+}
+
+#: For what loops are made of; compiled into each of them.
+inlined = numba.njit(**_OPTIONS, inline="never")
+
+
+def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    """A loop that is called with the work it does, in multiply-adds, before its own arguments.
+
+    ``numba.prange`` in it is shared by as many threads as PyTorch uses, when the work is worth it.
+    """
+    serial = numba.njit(**_OPTIONS)(loop)
+    threaded = numba.njit(parallel=True, **_OPTIONS)(loop)
+
+    def run(work: int, *arrays: Any) -> None:
+        if work >= WORTH_THREADS:
+            wanted = torch.get_num_threads()
+            threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
+            if threads > 1:
+                numba.set_num_threads(threads)
+                threaded(*arrays)
+                torch.set_num_threads(wanted)  # both pools are OpenMP's, and starting Numba's resets PyTorch's
+                return
+        serial(*arrays)
+
+    run.__doc__ = loop.__doc__
+    return run
