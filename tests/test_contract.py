@@ -1,4 +1,4 @@
-"""Every architecture meets the contract, on molecules, on charged molecules and in a small triclinic cell."""
+"""Every architecture meets the contract: on molecules, ions, in a small triclinic cell, and in boxes of all kinds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import importlib.util
 import pytest
 
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.testing import CHECKS, Systems, cell_of_atoms, small_molecules, tiny_model
+from torchmdnet.testing import CHECKS, Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 
 SYSTEMS = {
     "molecules": small_molecules(),
     "charged": small_molecules(charges=True),
     "cell": cell_of_atoms(),
+    "mixed boxes": mixed_boxes(),
 }
 POTENTIALS: dict[str, dict] = {name: {"model": name} for name in ARCHITECTURES} | {
     "tensornet, SO(3)": {"model": "tensornet", "equivariance_invariance_group": "SO(3)"},

@@ -19,8 +19,8 @@ __all__ = ["DEFAULT_HEADS", "PropertySpec", "property_specs"]
 DEFAULT_HEADS = {"charges": "PartialCharges", "dipole": "Dipole", "polarizability": "Polarizability"}
 
 #: Names that mean something else in a batch, a call or its results.
-_TAKEN = frozenset(
-    ["y", "neg_dy", "stress", "energy", "forces", "z", "pos", "batch", "box", "q", "s", "energies", "free_energy", "energy_std", "forces_std", "stress_std"]
+_TAKEN = frozenset(("y", "neg_dy", "stress", "energy", "forces", "z", "pos", "batch", "box", "q", "s")) | frozenset(
+    ("energies", "free_energy", "energy_std", "forces_std", "stress_std")
 )
 
 #: What a head is given in any case, so not to be given again.

@@ -29,6 +29,8 @@ class OutputModel(nn.Module):
     per_atom_output = False
     #: Shape of the output of one system, or of one atom.
     output_shape: tuple[int, ...] = (1,)
+    #: Whether the output changes when an atom of a periodic system is moved by a lattice vector.
+    depends_on_images = False
     #: Whether only architectures that predict charges will do.
     needs_charges = False
     #: Whether ``standardize`` makes sense: false where a mean would be added to vectors or before a nonlinear step.

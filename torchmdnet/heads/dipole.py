@@ -60,6 +60,7 @@ class DipoleMoment(Scalar):
     """
 
     can_standardize = False
+    depends_on_images = True
     atomic_mass: Tensor
 
     def __init__(
@@ -106,6 +107,7 @@ class EquivariantDipoleMoment(EquivariantOutput):
     """
 
     can_standardize = False
+    depends_on_images = True
     atomic_mass: Tensor
 
     def __init__(
@@ -155,6 +157,7 @@ class Dipole(OutputModel):
     """
 
     can_standardize = False
+    depends_on_images = True
     output_shape = (3,)
     atomic_mass: Tensor
 

@@ -27,6 +27,7 @@ class ElectronicSpatialExtent(Scalar):
         num_layers: Hidden layers of the MLP beyond the first.
     """
 
+    depends_on_images = True
     atomic_mass: Tensor
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Systems", "cell_of_atoms", "small_molecules"]
+__all__ = ["Systems", "cell_of_atoms", "mixed_boxes", "small_molecules"]
 
 
 class Systems(NamedTuple):
@@ -23,6 +23,13 @@ class Systems(NamedTuple):
     def num_systems(self) -> int:
         """Number of systems in the batch."""
         return int(self.batch.max()) + 1
+
+    @property
+    def is_periodic(self) -> Tensor:
+        """Which of the systems have three lattice vectors, (S,)."""
+        if self.box is None:
+            return torch.zeros(self.num_systems, dtype=torch.bool)
+        return torch.linalg.det(self.box).ne(0).reshape(-1).expand(self.num_systems)
 
     def to(self, dtype: torch.dtype) -> Systems:
         """The same systems in another precision."""
@@ -72,3 +79,21 @@ def cell_of_atoms(num_atoms: int = 8, edge: float = 4.6) -> Systems:
             kept.append(place)
     z = torch.tensor([1, 6, 7, 8])[torch.arange(num_atoms) % 4]
     return Systems(z, torch.stack(kept), torch.zeros(num_atoms, dtype=torch.long), box, None)
+
+
+def mixed_boxes() -> Systems:
+    """A small triclinic cell, a molecule in the open and a slab, open along its third direction, in one batch."""
+    cell, molecules = cell_of_atoms(4, 3.9), small_molecules()
+    slab = cell_of_atoms(3, 4.3)
+    assert cell.box is not None
+    assert slab.box is not None
+    box = torch.stack([cell.box, torch.zeros_like(cell.box), slab.box])
+    box[2, 2] = 0
+    water = molecules.batch == 0
+    return Systems(
+        torch.cat([cell.z, molecules.z[water], slab.z]),
+        torch.cat([cell.pos, molecules.pos[water], slab.pos]),
+        torch.tensor([0] * 4 + [1] * 3 + [2] * 3),
+        box,
+        torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64),
+    )
