@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import pairs_within
+from torchmdnet.neighbors import edges_of_pairs, pairs_within
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -28,6 +28,7 @@ __all__ = [
     "bare_graph",
     "build_graph",
     "edges_within",
+    "graph_of_edges",
     "sum_to_atoms",
     "sum_to_systems",
 ]
@@ -38,6 +39,9 @@ class Pairs(NamedTuple):
 
     Anything that depends on distance alone is the same for both directions, so it is computed on pairs. Where there
     are self loops, they all share one more pair, the last, at distance 0.
+
+    In a graph made from a list of edges, :func:`graph_of_edges`, each edge stands alone: P is E, and ``reverse`` is
+    empty.
     """
 
     atoms: EdgeIndex  # (2, P) without the pair of the self loops
@@ -136,30 +140,15 @@ def edges_within(
 
 def _both_directions(i: Tensor, j: Tensor, vec: EdgeVectors, dist: EdgeScalars, num_atoms: int, loop: bool) -> Edges:
     """Turn pairs into edges of both directions, and self loops, sorted by receiver."""
-    num_pairs, device = i.shape[0], i.device
-    atoms = torch.arange(num_atoms if loop else 0, device=device)
-    pairs = torch.arange(num_pairs, device=device)
-    num_loops = atoms.shape[0]
-
-    receiver = torch.cat([atoms, i, j])
-    order = torch.argsort(receiver, stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.shape[0], device=device)
-    index = torch.stack([receiver, torch.cat([atoms, j, i])]).index_select(1, order)
-    of_edge = torch.cat([torch.full_like(atoms, num_pairs), pairs, pairs]).index_select(0, order)
-    opposite = torch.cat([atoms, num_loops + num_pairs + pairs, num_loops + pairs])
-    reverse = place.index_select(0, opposite.index_select(0, order))
-    row_start = torch.zeros(num_atoms + 1, dtype=torch.long, device=device)
-    torch.cumsum(torch.bincount(receiver, minlength=num_atoms), 0, out=row_start[1:])
-
-    source = torch.cat([torch.full_like(atoms, 2 * num_pairs), pairs, num_pairs + pairs]).index_select(0, order)
-    edge_vec = torch.cat([vec, -vec, vec.new_zeros(int(loop), 3)]).index_select(0, source)
-    pair_dist = torch.cat([dist, dist.new_zeros(int(loop))])
+    index, of_edge, reverse, row_start, sign = edges_of_pairs(i, j, num_atoms, loop)
+    if loop:
+        vec = torch.cat([vec, vec.new_zeros(1, 3)])
+        dist = torch.cat([dist, dist.new_zeros(1)])
     return Edges(
         index,
-        edge_vec,
-        pair_dist.index_select(0, of_edge),
-        Pairs(torch.stack([i, j]), pair_dist, of_edge, reverse, row_start),
+        vec.index_select(0, of_edge) * sign[:, None].to(vec.dtype),
+        dist.index_select(0, of_edge),
+        Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start),
     )
 
 
@@ -233,6 +222,88 @@ def build_graph(
         s=_per_system(s, "s", num_systems, pos),
         extra=extra or {},
         pairs=edges.pairs,
+    )
+
+
+def graph_of_edges(
+    z: AtomicNumbers,
+    edge_index: EdgeIndex,
+    edge_vec: EdgeVectors,
+    batch: SystemIndex | None = None,
+    q: SystemScalars | None = None,
+    s: SystemScalars | None = None,
+    *,
+    cutoff_upper: float,
+    cutoff_lower: float = 0.0,
+    loop: bool = False,
+    num_systems: int | None = None,
+    extra: dict[str, Tensor] | None = None,
+) -> Graph:
+    """A graph of edges that somebody else found; it has no positions, so ``pos`` is not a number.
+
+    Args:
+        z: Atomic numbers, (N,), any integer type.
+        edge_index: (2, E) in any order; row 0 receives, row 1 sends. An edge counts in its own direction only, and need
+            not have a partner of opposite direction.
+        edge_vec: From sender to receiver, image shift included, (E, 3) Å. The graph is differentiable in it.
+        batch: See :func:`build_graph`.
+        q: See :func:`build_graph`.
+        s: See :func:`build_graph`.
+        cutoff_upper: Edges of this length, in Å, or longer are left out.
+        cutoff_lower: Shorter edges are left out.
+        loop: Whether atoms receive from themselves; such edges are added, and edges (i, i) of no length left out.
+        num_systems: See :func:`build_graph`.
+        extra: See :func:`build_graph`.
+
+    Raises:
+        ValueError: If a shape does not fit the others, or an edge joins an atom that is not there, or two systems.
+    """
+    num_atoms, device = z.shape[0], z.device
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
+        raise ValueError(
+            f"edge_index must hold two integers for each edge, (2, E); it has shape {tuple(edge_index.shape)}, "
+            f"{edge_index.dtype}."
+        )
+    if edge_vec.shape != (edge_index.shape[1], 3):
+        raise ValueError(
+            f"edge_vec has shape {tuple(edge_vec.shape)} but edge_index holds {edge_index.shape[1]} edges. "
+            f"Pass ({edge_index.shape[1]}, 3)."
+        )
+    edge_index = edge_index.long()
+    graph = bare_graph(
+        z.long(),
+        edge_vec.new_full((num_atoms, 3), torch.nan),
+        torch.zeros(num_atoms, dtype=torch.long, device=device) if batch is None else batch.long(),
+        extra=extra,
+        num_systems=1 if batch is None and num_systems is None else num_systems,
+    )
+    if device.type == "cpu" and edge_index.numel() and not torch.compiler.is_compiling():
+        if int(edge_index.min()) < 0 or int(edge_index.max()) >= num_atoms:
+            found = int(edge_index.max()) if int(edge_index.min()) >= 0 else int(edge_index.min())
+            raise ValueError(f"edge_index names atom {found}, but z holds {num_atoms} atoms, 0 to {num_atoms - 1}.")
+        if not torch.equal(graph.batch[edge_index[0]], graph.batch[edge_index[1]]):
+            raise ValueError("edge_index holds an edge between atoms of two systems. Leave such edges out.")
+    dist = _length(edge_vec)  # (E,)
+    is_within = (dist < cutoff_upper) & (dist >= cutoff_lower) & ((edge_index[0] != edge_index[1]) | (dist > 0))
+    kept = is_within.nonzero()[:, 0]
+    atoms = torch.arange(num_atoms if loop else 0, device=device)
+    receiver = torch.cat([atoms, edge_index[0, kept]])
+    order = torch.argsort(receiver, stable=True)
+    sender = torch.cat([atoms, edge_index[1, kept]]).index_select(0, order)
+    row_start = torch.zeros(num_atoms + 1, dtype=torch.long, device=device)
+    torch.cumsum(torch.bincount(receiver, minlength=num_atoms), 0, out=row_start[1:])
+
+    place = torch.cat([torch.full_like(atoms, kept.shape[0]), torch.arange(kept.shape[0], device=device)])
+    of_edge = place.index_select(0, order)  # the self loops share the last row
+    vec = torch.cat([edge_vec.index_select(0, kept), edge_vec.new_zeros(int(loop), 3)])
+    dist = torch.cat([dist.index_select(0, kept), dist.new_zeros(int(loop))])
+    return graph._replace(
+        edge_index=torch.stack([receiver.index_select(0, order), sender]),
+        edge_vec=vec.index_select(0, of_edge),
+        edge_dist=dist.index_select(0, of_edge),
+        q=_per_system(q, "q", graph.num_systems, graph.pos),
+        s=_per_system(s, "s", graph.num_systems, graph.pos),
+        pairs=Pairs(edge_index[:, kept], dist, of_edge, atoms.new_empty(0), row_start),
     )
 
 

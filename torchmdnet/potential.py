@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, as_boxes, bare_graph, sum_to_systems
+from torchmdnet.graph import Graph, as_boxes, bare_graph, graph_of_edges, sum_to_systems
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
-from torchmdnet.typing import AtomicNumbers, Boxes, Positions, SystemIndex, SystemScalars
+from torchmdnet.typing import AtomicNumbers, Boxes, EdgeIndex, EdgeVectors, Positions, SystemIndex, SystemScalars
 
 __all__ = [
+    "EdgePrediction",
     "Ensemble",
     "EnsembleOutputs",
     "EnsemblePrediction",
@@ -79,6 +80,18 @@ class EnsembleOutputs(NamedTuple):
     forces_std: Tensor
     stress_std: Tensor | None
     properties_std: dict[str, Tensor]
+
+
+class EdgePrediction(NamedTuple):
+    """What a potential says of atoms and the edges between them; see :meth:`TorchMD_Net.from_edges`."""
+
+    energy: Tensor  # (S, 1)
+    forces: Tensor  # (N, 3), or empty, (0,), without derivative, like the next two
+    edge_gradient: Tensor  # (E, 3) derivative of the energy in each edge vector, in the order given
+    virial: Tensor  # (S, 3, 3) derivative of the energy in a strain, symmetrised
+    stress: Tensor | None  # (S, 3, 3) the virial divided by the volume; None without box
+    atomic: Tensor | None  # (N, 1) contributions that add up to the energy; None where it is no sum over atoms
+    properties: dict[str, Tensor]  # by name; empty unless asked for
 
 
 class TorchMD_Net(nn.Module):
@@ -257,6 +270,116 @@ class TorchMD_Net(nn.Module):
             values,
             None if atomic is None else atomic.detach(),
         )
+
+    def from_edges(
+        self,
+        z: AtomicNumbers,
+        edge_index: EdgeIndex,
+        edge_vec: EdgeVectors,
+        batch: SystemIndex | None = None,
+        box: Boxes | None = None,
+        q: SystemScalars | None = None,
+        s: SystemScalars | None = None,
+        extra_args: dict[str, Tensor] | None = None,
+        num_systems: int | None = None,
+        *,
+        derivative: bool | None = None,
+        properties: bool = False,
+    ) -> EdgePrediction:
+        r"""Energies, forces, virials and contributions of atoms, from edges that an engine found.
+
+        Simulation engines bring their own neighbour lists, over domains and periodic images. Forces and virials follow
+        from the derivative in each edge vector,
+
+        .. math::
+            F_i = \sum_{e: j \to i} -g_e + \sum_{e: i \to j} g_e, \qquad
+            \partial E / \partial \varepsilon = \sum_e d_e \otimes g_e, \qquad g_e = \partial E / \partial d_e .
+
+        Args:
+            z: Atomic numbers, (N,).
+            edge_index: (2, E) in any order; row 0 receives (i), row 1 sends (j). What a list is usually made of, every
+                pair in both directions, gives what :meth:`forward` gives; an edge without partner counts in its own
+                direction only, as for atoms of a neighbouring domain that are looked at but not computed.
+            edge_vec: ``pos[i] - pos[j]``, image shift included, (E, 3) Å. Edges beyond the cutoff are left out, those
+                within it have to be complete. If it requires a gradient, the energy can be differentiated in it.
+            batch: System of each atom, (N,); None is one system.
+            box: Lattice vectors, (3, 3) or (S, 3, 3) Å, for the stress alone.
+            q: See :meth:`forward`.
+            s: See :meth:`forward`.
+            extra_args: See :meth:`forward`.
+            num_systems: See :meth:`forward`.
+            derivative: Whether to differentiate; None does as the model is set to.
+            properties: Whether to return the values of the property heads too.
+
+        Raises:
+            ValueError: If a shape does not fit, or a part of the model needs positions, or pairs beyond the cutoff.
+        """
+        architecture = self._check_edges_suffice(properties)
+        architecture.check_elements(z)
+        derivative = self.derivative if derivative is None else derivative
+        keep = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(keep or derivative):
+            if derivative and not edge_vec.requires_grad:
+                edge_vec = (edge_vec.clone() if edge_vec.is_inference() else edge_vec.detach()).requires_grad_()
+            graph = graph_of_edges(
+                z,
+                edge_index,
+                edge_vec,
+                batch,
+                q,
+                s,
+                cutoff_upper=architecture.cutoff_upper,
+                cutoff_lower=architecture.cutoff_lower,
+                loop=architecture.distance.loop,
+                num_systems=num_systems,
+                extra=extra_args,
+            )
+            features, seen = self.representation_model.select(self.representation_model.encode(graph), graph)
+            energy = self._system_energy(features, seen)
+            atomic = (
+                self._atomic(features, seen) if self.is_sum_of_atoms and seen.num_atoms == graph.num_atoms else None
+            )
+            values = self._properties(features, seen) if properties else {}
+            if not derivative:
+                nothing = edge_vec.new_empty(0)
+                return EdgePrediction(energy, nothing, nothing, nothing, None, atomic, values)
+            differentiable = self.training and keep
+            (slope,) = derivatives_of(energy, [edge_vec], differentiable=differentiable)  # (E, 3)
+            i, j = edge_index.long()
+            forces = slope.new_zeros(graph.num_atoms, 3).index_add(0, i, -slope).index_add(0, j, slope)
+            virial = edge_vec[:, :, None] * slope[:, None, :]  # (E, 3, 3)
+            virial = slope.new_zeros(graph.num_systems, 3, 3).index_add(0, graph.batch[i], (virial + virial.mT) / 2)
+            box = as_boxes(box, graph.num_systems, slope.dtype, slope.device)
+            stress = None if box is None else stress_of(virial, box)
+        if not differentiable:
+            energy, forces, virial = energy.detach(), forces.detach(), virial.detach()
+            stress = None if stress is None else stress.detach()
+            atomic = None if atomic is None else atomic.detach()
+            values = {name: value.detach() for name, value in values.items()}
+        return EdgePrediction(energy, forces, slope, virial, stress, atomic, values)
+
+    def _check_edges_suffice(self, properties: bool) -> Any:
+        """The architecture inside its wrappers, if it and all other parts can do without positions.
+
+        Raises:
+            ValueError: Naming the part that cannot.
+        """
+        parts = [self.output_model, *(self.prior_model or ()), *(self.property_heads.values() if properties else ())]
+        for part in parts:
+            if getattr(part, "needs_positions", True) or getattr(part, "depends_on_images", False):
+                raise ValueError(
+                    f"from_edges: {type(part).__name__} needs the positions of the atoms, or pairs further apart than "
+                    "the edges of the network. Call the model with positions."
+                )
+        architecture = self.representation_model
+        while not hasattr(architecture, "check_elements") and hasattr(architecture, "model"):
+            architecture = architecture.model
+        if not hasattr(architecture, "encode"):
+            raise ValueError(
+                f"from_edges: {type(architecture).__name__} has no encode(graph), so it finds its edges itself. Call "
+                "the model with positions."
+            )
+        return architecture
 
     def _box(self, box: Boxes | None) -> Boxes | None:
         """The box of a call, or the one the model carries."""

@@ -28,7 +28,7 @@ __all__ = ["load_ensemble", "load_model", "load_weights"]
 log = logging.getLogger(__name__)
 
 #: Options that may differ from the file without changing the physics.
-_FREE_TO_CHANGE = {"precision", "max_num_neighbors", "static_shapes", "box_vecs"}
+_FREE_TO_CHANGE = {"precision", "max_num_neighbors", "static_shapes", "box_vecs", "radial"}
 
 
 def load_model(

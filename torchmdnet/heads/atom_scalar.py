@@ -25,6 +25,7 @@ class AtomScalar(OutputModel):
 
     per_atom_output = True
     can_standardize = False
+    needs_positions = False
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ class ScalarPlusWeightedCoulomb(Scalar):
     """
 
     needs_charges = True
+    needs_positions = True  # pairs within a cutoff of its own
     qweights: Tensor  # ((L + 1) q_dim,)
 
     def __init__(

@@ -84,6 +84,8 @@ class EquivariantScalar(EquivariantOutput):
         static_shapes: Kept for compatibility.
     """
 
+    needs_positions = False
+
     def __init__(
         self,
         hidden_channels: int,
@@ -121,6 +123,7 @@ class EquivariantVectorOutput(EquivariantOutput):
     """
 
     can_standardize = False
+    needs_positions = False
     output_shape = (3,)
 
     def __init__(

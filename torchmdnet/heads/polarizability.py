@@ -40,6 +40,7 @@ class Polarizability(OutputModel):
 
     needs_vectors = True
     can_standardize = False
+    needs_positions = False
     output_shape = (3, 3)
 
     def __init__(

@@ -28,6 +28,8 @@ class Scalar(OutputModel):
         num_layers: Hidden layers of the MLP beyond the first.
     """
 
+    needs_positions = False
+
     def __init__(
         self,
         hidden_channels: int,

@@ -74,8 +74,13 @@ class EdgeRows(NamedTuple):
     edge_index: EdgeIndex  # (2, E)
     row: Tensor  # (E,)
     back: Tensor  # (E,) row of the edge of opposite direction
-    reverse: Tensor  # (E,) that edge; a self loop is its own
+    reverse: Tensor  # (E,) that edge; a self loop is its own; empty where edges stand alone
     row_start: Tensor  # (N + 1,)
+
+    @property
+    def come_in_pairs(self) -> bool:
+        """Whether every edge has one of opposite direction, which the compiled loops make use of."""
+        return self.reverse.shape[0] == self.row.shape[0]
 
     def layout(self, points: RadialPoints, num_components: int) -> kernels.EdgeLayout:
         """The same as arrays."""
@@ -133,7 +138,7 @@ def gather_weight_sum(X: AtomTensors, filter: RadialFilter, edges: EdgeRows) -> 
     Returns:
         (N, C, F).
     """
-    if kernels.can_run(X):
+    if kernels.can_run(X) and edges.come_in_pairs:
         return kernels.message(X, filter.points.coef, filter.table, edges.layout(filter.points, X.shape[1]))
     return gather_weight_sum_plain(X, filter, edges)
 
@@ -157,7 +162,7 @@ def embed_edges(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> 
     Returns:
         (N, C, F).
     """
-    if kernels.can_run(Z):
+    if kernels.can_run(Z) and edges.come_in_pairs:
         return kernels.embed(Y, filter.points.coef, filter.table, Z, edges.layout(filter.points, Y.shape[1]))
     return embed_edges_plain(Y, filter, Z, edges)
 

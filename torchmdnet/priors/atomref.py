@@ -31,6 +31,7 @@ class Atomref(BasePrior):
         ConfigError: If neither ``max_z`` nor ``dataset`` is given.
     """
 
+    needs_positions = False
     initial_atomref: Tensor
 
     def __init__(

@@ -30,6 +30,9 @@ class BasePrior(nn.Module):
         dataset: The data set in training, for priors that ask it for something; not kept.
     """
 
+    #: Whether positions are read, or pairs other than the edges of the graph; heads say so too.
+    needs_positions = True
+
     def __init__(self, dataset: Any = None) -> None:
         super().__init__()
 
