@@ -210,3 +210,18 @@ def test_all_at_once_add_up_and_come_back_from_a_file(tmp_path) -> None:
     found, found_forces = again(systems.z, systems.pos, systems.batch, **call)
     torch.testing.assert_close(found, total, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found_forces, forces, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SPECIFICATIONS)
+@pytest.mark.parametrize("which", ["molecules", "cell"])
+def test_torch_func_finds_the_same_hessian(name: str, which: str) -> None:
+    prior, systems = build(name), SYSTEMS[which]
+
+    def total(pos: torch.Tensor) -> torch.Tensor:
+        return energy(prior, systems, pos=pos).sum()
+
+    gradient = torch.func.grad(total)
+    direction = torch.randn(systems.pos.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    (product,) = torch.func.vmap(torch.func.vjp(gradient, systems.pos)[1])(direction[None])
+    ahead, behind = (gradient(systems.pos + step * direction) for step in (1e-5, -1e-5))
+    torch.testing.assert_close(product[0], (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-6)

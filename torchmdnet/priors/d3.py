@@ -236,7 +236,7 @@ def _tables(dtype: torch.dtype, device: torch.device) -> _Tables:
     """The constants, in the precision they are used in: casting a model never rounds them."""
     library, data = _library()
     options = {"dtype": dtype, "device": device}
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():  # what is kept must outlive every transform
         reference = library.reference.Reference(**options)
         covalent, r4r2, radius = data.COV_D3(**options), library.data.R4R2(**options), data.VDW_PAIRWISE(**options)
     return _Tables(covalent, r4r2, radius, reference)
