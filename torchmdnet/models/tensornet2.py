@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -245,9 +246,10 @@ class Interaction(tensornet.Interaction):
         """
         assert graph.pairs is not None
         (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
-        first, *rest = self.linears_scalar
-        radial, receiving, sending = first.get_parameter("weight").split(self.widths, dim=1)
-        weight = F.linear(rbf, radial, first.get_parameter("bias")).index_select(0, of_edge)  # (E, F)
+        first: Any = self.linears_scalar[0]
+        rest = self.linears_scalar[1:]
+        radial, receiving, sending = first.weight.split(self.widths, dim=1)
+        weight = F.linear(rbf, radial, first.bias).index_select(0, of_edge)  # (E, F)
         if charges.shape[1]:
             weight = weight + F.linear(charges, receiving).index_select(0, i)
             weight = weight + F.linear(charges, sending).index_select(0, j)

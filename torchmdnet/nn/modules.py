@@ -16,9 +16,9 @@ def reset_all(*modules: Any) -> None:
         module.reset_parameters()
 
 
-def weights_of(linears: Iterable[nn.Module]) -> list[Tensor]:
-    """The weight matrix of each layer."""
-    return [linear.get_parameter("weight") for linear in linears]
+def weights_of(linears: Iterable[Any]) -> list[Tensor]:
+    """The weight matrix of each layer; any tensor that ``torch.func.functional_call`` may have put there."""
+    return [linear.weight for linear in linears]
 
 
 def xavier_all(*linears: nn.Module) -> None:
