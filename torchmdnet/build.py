@@ -117,10 +117,15 @@ def create_model(
 
 
 def precision_of(args: Mapping[str, Any]) -> torch.dtype:
-    """The dtype of ``precision: 16 | 32 | 64``."""
+    """The dtype of ``precision: 32 | 64``."""
     precision = args.get("precision", 32)
+    if precision == 16:
+        raise ConfigError(
+            "precision: 16 is not available: distances, and the derivatives behind forces, need at least 32 bits. "
+            "Choose from 32, 64."
+        )
     if precision not in PRECISIONS:
-        raise ConfigError(f"precision: {precision!r} is not available. Choose from {', '.join(map(str, PRECISIONS))}.")
+        raise ConfigError(f"precision: {precision!r} is not available. Choose from 32, 64.")
     return PRECISIONS[precision]
 
 

@@ -169,7 +169,7 @@ def test_minus_one_gpu_needs_no_gpu():
 
 
 def test_half_precision_is_refused():
-    with pytest.raises(ConfigError, match=r"precision=16 cannot train.*Use 32"):
+    with pytest.raises(ConfigError, match=r"precision: 16 is not available.*32, 64"):
         given("--precision", "16")
 
 

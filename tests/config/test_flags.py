@@ -91,7 +91,7 @@ def test_choices_come_from_the_catalogues():
         ("cutoff_upper", "a number above 0"),
         ("batch_size", "a whole number of 1 or more"),
         ("ema_alpha_y", "a number between 0 and 1"),
-        ("precision", "one of 16, 32, 64"),
+        ("precision", "one of 32, 64"),
         ("derivative", "true or false"),
     ],
 )

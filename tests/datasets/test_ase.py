@@ -402,6 +402,33 @@ def test_a_truncated_file_is_refused(tmp_path, frames):
     refused(path, r"a\.extxyz, frame 6")
 
 
+@pytest.mark.parametrize("cut", [1, 3, 20, 40, 60])
+def test_a_file_cut_inside_its_last_line_is_refused_by_line(tmp_path, frames, cut):
+    path = write(tmp_path / "a.extxyz", frames)
+    text = path.read_text()
+    assert text.endswith("\n")
+    path.write_text(text.rstrip("\n"))
+    assert len(ASE(path)) == len(frames)  # only the line end is missing
+    path.write_text(text.rstrip()[:-cut])
+    number = text.count("\n")
+    with pytest.raises(
+        DataError, match=rf"a\.extxyz, frame {len(frames) - 1}: line {number}, the last one, is cut off"
+    ):
+        ASE(path)
+
+
+def test_a_cut_line_of_no_fixed_width_is_refused_where_a_number_is_missing_or_broken(tmp_path):
+    text = "2\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\nH 0 0 0 0.5 0.25 0.125\nH 0 0 1 0.5 0.25 -1e-3"
+    (tmp_path / "whole.extxyz").write_text(text)
+    assert len(ASE(tmp_path / "whole.extxyz")) == 1
+    for cut in (1, 2, 4, 5, 6):  # "-1e-", "-1e", "-", "" and the space before it
+        (tmp_path / "cut.extxyz").write_text(text[:-cut])
+        with pytest.raises(
+            DataError, match=r"cut\.extxyz, frame 0: line 4, the last one, is cut off: 'H 0 0 1 0\.5 0\.2"
+        ):
+            ASE(tmp_path / "cut.extxyz")
+
+
 def test_a_truncated_compressed_file_is_refused(tmp_path, frames):
     path = write(tmp_path / "a.extxyz", frames)
     packed = tmp_path / "b.extxyz.gz"

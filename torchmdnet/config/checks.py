@@ -210,11 +210,6 @@ def _architecture(args: argparse.Namespace, settings: Settings) -> None:
         )
     if args.ngpus == 0:
         raise ConfigError("ngpus=0 leaves nothing to run on. Use -1: every GPU, or one process on a machine without.")
-    if args.precision == 16:
-        raise ConfigError(
-            "precision=16 cannot train a potential: distances, and the second derivatives behind training on forces, "
-            "need at least 32 bits. Use 32, or 64 for double precision."
-        )
 
 
 def _priors(args: argparse.Namespace, settings: Settings) -> None:

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,8 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}, frame {frame}: the file ends after {max(len(body) - 1, 0)} of {num} atoms. "
                         "It is incomplete."
                     )
+                if num and _is_cut(body):
+                    raise _cut(path, frame, line_number + num + 1, body[-1])
                 text, first = header + "".join(body), line_number
                 line_number += num + 1
                 while (header := file.readline()).startswith("VEC"):  # ADF writes the cell after the atoms
@@ -123,6 +126,31 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: the file cannot be read ({error}).") from error
 
 
+def _is_cut(body: list[str]) -> bool:
+    """Whether the last line of a frame, where it is the last of the file, has less than it should.
+
+    Args:
+        body: Comment and atoms of the frame, with their line ends.
+    """
+    *others, last = body[1:]
+    if last.endswith(("\n", "\r")):
+        return False
+    listed = re.search(r'Properties="?([^"\s]+)', body[0])
+    counts = listed[1].split(":")[2::3] if listed else []
+    columns = sum(map(int, counts)) if all(map(str.isdigit, counts)) else 0
+    if not columns and others:
+        columns = min(len(line.split()) for line in others)
+    widths = {len(line.rstrip()) for line in others}  # one width is a column format, in which a digit can be missed
+    return len(last.split()) < columns or (len(widths) == 1 and len(last.rstrip()) < widths.pop())
+
+
+def _cut(path: Path, frame: int, line_number: int, line: str) -> DataError:
+    return DataError(
+        f"{path}, frame {frame}: line {line_number}, the last one, is cut off: {line.strip()[:60]!r}. The file is "
+        "incomplete; copy it again, or delete this frame."
+    )
+
+
 def _count_extxyz(path: Path) -> int:
     return sum(1 for _ in _extxyz_texts(path))
 
@@ -132,18 +160,23 @@ def _read_extxyz(path: Path, wanted: Sequence[int] | None, chunk: int = 200) -> 
     line without a word and seek through a compressed file from its start for every frame."""
     chosen = None if wanted is None else set(wanted)
     texts = (
-        (number, text) for number, (_, text) in enumerate(_extxyz_texts(path)) if chosen is None or number in chosen
+        (number, first, text)
+        for number, (first, text) in enumerate(_extxyz_texts(path))
+        if chosen is None or number in chosen
     )
     while block := list(itertools.islice(texts, chunk)):
-        frames = _parse_extxyz("".join(text for _, text in block))
+        frames = _parse_extxyz("".join(text for _, _, text in block))
         if isinstance(frames, Exception) or len(frames) != len(block):
             frames = []
-            for number, text in block:  # once more, one by one, to find out which
+            for number, first, text in block:  # once more, one by one, to find out which
                 one = _parse_extxyz(text)
                 if isinstance(one, Exception):
+                    if not text.endswith("\n"):
+                        lines = text.splitlines()
+                        raise _cut(path, number, first + len(lines) - 1, lines[-1]) from one
                     raise DataError(f"{path}, frame {number}: {_reason(one)}") from one
                 frames += one
-        for (number, _), atoms in zip(block, frames, strict=True):
+        for (number, _, _), atoms in zip(block, frames, strict=True):
             yield number, atoms
 
 

@@ -653,8 +653,8 @@ def with_defaults(hparams: Mapping[str, Any] | Namespace) -> dict[str, Any]:
     given = dict(vars(hparams)) if isinstance(hparams, Namespace) else dict(hparams)
     options = {**DEFAULTS, **given}
     options["precision"] = int(options["precision"])
-    if options["precision"] not in DTYPES:
-        raise ConfigError(f"precision: {options['precision']} is not available. Choose from 16, 32, 64.")
+    if options["precision"] not in (32, 64):
+        raise ConfigError(f"precision: {options['precision']} is not available. Choose from 32, 64.")
     return options
 
 
