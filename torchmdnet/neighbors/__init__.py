@@ -1,5 +1,5 @@
-"""Pairs of atoms within a cutoff: one entry, and the searches behind it."""
+"""Neighbours within a cutoff, for any lattice and any batch of systems."""
 
-from torchmdnet.neighbors.search import pairs_within
+from torchmdnet.neighbors.search import edges_of_pairs, pairs_within
 
-__all__ = ["pairs_within"]
+__all__ = ["edges_of_pairs", "pairs_within"]

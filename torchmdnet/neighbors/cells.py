@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
 
 from torchmdnet.neighbors.lattice import Lattice
 
-__all__ = ["vesin_pairs"]
+__all__ = ["vesin_pairs", "without_transforms"]
 
 
 def vesin_pairs(
@@ -18,16 +19,16 @@ def vesin_pairs(
     from vesin import NeighborList
 
     search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=torch.get_num_threads())
-    points = pos.detach().to("cpu", torch.float64).numpy()
-    systems = batch.cpu().numpy()
+    points = without_transforms(pos.detach().to("cpu", torch.float64))
+    systems = without_transforms(batch.cpu())
     is_sorted = bool((systems[1:] >= systems[:-1]).all())
     order = np.arange(len(systems)) if is_sorted else np.argsort(systems, kind="stable")
     bounds = np.searchsorted(systems[order], np.arange(num_systems + 1))
     cells = np.zeros((num_systems, 3, 3))
     periodic = np.zeros((num_systems, 3), dtype=bool)
     if lattice is not None:
-        cells[:] = lattice.cell.cpu().numpy()
-        periodic[:] = ~lattice.is_open.cpu().numpy()
+        cells[:] = without_transforms(lattice.cell.cpu())
+        periodic[:] = ~without_transforms(lattice.is_open.cpu())
 
     found_i, found_j, found_shift = [], [], []
     for system in range(num_systems):
@@ -53,3 +54,11 @@ def vesin_pairs(
         torch.from_numpy(j).to(device),
         None if lattice is None else torch.from_numpy(-shift.astype(np.float64)).to(device, pos.dtype),
     )
+
+
+def without_transforms(x: Tensor) -> np.ndarray:
+    """The numbers of a tensor, also inside ``torch.func``: pairs do not depend on who differentiates."""
+    while is_gradtrackingtensor(x):
+        x = get_unwrapped(x)
+    with torch._C._DisableFuncTorch():  # or what is taken from it would be wrapped again
+        return x.detach().numpy()

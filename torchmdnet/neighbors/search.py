@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from torchmdnet.neighbors.brute import all_pairs, count_candidates
 from torchmdnet.neighbors.cells import vesin_pairs
+from torchmdnet.neighbors.cells import without_transforms as _array
 from torchmdnet.neighbors.lattice import lattice_of
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
-__all__ = ["pairs_within"]
+__all__ = ["edges_of_pairs", "pairs_within"]
 
+#: Atoms per system up to which a compiled loop over all pairs is quickest.
+LOOP_LIMIT = 200
 #: Candidate pairs per system up to which looking at every one of them beats building cells.
 BRUTE_LIMIT = {"cpu": 2_000, "cuda": 2_000_000}
 
@@ -42,7 +48,56 @@ def pairs_within(
     if pos.shape[0] == 0:
         empty = batch.new_zeros(0)
         return empty, empty, None if box is None else pos.new_zeros(0, 3)
+    if box is None and _has_loops(pos) and pos.shape[0] <= LOOP_LIMIT * num_systems:
+        i, j = _loops().close_pairs(_array(pos), _array(batch), float(cutoff) ** 2)
+        return torch.from_numpy(i), torch.from_numpy(j), None
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
     limit = BRUTE_LIMIT.get(pos.device.type, 2_000_000) * num_systems
     few = count_candidates(batch, lattice, num_systems) <= limit
     return (all_pairs if few else vesin_pairs)(pos, batch, lattice, num_systems, cutoff)
+
+
+def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Both directions of every pair, and self loops if wanted, sorted by receiver.
+
+    Args:
+        i: First atom of each pair, (P,).
+        j: Second atom of each pair, (P,).
+        num_atoms: Number of atoms N.
+        loop: Whether to add the edge (a, a) of every atom; they share a last pair of their own.
+
+    Returns:
+        Edges (2, E), the pair of each edge (E,), the edge of opposite direction (E,), where the edges of each receiver
+        begin (N + 1,), and the sign of the pair's vector along each edge, (E,): 1, -1, or 0 for a self loop.
+    """
+    if _has_loops(i):
+        found = _loops().edges_of_pairs(_array(i), _array(j), num_atoms, loop)
+        index, pair, reverse, row_start, sign = map(torch.from_numpy, found)
+        return index, pair, reverse, row_start, sign
+    num_pairs, device = i.shape[0], i.device
+    atoms = torch.arange(num_atoms if loop else 0, device=device)
+    pairs, num_loops = torch.arange(num_pairs, device=device), atoms.shape[0]
+    receiver = torch.cat([atoms, i, j])
+    order = torch.argsort(receiver, stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.shape[0], device=device)
+    index = torch.stack([receiver, torch.cat([atoms, j, i])]).index_select(1, order)
+    pair = torch.cat([torch.full_like(atoms, num_pairs), pairs, pairs]).index_select(0, order)
+    opposite = torch.cat([atoms, num_loops + num_pairs + pairs, num_loops + pairs])
+    reverse = place.index_select(0, opposite.index_select(0, order))
+    row_start = torch.zeros(num_atoms + 1, dtype=torch.long, device=device)
+    torch.cumsum(torch.bincount(receiver, minlength=num_atoms), 0, out=row_start[1:])
+    one = torch.ones_like(pairs)
+    sign = torch.cat([torch.zeros_like(atoms), one, -one]).index_select(0, order)
+    return index, pair, reverse, row_start, sign
+
+
+def _has_loops(x: Tensor) -> bool:
+    is_plain = bool(os.environ.get("TORCHMDNET_PLAIN_OPS")) or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not is_plain
+
+
+def _loops() -> ModuleType:
+    from torchmdnet.neighbors import loops
+
+    return loops

@@ -1,0 +1,80 @@
+"""Loops over pairs for the CPU, compiled by Numba: a small search, and sorting pairs into edges."""
+
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+__all__ = ["close_pairs", "edges_of_pairs"]
+
+
+@numba.njit(cache=True, nogil=True)
+def close_pairs(pos, batch, square):
+    """Pairs i < j of one system, closer than the root of ``square``, without images."""
+    num_atoms = pos.shape[0]
+    capacity = 16 * num_atoms + 16
+    i, j = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+    count = 0
+    is_sorted = True
+    for a in range(1, num_atoms):
+        if batch[a] < batch[a - 1]:
+            is_sorted = False
+    for a in range(num_atoms):
+        for b in range(a + 1, num_atoms):
+            if batch[b] != batch[a]:
+                if is_sorted:
+                    break
+                continue
+            x, y, z = pos[a, 0] - pos[b, 0], pos[a, 1] - pos[b, 1], pos[a, 2] - pos[b, 2]
+            if x * x + y * y + z * z < square:
+                if count == capacity:
+                    capacity *= 2
+                    wider_i, wider_j = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+                    wider_i[:count], wider_j[:count] = i, j
+                    i, j = wider_i, wider_j
+                i[count], j[count] = a, b
+                count += 1
+    return i[:count].copy(), j[:count].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def edges_of_pairs(i, j, num_atoms, loop):
+    """Both directions of every pair, and self loops, sorted by receiver.
+
+    Returns ``edge_index`` (2, E), the pair of each edge (E,), the edge of opposite direction (E,), ``row_start``
+    (N + 1,), and the sign of the pair's vector along each edge, (E,): 1, -1, or 0 for a self loop.
+    """
+    num_pairs = i.shape[0]
+    num_loops = num_atoms if loop else 0
+    num_edges = num_loops + 2 * num_pairs
+    row_start = np.zeros(num_atoms + 1, np.int64)
+    if loop:
+        row_start[1:] = 1
+    for p in range(num_pairs):
+        row_start[i[p] + 1] += 1
+        row_start[j[p] + 1] += 1
+    for a in range(num_atoms):
+        row_start[a + 1] += row_start[a]
+    place = row_start[:num_atoms].copy()
+    index = np.empty((2, num_edges), np.int64)
+    pair, reverse = np.empty(num_edges, np.int64), np.empty(num_edges, np.int64)
+    sign = np.empty(num_edges, np.int8)
+    if loop:
+        for a in range(num_atoms):
+            e = place[a]
+            place[a] += 1
+            index[0, e], index[1, e], pair[e], reverse[e], sign[e] = a, a, num_pairs, e, 0
+    forward = np.empty(num_pairs, np.int64)
+    for p in range(num_pairs):
+        e = place[i[p]]
+        place[i[p]] += 1
+        forward[p] = e
+        index[0, e], index[1, e], pair[e], sign[e] = i[p], j[p], p, 1
+    for p in range(num_pairs):
+        e = place[j[p]]
+        place[j[p]] += 1
+        index[0, e], index[1, e], pair[e], sign[e] = j[p], i[p], p, -1
+        reverse[e], reverse[forward[p]] = forward[p], e
+    return index, pair, reverse, row_start, sign
