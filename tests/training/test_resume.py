@@ -174,6 +174,39 @@ def test_a_stopped_run_saves_the_step_it_was_at_and_continues_from_there(number,
     _assert_same(folder, uninterrupted)
 
 
+def _interrupted_in_validation(times):
+    """Ctrl-C while the third epoch is validated."""
+    validate, calls = LNNP.validation_step, []
+
+    def validation_step(self, *args, **kwargs):
+        calls.append(1)
+        if self.current_epoch == 2 and args[-1] == 0:  # the test set is validated too
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
+        return validate(self, *args, **kwargs)
+
+    LNNP.validation_step = validation_step
+
+
+def interrupted_once():
+    _interrupted_in_validation(1)
+
+
+def interrupted_twice():
+    _interrupted_in_validation(2)
+
+
+@pytest.mark.parametrize(("fault", "epoch"), [(interrupted_once, 2), (interrupted_twice, 1)], ids=["once", "twice"])
+def test_a_validation_is_finished_after_one_interrupt_and_given_up_after_two(fault, epoch, tmp_path, uninterrupted):
+    """Either way the run continues to the same numbers: from after the epoch, or from before it."""
+    folder = tmp_path / "run"
+    assert finish(start(_command(folder), fault=fault)) == 128 + signal.SIGINT
+    assert read_checkpoint(folder / "last.ckpt")["epoch"] == epoch
+    assert finish(start(["--load-model", folder / "last.ckpt"])) == 0
+    _assert_same(folder, uninterrupted)
+
+
 def test_several_processes_stop_at_the_same_step_when_one_is_asked(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     settings(folder, **{**CHANGES, "batch_size": 2, "num_epochs": 100, "early_stopping_monitor": None})

@@ -467,5 +467,25 @@ def test_every_checkpoint_is_written_through_the_safe_writer(tmp_path, monkeypat
     assert len(written) == 2  # one file per epoch is serialised, the others are copies of it
 
 
+def test_weights_that_are_lost_are_not_saved_and_end_the_run(tmp_path, monkeypatch):
+    """Early stopping is off; the second epoch makes the weights NaN."""
+    step = LNNP.training_step
+
+    def losing(self, *args, **kwargs):
+        return step(self, *args, **kwargs) * (float("nan") if self.current_epoch == 1 else 1.0)
+
+    monkeypatch.setattr(LNNP, "training_step", losing)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        folder = train_toy(tmp_path / "run", early_stopping_monitor=None, num_epochs=9)
+    assert "Stopped: the weights are not numbers any more; try a lower lr" in said.getvalue()
+    for name in ("last.ckpt", "best.ckpt"):
+        checkpoint = read_checkpoint(folder / name)
+        assert checkpoint["epoch"] == 0
+        assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+    monkeypatch.undo()
+    train_toy(folder, load_model=str(folder / "last.ckpt"), num_epochs=3)
+    assert [row["epoch"] for row in rows(folder) if "lr" in row] == ["0.0", "1.0", "2.0"]
+
+
 def test_all_toy_settings_are_options():
     assert set(SETTINGS) <= set(OPTIONS)

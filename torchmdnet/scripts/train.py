@@ -71,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt:
+        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+            raise
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         sys.stdout, sys.stderr = streams
 

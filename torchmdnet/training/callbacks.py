@@ -63,6 +63,8 @@ class Checkpoints(Checkpoint):
         self.best_score = math.inf
         self.best_epoch: int | None = None
         self.saved_step = -1
+        #: Whether training stopped because the weights are not finite any more.
+        self.is_lost = False
 
     @property
     def last_path(self) -> Path:
@@ -130,8 +132,14 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank the epoch and write its files.
 
-        ``last.ckpt`` comes last: a run that is killed in between repeats the epoch and writes the others again.
+        ``last.ckpt`` comes last: a run that is killed in between repeats the epoch and writes the others again. Weights
+        that are not finite never become so again: they are not saved, and training ends.
         """
+        if not all(bool(torch.isfinite(weights).all()) for weights in pl_module.parameters()):
+            self.is_lost = trainer.should_stop = True
+            for call in self.then:
+                call(trainer, pl_module, False)
+            return
         metrics = _measured(trainer, pl_module)
         score = metrics.get(self.monitor, math.nan)
         path, dropped = None, None
@@ -303,6 +311,7 @@ class PoliteStop(Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.signal: int | None = None
+        self.is_validating = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -322,7 +331,18 @@ class PoliteStop(Callback):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        log.warning("%s: stopping between two steps. Once more stops at once.", signal.Signals(number).name)
+        words = "stopping between two steps. Once more stops at once."
+        if self.is_validating:
+            words = "stopping after this validation. Once more stops at once, and the epoch has to be trained again."
+        log.warning("%s: %s", signal.Signals(number).name, words)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here to the end of the validation no state can be saved that another run could go on from."""
+        self.is_validating = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch is about to be saved."""
+        self.is_validating = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

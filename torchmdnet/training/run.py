@@ -370,11 +370,21 @@ def _fit(
         if trainer.is_global_zero:
             log.warning("Stopped. Continue with: torchmd-train --load-model %s", checkpoints.last_path)
         raise SystemExit(128 + number) from None
+    except (KeyboardInterrupt, SystemExit):  # asked a second time; Lightning makes an exit of it
+        if polite.signal is None:
+            raise
+        if trainer.is_global_zero and checkpoints.last_path.exists():
+            log.warning("Stopped at once. Continue with: torchmd-train --load-model %s", checkpoints.last_path)
+        elif trainer.is_global_zero:
+            log.warning("Stopped at once, before the first checkpoint.")
+        raise SystemExit(128 + polite.signal) from None
     for stopping in cast("list[EarlyStopping]", trainer.early_stopping_callbacks):
         if not math.isfinite(module.epoch_metrics.get(stopping.monitor, 0.0)):
             return f"stopped: {stopping.monitor} is not a number any more; try a lower lr, or gradient_clipping"
-        if stopping.stopped_epoch:
+        if stopping.stopped_epoch and not checkpoints.is_lost:
             return f"stopped early: {stopping.monitor} no longer improved"
+    if checkpoints.is_lost:
+        return "stopped: the weights are not numbers any more; try a lower lr, or gradient_clipping"
     return ""
 
 
