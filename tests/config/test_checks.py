@@ -202,13 +202,13 @@ def test_trackers_are_looked_for_before_any_work(key, package, monkeypatch, here
 
 @pytest.mark.parametrize("flag", ["--model", "--output-model", "--prior-model", "--dataset"])
 def test_addresses_are_looked_for_before_any_work(flag, here, monkeypatch):
-    (here / "my_parts.py").write_text("class Part: ...\nnumber = 3\n")
+    (here / "my_parts.py").write_text("from torch.nn import Module\nclass Part(Module): ...\nnumber = 3\n")
     monkeypatch.syspath_prepend(str(here))
     given(flag, "my_parts:Part")
     for address, message in [
         ("my_part:Part", "module 'my_part', which cannot be found"),
         ("my_parts:Prt", "has no 'Prt'"),
-        ("my_parts:number", "is int, not a class"),
+        ("my_parts:number", "is int, not a class|is no subclass of torch.nn.Module"),
     ]:
         with pytest.raises(ConfigError, match=message):
             given(flag, address)

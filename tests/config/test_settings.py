@@ -141,7 +141,8 @@ def test_keys_of_earlier_releases_are_accepted_with_a_warning(conf, caplog):
 
 def test_an_architecture_of_the_user_brings_its_own_keys(conf, here, monkeypatch):
     (here / "nets_with_wobble.py").write_text(
-        "class MyNet:\n    def __init__(self, hidden_channels, wobble=1.0, dtype=None): ...\n"
+        "from torch.nn import Module\n\nclass MyNet(Module):\n"
+        "    def __init__(self, hidden_channels, wobble=1.0, dtype=None): ...\n"
     )
     monkeypatch.syspath_prepend(str(here))
     name = conf("wobble: 0.3\n")
