@@ -153,6 +153,10 @@ class Reader:
         if program == "torchmd-train":
             if "--help" not in arguments:
                 train(arguments + block.extra, only_resolve=block.wish not in ("run", "fails"))
+        elif program == "torchmd-net":
+            from torchmdnet.scripts.main import main
+
+            main(arguments)
         elif program == "pip":
             check_pip(arguments)
         elif program == "make":

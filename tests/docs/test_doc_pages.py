@@ -14,6 +14,7 @@ from doc_pages import DOCS, PAGES, Reader, blocks_of, folder_of_its_own
 
 from torchmdnet.config import options_markdown
 from torchmdnet.config.parser import get_argparse
+from torchmdnet.scripts.main import COMMANDS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -26,7 +27,9 @@ def test_following_a_page_works(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_flag_a_page_mentions_exists(page):
-    known = get_argparse()._option_string_actions
+    known = set(get_argparse()._option_string_actions)
+    for _, address in COMMANDS.values():
+        known |= set(importlib.import_module(address.partition(":")[0]).get_parser()._option_string_actions)
     for flag in re.findall(r"`(--[a-z][\w-]*)[^`]*`", page.read_text(encoding="utf-8")):
         assert flag in known, f"{page.name} mentions {flag}"
 

@@ -13,7 +13,7 @@ from torchmdnet.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torchmdnet.potential import Ensemble, TorchMD_Net
 
-__all__ = ["convert", "main"]
+__all__ = ["convert", "get_parser", "main"]
 
 #: Largest relative deviation, in double precision, with which a conversion counts as verified.
 TOLERANCE = 1e-12
@@ -26,6 +26,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         ConfigError: If an argument cannot work.
         CheckpointError: If the old file cannot be read, or the new one would give other numbers.
     """
+    args = get_parser().parse_args(argv)
+    stated = {
+        "units": _units(args.units),
+        "level_of_theory": args.level_of_theory,
+        "citation": args.citation,
+        "elements": _elements(args.elements),
+    }
+    deviation = convert(
+        args.old if len(args.old) > 1 else args.old[0],
+        args.new,
+        provenance={key: value for key, value in stated.items() if value is not None},
+        overwrite=args.overwrite,
+        weights_only=not args.trust,
+        **({"compatibility_load": True} if args.compatibility_load else {}),
+    )
+    print(f"{args.new}: energies and forces agree with the old file to {deviation:.0e} of their size")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The arguments of ``torchmd-net convert``."""
     parser = argparse.ArgumentParser(
         prog="torchmd-net convert",
         description="Bring a model file of any release into another format, and verify that it gives the same numbers.",
@@ -45,22 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--trust", action="store_true", help="read a file that can run code, which you trust like a program"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the new file if it exists")
-    args = parser.parse_args(argv)
-    stated = {
-        "units": _units(args.units),
-        "level_of_theory": args.level_of_theory,
-        "citation": args.citation,
-        "elements": _elements(args.elements),
-    }
-    deviation = convert(
-        args.old if len(args.old) > 1 else args.old[0],
-        args.new,
-        provenance={key: value for key, value in stated.items() if value is not None},
-        overwrite=args.overwrite,
-        weights_only=not args.trust,
-        **({"compatibility_load": True} if args.compatibility_load else {}),
-    )
-    print(f"{args.new}: energies and forces agree with the old file to {deviation:.0e} of their size")
+    return parser
 
 
 def convert(

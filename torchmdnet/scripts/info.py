@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["get_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,11 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         CheckpointError: If the file is damaged, was changed, or does not repeat its golden numbers.
     """
-    parser = argparse.ArgumentParser(prog="torchmd-net info", description="Say what is in a model file.")
-    parser.add_argument("file", help="a native file (.safetensors), a checkpoint (.ckpt), or a .zip of either")
-    parser.add_argument("--json", action="store_true", help="print the card as JSON")
-    parser.add_argument("--check", action="store_true", help="load the model and let it repeat its golden numbers")
-    args = parser.parse_args(argv)
+    args = get_parser().parse_args(argv)
 
     from torchmdnet.checkpoint import describe
 
@@ -32,6 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(card, indent=2, ensure_ascii=False))
         return
     _print(card)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The arguments of ``torchmd-net info``."""
+    parser = argparse.ArgumentParser(prog="torchmd-net info", description="Say what is in a model file.")
+    parser.add_argument("file", help="a native file (.safetensors), a checkpoint (.ckpt), or a .zip of either")
+    parser.add_argument("--json", action="store_true", help="print the card as JSON")
+    parser.add_argument("--check", action="store_true", help="load the model and let it repeat its golden numbers")
+    return parser
 
 
 def _check(path: str, card: Mapping[str, Any]) -> str:
