@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.tensornet_fused import FusedTensorNet
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import RadialFunction
+from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.modules import reset_all, weights_of
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.ops import kernels
 from torchmdnet.ops.cartesian import (
     compose_tensor,
     decompose_tensor,
@@ -34,6 +36,9 @@ from torchmdnet.ops.irreps import (
 )
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, embed_edges, gather_weight_sum, rows_of_pairs
 from torchmdnet.typing import AtomicNumbers, AtomTensors, PairFeatures, SystemIndex
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["TensorNet"]
 
@@ -134,7 +139,17 @@ class TensorNet(Representation):
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
         self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
         self.act = make_activation(activation)
+        self._fused_network: FusedTensorNet | None = None
+        self._fused_of: object = None
         self.reset_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fused_network": None, "_fused_of": None}
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what was made from the weights is forgotten."""
+        self._fused_network = self._fused_of = None
+        return super().train(mode)
 
     def reset_parameters(self) -> None:
         reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
@@ -143,17 +158,53 @@ class TensorNet(Representation):
         """Kept for compatibility: inference needs no preparation."""
 
     def encode(self, graph: Graph) -> Features:
-        edges = rows_of_pairs(graph)
-        functions = [RadialFunction(self.tensor_embedding, "radial")]
-        functions += [RadialFunction(layer, "radial") for layer in self.layers]
+        functions = self.radial_functions
         radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
         charge = graph.pos.new_ones(graph.num_atoms) if graph.q is None else 1 + 0.1 * graph.q[graph.batch]  # (N,)
-        first, *others = functions
-        X = self.tensor_embedding(radial(first), edges, graph)  # (N, 9, F)
-        for layer, function in zip(self.layers, others, strict=True):
-            X = layer(X, radial(function), edges, charge)
+
+        def layer_by_layer(graph: Graph, radial: Radial) -> AtomTensors:
+            edges = rows_of_pairs(graph)
+            X = self.tensor_embedding(radial(functions[0]), edges, graph)  # (N, 9, F)
+            for layer, function in zip(self.layers, functions[1:], strict=True):
+                X = layer(X, radial(function), edges, charge)
+            return X
+
+        fused = self._fused(graph, charge, radial)
+        if fused is None:
+            X = layer_by_layer(graph, radial)
+        else:
+
+            def plain(graph: Graph) -> AtomTensors:
+                again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+                return layer_by_layer(graph, again)
+
+            X = fused(graph, charge, plain)
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         return Features(x, v=X[:, 1:4], S=X[:, 4:9])
+
+    @property
+    def radial_functions(self) -> list[RadialFunction]:
+        """The functions of distance: of the embedding and of each layer."""
+        return [RadialFunction(module, "radial") for module in (self.tensor_embedding, *self.layers)]
+
+    def _fused(self, graph: Graph, charge: Tensor, radial: Radial) -> FusedTensorNet | None:
+        """The whole encoder as one operation, where the loops can run and weights are not about to change."""
+        assert graph.pairs is not None
+        is_fit = (
+            radial.tables is not None
+            and isinstance(self.act, nn.SiLU)
+            and not charge.requires_grad
+            and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
+            and kernels.can_run(self.linear.weight)
+        )
+        if not is_fit:
+            return None
+        assert radial.tables is not None
+        assert radial.spline is not None
+        if self._fused_of is not radial.tables:  # the tables are made anew whenever a weight has changed
+            tables = [radial.tables[function].values for function in self.radial_functions]
+            self._fused_network, self._fused_of = FusedTensorNet(self, radial.spline, tables), radial.tables
+        return self._fused_network
 
 
 class TensorEmbedding(nn.Module):

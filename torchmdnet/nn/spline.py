@@ -9,10 +9,10 @@ from torch import Tensor
 
 from torchmdnet.ops.messages import RadialPoints
 
-__all__ = ["Spline"]
+__all__ = ["BASIS", "Spline"]
 
 #: Polynomials of the six B-splines that overlap a cell, in powers of the place t in it, times 120.
-_BASIS = (
+BASIS = (
     (1, -5, 10, -10, 5, -1),
     (26, -50, 20, 20, -20, 5),
     (66, 0, -60, 0, 30, -10),
@@ -83,5 +83,5 @@ class Spline(NamedTuple):
 def _basis(like: Tensor) -> Tensor:
     key = (like.dtype, like.device)
     if key not in _basis_cache:
-        _basis_cache[key] = (torch.tensor(_BASIS, dtype=torch.float64) / 120).to(like.device, like.dtype)
+        _basis_cache[key] = (torch.tensor(BASIS, dtype=torch.float64) / 120).to(like.device, like.dtype)
     return _basis_cache[key]

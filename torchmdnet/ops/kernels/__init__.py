@@ -1,15 +1,33 @@
 """Compiled twins of the operations, with derivatives of every order."""
 
+from torchmdnet.ops.kernels.forms import needed
 from torchmdnet.ops.kernels.operators import (
     EdgeLayout,
     can_run,
+    edge_loops,
     embed,
     interact,
     message,
     mix,
+    network_loops,
+    node_loops,
     normalize,
     product,
     refine,
 )
 
-__all__ = ["EdgeLayout", "can_run", "embed", "interact", "message", "mix", "normalize", "product", "refine"]
+__all__ = [
+    "EdgeLayout",
+    "can_run",
+    "edge_loops",
+    "embed",
+    "interact",
+    "message",
+    "mix",
+    "needed",
+    "network_loops",
+    "node_loops",
+    "normalize",
+    "product",
+    "refine",
+]

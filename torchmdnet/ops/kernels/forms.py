@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Form", "Stage"]
+__all__ = ["Form", "Stage", "needed"]
 
 
 class Form(abc.ABC):
@@ -58,7 +58,7 @@ class _Derivative(Function):
         known = dict(zip(others, ctx.saved_tensors, strict=True))
         shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
         known[slot] = grads[0].contiguous()
-        wanted = [name for name, needed in zip(others, _needed(ctx), strict=True) if needed]
+        wanted = [name for name, needed in zip(others, needed(ctx), strict=True) if needed]
         if torch.is_grad_enabled():
             found = {}
             for name in wanted:
@@ -69,7 +69,7 @@ class _Derivative(Function):
         return (None, None, None, None, *(found.get(name) for name in others))
 
 
-def _needed(ctx: Any) -> list[bool]:
+def needed(ctx: Any) -> list[bool]:
     """Which tensors' gradients somebody waits for in this run of the engine; ``needs_input_grad`` tells of any run."""
     return [node is not None and _will_run(node) for node, _ in ctx.next_functions]
 
@@ -109,12 +109,12 @@ class _Staged(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
         args = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
-        waiting = iter(_needed(ctx))
-        needed = tuple(is_tensor and next(waiting) for is_tensor in ctx.is_tensor)
+        waiting = iter(needed(ctx))
+        is_needed = tuple(is_tensor and next(waiting) for is_tensor in ctx.is_tensor)
         if not torch.is_grad_enabled():
-            return None, *ctx.stage.gradients(grads[0].contiguous(), needed, *args)
+            return None, *ctx.stage.gradients(grads[0].contiguous(), is_needed, *args)
         with torch.enable_grad():  # as new tensors, so that one which depends on another does not count twice
-            args = [arg.view_as(arg) if is_needed else arg for arg, is_needed in zip(args, needed, strict=True)]
-            inputs = [arg for arg, is_needed in zip(args, needed, strict=True) if is_needed]
+            args = [arg.view_as(arg) if wanted else arg for arg, wanted in zip(args, is_needed, strict=True)]
+            inputs = [arg for arg, wanted in zip(args, is_needed, strict=True) if wanted]
             found = iter(torch.autograd.grad(ctx.stage.definition(*args), inputs, grads[0], create_graph=True))
-        return None, *(next(found) if is_needed else None for is_needed in needed)
+        return None, *(next(found) if wanted else None for wanted in is_needed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from types import ModuleType
@@ -12,7 +13,20 @@ from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import Form, Stage
 
-__all__ = ["EdgeLayout", "can_run", "embed", "interact", "message", "mix", "normalize", "product", "refine"]
+__all__ = [
+    "EdgeLayout",
+    "can_run",
+    "edge_loops",
+    "embed",
+    "interact",
+    "message",
+    "mix",
+    "network_loops",
+    "node_loops",
+    "normalize",
+    "product",
+    "refine",
+]
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.get("TORCHMDNET_PLAIN_OPS")
 
@@ -32,16 +46,28 @@ def can_run(x: Tensor) -> bool:
     )
 
 
-def _edges() -> ModuleType:
+@functools.cache
+def edge_loops() -> ModuleType:
+    """Loops over edges; Numba is imported when they are first used."""
     from torchmdnet.ops.kernels import edges
 
     return edges
 
 
-def _nodes() -> ModuleType:
+@functools.cache
+def node_loops() -> ModuleType:
+    """Loops over atoms."""
     from torchmdnet.ops.kernels import nodes
 
     return nodes
+
+
+@functools.cache
+def network_loops() -> ModuleType:
+    """Loops that only a whole network needs."""
+    from torchmdnet.ops.kernels import network
+
+    return network
 
 
 def _array(tensor: Tensor) -> Any:
@@ -77,7 +103,7 @@ class EdgeLayout(NamedTuple):
 def _fold(per_edge: Tensor, rows: Any, shape: tuple[int, ...]) -> Tensor:
     """Sum edges into the filter rows they use: (E, K) -> (P, K)."""
     out = per_edge.new_zeros(shape)
-    _edges().fold(_array(per_edge), rows, out.numpy())
+    edge_loops().fold(_array(per_edge), rows, out.numpy())
     return out
 
 
@@ -87,7 +113,7 @@ class _Message(Form):
     slots = ("O", "coef", "table", "X")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
-        at, loops = where, _edges()
+        at, loops = where, edge_loops()
         some = known["X"] if slot == "O" else known["O"]
         work = at.work(some.shape[-1])
         if slot in ("O", "X"):
@@ -117,7 +143,7 @@ class _Message(Form):
         arrays = (_array(known["coef"]), at.cell, _flat(known["table"]), _flat(O), _flat(X))
         indices = (at.sender, at.row, at.back, at.row_start, at.starts)
         out = (_rows(of_X), per_edge.numpy())
-        _edges().message_both(2 * at.work(X.shape[-1]), *arrays, *indices, *out)
+        edge_loops().message_both(2 * at.work(X.shape[-1]), *arrays, *indices, *out)
         found = {"X": of_X, "coef": _fold(per_edge, at.back, shapes["coef"])}
         rest = [slot for slot in wanted if slot not in found]
         return found | super().gradients(rest, known, shapes, where)
@@ -129,7 +155,7 @@ class _Embedding(Form):
     slots = ("O", "Y", "coef", "table", "Z")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
-        at, loops = where, _edges()
+        at, loops = where, edge_loops()
         some = known["O"] if slot == "Z" else known["Z"]
         work = at.work(some.shape[-1])
         get = {
@@ -167,14 +193,17 @@ class _Embedding(Form):
         of_Y, per_edge = O.new_empty(shapes["Y"]), O.new_empty(at.sender.shape[0], shapes["coef"][1])
         arrays = (_array(known["coef"]), at.cell, _flat(known["table"]), _flat(O), _array(known["Y"]))
         indices = (_array(known["Z"]), at.sender, at.row, at.row_start, at.starts)
-        _edges().embed_both(2 * at.work(O.shape[-1]), *arrays, *indices, of_Y.numpy(), per_edge.numpy())
+        edge_loops().embed_both(2 * at.work(O.shape[-1]), *arrays, *indices, of_Y.numpy(), per_edge.numpy())
         found = {"Y": of_Y, "coef": _fold(per_edge, at.row, shapes["coef"])}
         rest = [slot for slot in wanted if slot not in found]
         return found | super().gradients(rest, known, shapes, where)
 
 
 class _Mixing(Form):
-    r""":math:`B(O, W, X) = \sum_{n c f g} O_{ncf} W_{l(c) f g} X_{ncg}`, one matrix for each part; ``where`` are its ends."""
+    r""":math:`B(O, W, X) = \sum_{n c f g} O_{ncf} W_{l(c) f g} X_{ncg}`, one matrix for each part.
+
+    ``where`` holds the ends of the parts.
+    """
 
     slots = ("O", "W", "X")
 
@@ -229,7 +258,7 @@ class _Product(Form):
         out = known[left].new_empty(shape)
         signs = [-1.0 if turned else 1.0 for turned in (turned_left, turned_right)]
         arrays = (_array(known[left]), _array(known[right]))
-        _nodes().matrix_product(16 * out.numel(), *arrays, *signs, where, out.numpy())
+        node_loops().matrix_product(16 * out.numel(), *arrays, *signs, where, out.numpy())
         return out
 
 
@@ -247,13 +276,13 @@ def _normalize_definition(X: Tensor) -> Tensor:
 
 def _normalize_value(X: Tensor) -> Tensor:
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    _nodes().normalize(8 * X.numel(), _array(X), out.numpy())
+    node_loops().normalize(8 * X.numel(), _array(X), out.numpy())
     return out
 
 
 def _normalize_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple[Tensor | None, ...]:
     out = torch.empty_like(grad)
-    _nodes().normalize_backward(8 * X.numel(), _array(X), _array(grad), out.numpy())
+    node_loops().normalize_backward(8 * X.numel(), _array(X), _array(grad), out.numpy())
     return (out,)
 
 
@@ -268,7 +297,7 @@ def _interact_definition(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Te
 
 def _interact_value(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:
     out = torch.empty_like(Y, memory_format=torch.contiguous_format)
-    _nodes().interact(16 * Y.numel(), _array(Y), _array(M), _array(factor), both, out.numpy())
+    node_loops().interact(16 * Y.numel(), _array(Y), _array(M), _array(factor), both, out.numpy())
     return out
 
 
@@ -277,7 +306,7 @@ def _interact_gradients(
 ) -> tuple[Tensor | None, ...]:
     of_Y, of_M = torch.empty_like(grad), torch.empty_like(grad)
     arrays = (_array(Y), _array(M), _array(factor), both, _array(grad))
-    _nodes().interact_backward(48 * Y.numel(), *arrays, of_Y.numpy(), of_M.numpy())
+    node_loops().interact_backward(48 * Y.numel(), *arrays, of_Y.numpy(), of_M.numpy())
     return of_Y, of_M, None, None
 
 
@@ -295,7 +324,7 @@ def _refine_definition(X: Tensor, D: Tensor, factor: Tensor) -> Tensor:
 
 def _refine_value(X: Tensor, D: Tensor, factor: Tensor) -> Tensor:
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    _nodes().refine(16 * X.numel(), _array(X), _array(D), _array(factor), out.numpy())
+    node_loops().refine(16 * X.numel(), _array(X), _array(D), _array(factor), out.numpy())
     return out
 
 
@@ -303,7 +332,7 @@ def _refine_gradients(
     grad: Tensor, needed: tuple[bool, ...], X: Tensor, D: Tensor, factor: Tensor
 ) -> tuple[Tensor | None, ...]:
     of_D = torch.empty_like(grad)
-    _nodes().refine_backward(16 * X.numel(), _array(D), _array(factor), _array(grad), of_D.numpy())
+    node_loops().refine_backward(16 * X.numel(), _array(D), _array(factor), _array(grad), of_D.numpy())
     return grad, of_D, None
 
 

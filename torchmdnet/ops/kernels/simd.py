@@ -17,7 +17,7 @@ from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["load", "num_lanes", "splat", "store"]
+__all__ = ["load", "num_lanes", "repeat", "splat", "store"]
 
 BITS = 256
 
@@ -41,6 +41,12 @@ class _LanesModel(models.PrimitiveModel):
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _filled(vector: Any, builder: Any, scalar: Any, count: int) -> Any:
+    undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+    return builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, zeros)
 
 
 @intrinsic
@@ -78,14 +84,23 @@ def splat(typing_context, array, number):
     lanes = Lanes(array.dtype)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vector = context.get_value_type(lanes)
         scalar = context.cast(builder, args[1], sig.args[1], array.dtype)
-        undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        filled = builder.insert_element(undefined, scalar, first)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), [0] * lanes.count)
-        return builder.shuffle_vector(filled, undefined, zeros)
+        return _filled(context.get_value_type(lanes), builder, scalar, lanes.count)
 
     return lanes(array, number), generate
+
+
+@intrinsic
+def repeat(typing_context, array, index):
+    """Lanes that all hold the number at ``index`` of a flat contiguous array."""
+    lanes = Lanes(array.dtype)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return _filled(context.get_value_type(lanes), builder, builder.load(builder.gep(data, [at])), lanes.count)
+
+    return lanes(array, index), generate
 
 
 def num_lanes(array: Any) -> int:

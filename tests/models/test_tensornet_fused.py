@@ -1,0 +1,132 @@
+"""TensorNet's encoder as one operation says what its layers say, whoever asks for which derivative."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from torchmdnet.models.tensornet import TensorNet
+from torchmdnet.models.tensornet_fused import FusedTensorNet
+from torchmdnet.potential import TorchMD_Net
+from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
+
+SYSTEMS = {"charged molecules": small_molecules(charges=True), "cell": cell_of_atoms()}
+MODELS = {
+    "O(3)": {},
+    "SO(3)": {"equivariance_invariance_group": "SO(3)"},
+    "odd channels, one layer": {"embedding_dimension": 10, "num_layers": 1},
+    "no layer": {"num_layers": 0},
+    "lower cutoff": {"cutoff_lower": 0.8},
+}
+
+
+def ask(model: TorchMD_Net, systems: Systems, monkeypatch: pytest.MonkeyPatch, *, fused: bool) -> tuple:
+    """Energies and forces with or without the one operation, which has to run where it is wanted."""
+    calls = []
+    with monkeypatch.context() as patch:
+        if fused:
+            forward = FusedTensorNet.forward
+            patch.setattr(FusedTensorNet, "forward", lambda *args: calls.append(1) or forward(*args))
+        else:
+            patch.setattr(TensorNet, "_fused", lambda *args: None)
+        z, pos, batch, box, q = systems
+        found = model(z, pos, batch, box=box, q=q)
+    assert bool(calls) is fused
+    return tuple(found)
+
+
+@pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_energies_and_forces_are_those_of_the_layers(options: dict, systems: Systems, monkeypatch) -> None:
+    model = tiny_model("tensornet", **options)
+    for ours, theirs in zip(
+        ask(model, systems, monkeypatch, fused=True), ask(model, systems, monkeypatch, fused=False), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_atoms", [1, 3, 200])
+def test_few_and_many_atoms_take_the_same_path_to_the_same_numbers(num_atoms: int, monkeypatch) -> None:
+    """Beyond a number of atoms PyTorch multiplies the matrices."""
+    pos = 12 * torch.rand(num_atoms, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    systems = Systems(torch.full((num_atoms,), 6), pos, torch.zeros(num_atoms, dtype=torch.long), None, None)
+    model = tiny_model("tensornet")
+    for ours, theirs in zip(
+        ask(model, systems, monkeypatch, fused=True), ask(model, systems, monkeypatch, fused=False), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_second_derivatives_and_gradients_of_weights_come_from_the_layers(monkeypatch) -> None:
+    model = tiny_model("tensornet", derivative=False)
+    z, pos, batch, _, q = SYSTEMS["charged molecules"]
+    results = []
+    for fused in (True, False):
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(TensorNet, "_fused", lambda *args: None)
+            x = pos.clone().requires_grad_()
+            energy = model(z, x, batch, q=q).energy.sum()
+            (slope,) = torch.autograd.grad(energy, x, create_graph=True)
+            (curvature,) = torch.autograd.grad((slope * slope.detach().cos()).sum(), x, retain_graph=True)
+            weights = torch.autograd.grad(energy + slope.square().sum(), list(model.parameters()))
+            results.append((slope.detach(), curvature, *weights))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_two_evaluations_at_once_do_not_share_arrays() -> None:
+    """Memory is lent anew only when nobody waits for its derivative any more."""
+    model = tiny_model("tensornet", derivative=False)
+    z, pos, batch, _, q = SYSTEMS["charged molecules"]
+    first, second = pos.clone().requires_grad_(), (1.1 * pos).requires_grad_()
+    both = model(z, first, batch, q=q).energy.sum(), model(z, second, batch, q=q).energy.sum()
+    together = [torch.autograd.grad(energy, x)[0] for energy, x in zip(both, (first, second), strict=True)]
+    for x, expected in zip((first, second), together, strict=True):
+        alone = torch.autograd.grad(model(z, x, batch, q=q).energy.sum(), x)[0]
+        torch.testing.assert_close(alone, expected, rtol=0, atol=0)
+
+
+def test_a_changed_weight_is_noticed(monkeypatch) -> None:
+    model = tiny_model("tensornet")
+    systems = SYSTEMS["cell"]
+    before = ask(model, systems, monkeypatch, fused=True)[0]
+    with torch.no_grad():
+        model.representation_model.layers[0].linears_tensor[2].weight.mul_(2)
+    after = ask(model, systems, monkeypatch, fused=True)[0]
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, ask(model, systems, monkeypatch, fused=False)[0], rtol=1e-11, atol=1e-12)
+
+
+def test_copies_and_pickles_work_on(monkeypatch) -> None:
+    model = tiny_model("tensornet")
+    systems = SYSTEMS["cell"]
+    expected = ask(model, systems, monkeypatch, fused=True)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for ours, theirs in zip(ask(other, systems, monkeypatch, fused=True), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_several_threads_give_the_numbers_of_one(monkeypatch) -> None:
+    pos = 14 * torch.rand(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    systems = Systems(torch.full((400,), 8), pos, torch.zeros(400, dtype=torch.long), None, None)
+    model = tiny_model("tensornet", embedding_dimension=32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(ask(model, systems, monkeypatch, fused=True))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+
+
+def test_another_activation_takes_the_layers() -> None:
+    model = tiny_model("tensornet", activation="tanh")
+    z, pos, batch, box, q = SYSTEMS["cell"]
+    assert torch.isfinite(model(z, pos, batch, box=box, q=q).energy).all()
+    assert model.representation_model._fused_network is None

@@ -1,0 +1,205 @@
+"""The loops of a TensorNet that are not operators of their own: geometry of edges, channel mixing, gates."""
+
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+from torchmdnet.ops.kernels.nodes import components, put
+from torchmdnet.ops.kernels.simd import BITS, load, num_lanes, repeat, splat, store
+from torchmdnet.ops.kernels.threads import compiled
+
+__all__ = [
+    "add_norms_backward",
+    "geometry",
+    "geometry_backward",
+    "mix",
+    "pack",
+    "scale",
+    "scale_backward",
+    "squared_norms",
+]
+
+_R2, _R6 = 2**0.5, 6**-0.5
+
+
+@compiled
+def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, coef, slope, cell):
+    """Directions and their components Y (E, 9), and where distances lie between the rows of a spline.
+
+    ``coef`` (P, 6) are the coefficients times the cosine envelope, ``slope`` their derivatives in the distance.
+    ``basis`` (6, 6) holds the polynomials of the B-splines.
+    """
+    for e in numba.prange(vec.shape[0]):
+        x, y, z = vec[e, 0], vec[e, 1], vec[e, 2]
+        r = dist[row[e]]
+        if r > 0:
+            x, y, z = x / r, y / r, z / r
+        u[e, 0], u[e, 1], u[e, 2] = x, y, z
+        here = Y[e]
+        here[0] = math.sqrt(3.0)
+        here[1], here[2], here[3] = handedness * _R2 * x, handedness * _R2 * y, handedness * _R2 * z
+        here[4], here[5], here[6] = _R2 * x * y, _R2 * y * z, _R2 * x * z
+        here[7] = (x * x - y * y) / _R2
+        here[8] = _R6 * (2 * z * z - x * x - y * y)
+    step = (upper - lower) / num_cells
+    for p in numba.prange(dist.shape[0]):
+        r = dist[p]
+        fade, steep = 0.0, 0.0
+        if r < upper and (lower == 0 or r > lower):
+            if lower > 0:
+                scale = 2 * math.pi / (upper - lower)
+                phase = scale * (r - lower) + math.pi
+            else:
+                scale = math.pi / upper
+                phase = scale * r
+            fade, steep = 0.5 * (math.cos(phase) + 1), -0.5 * scale * math.sin(phase)
+        place = (min(max(r, lower), upper) - lower) / step
+        g = min(max(int(place), 0), num_cells - 1)
+        t = place - g
+        cell[p] = g
+        for k in range(6):
+            value, rise = basis[k, 5], 0.0
+            for n in range(4, -1, -1):
+                rise = rise * t + value
+                value = value * t + basis[k, n]
+            coef[p, k] = fade * value
+            slope[p, k] = fade * rise / step + steep * value
+
+
+@compiled
+def geometry_backward(u, dist, row, handedness, slope, grad_Y, grad_coef, out_vec, out_dist):
+    """Gradients of :func:`geometry` in the vectors (E, 3), and in the distances (P,).
+
+    ``grad_coef`` (T, E, 6) holds the contributions of T tables for every edge.
+    """
+    for e in numba.prange(u.shape[0]):
+        r = dist[row[e]]
+        x, y, z = u[e, 0], u[e, 1], u[e, 2]
+        g = grad_Y[e]
+        gx = handedness * _R2 * g[1] + _R2 * (g[4] * y + g[6] * z + g[7] * x) - 2 * _R6 * g[8] * x
+        gy = handedness * _R2 * g[2] + _R2 * (g[4] * x + g[5] * z - g[7] * y) - 2 * _R6 * g[8] * y
+        gz = handedness * _R2 * g[3] + _R2 * (g[5] * y + g[6] * x) + 4 * _R6 * g[8] * z
+        along = gx * x + gy * y + gz * z
+        if r > 0:
+            out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = (
+                (gx - along * x) / r,
+                (gy - along * y) / r,
+                (gz - along * z) / r,
+            )
+        else:
+            out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = 0, 0, 0
+    out_dist[:] = 0
+    for table in range(grad_coef.shape[0]):
+        for e in range(u.shape[0]):
+            p = row[e]
+            total = 0.0
+            for k in range(6):
+                total += grad_coef[table, e, k] * slope[p, k]
+            out_dist[p] += total
+
+
+def pack(W: Any) -> Any:
+    """Weights of the three parts (3, F, G) as :func:`mix` reads them: blocks of G, (blocks, F, 3, lanes)."""
+    lanes = BITS // (8 * W.itemsize)
+    G = W.shape[2]
+    blocks = [W[:, :, g : g + lanes] for g in (min(first, G - lanes) for first in range(0, G, lanes))]
+    return np.ascontiguousarray(np.stack(blocks).transpose(0, 2, 1, 3))
+
+
+@compiled
+def mix(X, packed, out):
+    """out_c = X_c W of the part of c: (N, 9, F) -> (N, 9, G), with weights from :func:`pack`."""
+    num_atoms, _, F = X.shape
+    G = out.shape[2]
+    lanes = num_lanes(X)
+    x, w, o = X.reshape(-1), packed.reshape(-1), out.reshape(-1)
+    zero = splat(x, 0.0)
+    group = 4  # atoms whose features stay in the first cache while weights pass by
+    for first in numba.prange((num_atoms + group - 1) // group):
+        for block in range(packed.shape[0]):
+            g = min(block * lanes, G - lanes)
+            for n in range(first * group, min(first * group + group, num_atoms)):
+                a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+                at, k = n * 9 * F, block * F * 3 * lanes
+                for _ in range(F):
+                    w0, w1, w2 = load(w, k), load(w, k + lanes), load(w, k + 2 * lanes)
+                    a0 += repeat(x, at) * w0
+                    a1 += repeat(x, at + F) * w1
+                    a2 += repeat(x, at + 2 * F) * w1
+                    a3 += repeat(x, at + 3 * F) * w1
+                    a4 += repeat(x, at + 4 * F) * w2
+                    a5 += repeat(x, at + 5 * F) * w2
+                    a6 += repeat(x, at + 6 * F) * w2
+                    a7 += repeat(x, at + 7 * F) * w2
+                    a8 += repeat(x, at + 8 * F) * w2
+                    at += 1
+                    k += 3 * lanes
+                put(o, n * 9 * G + g, G, (a0, a1, a2, a3, a4, a5, a6, a7, a8))
+
+
+@compiled
+def squared_norms(X, out):
+    """out = |X|², (N, 9, F) -> (N, F)."""
+    num_atoms, _, F = X.shape
+    lanes = num_lanes(X)
+    x, o = X.reshape(-1), out.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, lanes):
+            f = min(block, F - lanes)
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
+            total = v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3 + v4 * v4 + v5 * v5 + v6 * v6 + v7 * v7 + v8 * v8
+            store(o, n * F + f, total)
+
+
+@compiled
+def add_norms_backward(X, grad, out):
+    """out += 2 X grad, the gradient of :func:`squared_norms`; F has to be a multiple of the vector."""
+    num_atoms, _, F = X.shape
+    x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for c in range(9):
+            at = n * 9 * F + c * F
+            for f in range(F):
+                o[at + f] += 2 * x[at + f] * g[n * F + f]
+
+
+@compiled
+def scale(X, gate, out):
+    """out = X times the gate of each part: (N, 9, F), (N, 3 F)."""
+    num_atoms, _, F = X.shape
+    lanes = num_lanes(X)
+    x, g, o = X.reshape(-1), gate.reshape(-1), out.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, lanes):
+            f = min(block, F - lanes)
+            at = n * 3 * F + f
+            g0, g1, g2 = load(g, at), load(g, at + F), load(g, at + 2 * F)
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
+            put(o, n * 9 * F + f, F, (g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8))
+
+
+@compiled
+def scale_backward(X, gate, grad, out_X, out_gate):
+    """Gradients of :func:`scale`."""
+    num_atoms, _, F = X.shape
+    lanes = num_lanes(X)
+    x, g, d = X.reshape(-1), gate.reshape(-1), grad.reshape(-1)
+    ox, og = out_X.reshape(-1), out_gate.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, lanes):
+            f = min(block, F - lanes)
+            at = n * 3 * F + f
+            g0, g1, g2 = load(g, at), load(g, at + F), load(g, at + 2 * F)
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
+            d0, d1, d2, d3, d4, d5, d6, d7, d8 = components(d, n * 9 * F + f, F)
+            put(ox, n * 9 * F + f, F, (g0 * d0, g1 * d1, g1 * d2, g1 * d3, g2 * d4, g2 * d5, g2 * d6, g2 * d7, g2 * d8))
+            store(og, at, v0 * d0)
+            store(og, at + F, v1 * d1 + v2 * d2 + v3 * d3)
+            store(og, at + 2 * F, v4 * d4 + v5 * d5 + v6 * d6 + v7 * d7 + v8 * d8)
