@@ -18,7 +18,7 @@ LAYERS = [
     {"neighbors", "ops", "graph"},
     {"nn"},
     {"models", "heads", "priors", "datasets"},
-    {"potential", "properties", "build", "checkpoint"},
+    {"potential", "properties", "stacking", "build", "checkpoint"},
     {"config", "data", "training", "calculators", "testing", "optimize"},
     {"scripts"},
 ]
@@ -27,6 +27,7 @@ NEIGHBOURS = {
     ("ops", "graph"),  # kernels run along edges
     ("neighbors", "graph"),  # the module OptimizedDistance stands on the same function as graphs
     ("heads", "models"),  # heads read Features
+    ("potential", "stacking"),
     ("build", "potential"),
     ("build", "properties"),
     ("checkpoint", "build"),

@@ -202,7 +202,7 @@ def test_priors_a_head_does_not_allow_are_dropped_with_a_warning(caplog: pytest.
         ({"output_model": "Scaler"}, "output_model: 'Scaler' is not available. Did you mean 'Scalar'"),
         ({"prior_model": "AtomRef"}, "prior_model: 'AtomRef' is not available. Did you mean 'Atomref'"),
         ({"prior_model": {"Atomref": {"maxz": 3}}}, "Atomref cannot be built from {'maxz': 3}"),
-        ({"precision": 48}, "precision: 48 is not available. Choose from 16, 32, 64"),
+        ({"precision": 48}, "precision: 48 is not available. Choose from 32, 64"),
         ({"rbf_type": "bessel"}, "rbf_type: 'bessel'"),
         ({"activation": "relu"}, "activation: 'relu'"),
         ({"equivariance_invariance_group": "E(3)"}, "equivariance_invariance_group: 'E"),

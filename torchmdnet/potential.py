@@ -15,6 +15,7 @@ from torchmdnet.models.base import Features
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
+from torchmdnet.stacking import Stack, find_same_edges, moved_copies
 from torchmdnet.typing import AtomicNumbers, Boxes, EdgeIndex, EdgeVectors, Positions, SystemIndex, SystemScalars
 
 __all__ = [
@@ -404,6 +405,11 @@ class TorchMD_Net(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Energy (S, 1), properties by name, and with ``by_atom`` the contributions of the atoms (N,)."""
         features, graph = self._features(z, pos, batch, box, q, s, extra_args, num_systems)
+        return self._values_of(features, graph, properties=properties, by_atom=by_atom)
+
+    def _values_of(
+        self, features: Features, graph: Graph, *, properties: bool, by_atom: bool
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         values = self._properties(features, graph) if properties else {}
         if not by_atom:
             return self._system_energy(features, graph), values, None
@@ -550,8 +556,25 @@ def derivatives_of(energy: Tensor, wanted: list[Tensor], *, differentiable: bool
     return [torch.zeros_like(x) if slope is None else slope for x, slope in zip(wanted, found, strict=True)]
 
 
+def _evaluation(
+    value: tuple[Tensor, dict[str, Tensor], Tensor | None], forces: Tensor, virial: Tensor | None
+) -> Evaluation:
+    """Results without history."""
+    energy, values, atomic = value
+    return Evaluation(
+        energy.detach(),
+        forces,
+        None if virial is None else (virial + virial.mT) / 2,
+        {name: value.detach() for name, value in values.items()},
+        None if atomic is None else atomic.detach(),
+    )
+
+
 class Ensemble(nn.ModuleList):
     """Several potentials asked at once.
+
+    Members that find the same edges, in evaluation mode, share one graph. Where all else but their weights is the same
+    too, small systems go through all of them in one batched call.
 
     Args:
         modules: Potentials with the same outputs.
@@ -565,6 +588,12 @@ class Ensemble(nn.ModuleList):
                 raise TypeError(f"An ensemble is made of TorchMD_Net models, not {type(module).__name__}.")
         super().__init__(modules)
         self.return_std = return_std
+        self._stack: Stack | None = None
+
+    @property
+    def members(self) -> list[TorchMD_Net]:
+        """The potentials."""
+        return list(self)  # type: ignore[arg-type]
 
     def forward(self, *args: Any, **kwargs: Any) -> Prediction | Outputs | EnsemblePrediction | EnsembleOutputs:
         """Ask every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
@@ -578,7 +607,7 @@ class Ensemble(nn.ModuleList):
         """
         if kwargs.get("properties"):
             self.check_properties()
-        predictions = [model(*args, **kwargs) for model in self]
+        predictions = self._predictions(*args, **kwargs)
         energy = torch.stack([prediction.energy for prediction in predictions])
         forces = torch.stack([prediction.forces for prediction in predictions])
         if not isinstance(predictions[0], Outputs):
@@ -608,9 +637,97 @@ class Ensemble(nn.ModuleList):
             {name: value.std(dim=0) for name, value in properties.items()},
         )
 
+    def _predictions(
+        self, z: Tensor, pos: Tensor, *args: Any, stress: bool = False, properties: bool = False, **kwargs: Any
+    ) -> list[Any]:
+        """What calling each member returns."""
+        if not (all(model.derivative for model in self.members) or stress) or not self._share_edges():
+            return [model(z, pos, *args, stress=stress, properties=properties, **kwargs) for model in self.members]
+        forces = self.members[0].derivative
+        found = self.evaluate(z, pos, *args, forces=forces, virial=stress, properties=properties, **kwargs)
+        box = self.members[0]._box(args[1] if len(args) > 1 else kwargs.get("box"))
+        rows = []
+        for one in found:
+            row = Prediction(one.energy, pos.new_empty(0) if one.forces is None else one.forces)
+            if stress or properties:
+                tensor = None if one.virial is None else stress_of(one.virial, box)
+                row = Outputs(row.energy, row.forces, tensor, one.properties)
+            rows.append(row)
+        return rows
+
+    def evaluate(
+        self,
+        z: AtomicNumbers,
+        pos: Positions,
+        batch: SystemIndex | None = None,
+        box: Boxes | None = None,
+        q: SystemScalars | None = None,
+        s: SystemScalars | None = None,
+        extra_args: dict[str, Tensor] | None = None,
+        num_systems: int | None = None,
+        *,
+        forces: bool = True,
+        virial: bool = False,
+        properties: bool = False,
+        by_atom: bool = False,
+    ) -> list[Evaluation]:
+        """What :meth:`TorchMD_Net.evaluate` finds for each member; takes the same arguments."""
+        call = (z, pos, batch, box, q, s, extra_args, num_systems)
+        if not (forces or virial) or not self._share_edges():
+            return [
+                model.evaluate(*call, forces=forces, virial=virial, properties=properties, by_atom=by_atom)
+                for model in self.members
+            ]
+        first = self.members[0].representation_model
+        with torch.inference_mode(False), torch.enable_grad():
+            if self._stack is None:
+                self._stack = Stack([model.representation_model for model in self.members])
+            pos = pos.clone() if pos.is_inference() else pos.detach()
+            box = self.members[0]._box(box)
+            options: dict[str, Any] = {"num_systems": num_systems, "extra": extra_args}
+            graph = first.graph(z, pos, batch, box, q, s, **options)
+            if self._stack.wants(graph):
+                found = self._batched(graph, self._stack, virial=virial, properties=properties, by_atom=by_atom)
+            else:
+                found = self._in_turn(graph, virial=virial, properties=properties, by_atom=by_atom)
+        return [one if forces else one._replace(forces=None) for one in found]
+
+    def _share_edges(self) -> bool:
+        models = [model.representation_model for model in self.members]
+        return len(models) > 1 and not any(model.training for model in self.members) and find_same_edges(models)
+
+    def _batched(
+        self, graph: Graph, stack: Stack, *, virial: bool, properties: bool, by_atom: bool
+    ) -> list[Evaluation]:
+        """All members at once; each has positions of its own, so that one differentiation serves all."""
+        copies = moved_copies(graph, len(self), strained=virial)
+        values = [
+            model._values_of(
+                *model.representation_model.select(features, moved), properties=properties, by_atom=by_atom
+            )
+            for model, features, moved in zip(self.members, stack.encode(graph, copies), copies.graphs, strict=True)
+        ]
+        total = torch.stack([energy.sum() for energy, _, _ in values])
+        wanted = [copies.pos] + ([] if copies.strain is None else [copies.strain])
+        slopes = derivatives_of(total, wanted, differentiable=False)
+        return [_evaluation(value, -slopes[0][m], slopes[1][m] if virial else None) for m, value in enumerate(values)]
+
+    def _in_turn(self, graph: Graph, *, virial: bool, properties: bool, by_atom: bool) -> list[Evaluation]:
+        """One member after the other, on copies of one graph that are differentiated and dropped."""
+        found = []
+        for model in self.members:
+            copies = moved_copies(graph, 1, strained=virial)
+            (moved,) = copies.graphs
+            features, seen = model.representation_model.select(model.representation_model.encode(moved), moved)
+            value = model._values_of(features, seen, properties=properties, by_atom=by_atom)
+            wanted = [copies.pos] + ([] if copies.strain is None else [copies.strain])
+            slopes = derivatives_of(value[0], wanted, differentiable=False)
+            found.append(_evaluation(value, -slopes[0][0], slopes[1][0] if virial else None))
+        return found
+
     def check_properties(self) -> None:
         """Refuse to average properties that not all members predict."""
-        names = [set(model.get_submodule("property_heads")._modules) for model in self]
+        names = [set(model.property_heads) for model in self.members]
         if any(others != names[0] for others in names):
             told = "; ".join(", ".join(sorted(others)) or "none" for others in names)
             raise ValueError(f"properties: the members of the ensemble predict different ones ({told}).")

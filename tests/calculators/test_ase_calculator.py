@@ -28,6 +28,7 @@ from torchmdnet.calculators import TMDNETCalculator
 from torchmdnet.calculators import ase as ase_door
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import build_graph, sum_to_atoms, sum_to_systems
+from torchmdnet.potential import Ensemble
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.testing import tiny_model
 
@@ -720,3 +721,59 @@ def test_the_compiled_model_gives_the_same_numbers(model, calculator) -> None:
         if atoms.pbc.any():
             np.testing.assert_allclose(quick.get_stress(atoms), calculator.get_stress(atoms), atol=1e-9)
     assert quick.compiled
+
+
+# ------------------------------------------------------------------------------------- properties
+
+
+PROPERTIES = {"dipole": None, "charges": None, "alpha": "Polarizability", "gap": "Scalar"}
+
+
+def test_properties_of_a_model_are_results() -> None:
+    model = tiny_model("tensornet", properties=PROPERTIES)
+    atoms = methanol()
+    atoms.calc = calculator = TMDNETCalculator(model, dtype="float64", units="eV")
+    assert set(PROPERTIES) <= set(calculator.implemented_properties)
+    z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions)
+    expected = {name: value.detach() for name, value in model(z, pos, properties=True).properties.items()}
+    np.testing.assert_allclose(atoms.get_dipole_moment(), expected["dipole"][0], rtol=1e-10)
+    np.testing.assert_allclose(atoms.get_charges(), expected["charges"][:, 0], rtol=1e-10)
+    np.testing.assert_allclose(calculator.get_property("alpha", atoms), expected["alpha"][0], rtol=1e-10)
+    assert calculator.get_property("gap", atoms) == pytest.approx(expected["gap"].item(), rel=1e-10)
+    assert calculator.evals == 1
+
+
+def test_a_model_without_properties_has_none(calculator) -> None:
+    atoms = methanol()
+    atoms.calc = calculator
+    assert "dipole" not in calculator.implemented_properties
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_dipole_moment()
+
+
+def test_charges_of_an_ion_add_up_to_its_charge() -> None:
+    atoms = methanol()
+    atoms.info["charge"] = -1
+    atoms.calc = TMDNETCalculator(tiny_model("tensornet", properties={"charges": None}), dtype="float64", units="eV")
+    assert atoms.get_charges().sum() == pytest.approx(-1)
+
+
+def test_dipoles_of_a_model_in_bohr_are_in_e_angstrom() -> None:
+    model = tiny_model("tensornet", properties={"dipole": None})
+    atoms = methanol()
+    atoms.calc = TMDNETCalculator(model, dtype="float64", units="Hartree/Bohr")
+    z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions / units.Bohr)
+    dipole = units.Bohr * model(z, pos, properties=True).properties["dipole"][0].detach()
+    np.testing.assert_allclose(atoms.get_dipole_moment(), dipole, rtol=1e-8)
+
+
+def test_an_ensemble_gives_spreads_of_stress_and_properties() -> None:
+    models = [tiny_model("tensornet", seed=seed, properties=PROPERTIES) for seed in range(3)]
+    atoms = crystal()
+    together = TMDNETCalculator(Ensemble(models), dtype="float64", units="eV")
+    alone = [TMDNETCalculator(model, dtype="float64", units="eV") for model in models]
+    for name in ("energy", "forces", "stress", *PROPERTIES):
+        values = np.stack([np.asarray(one.get_property(name, atoms)) for one in alone])
+        np.testing.assert_allclose(together.get_property(name, atoms), values.mean(axis=0), rtol=1e-9, atol=1e-10)
+        spread = together.get_property(f"{name}_std", atoms)
+        np.testing.assert_allclose(spread, values.std(axis=0, ddof=1), rtol=1e-8, atol=1e-10)

@@ -28,7 +28,7 @@ from torchmdnet.calculators.loading import (
     units_or_default,
     unseen_elements,
 )
-from torchmdnet.calculators.predict import Answer, Inputs, predict
+from torchmdnet.calculators.predict import Answer, Inputs, predict_members
 from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
 from torchmdnet.errors import ConfigError
 from torchmdnet.potential import TorchMD_Net
@@ -196,27 +196,23 @@ class TMDNETCalculator(Calculator):
             log.warning(message)
 
     def _ask(self, inputs: Inputs, *, with_virial: bool) -> list[Answer]:
-        def ask(members: list[nn.Module]) -> list[Answer]:
+        def ask(*models: nn.Module) -> list[Answer]:
+            options = {"with_properties": bool(self.properties), "by_atom": self.by_atom}
             return [
-                predict(
-                    member,
-                    inputs,
-                    with_virial=with_virial,
-                    with_properties=bool(self.properties),
-                    by_atom=self.by_atom,
-                )
-                for member in members
+                answer
+                for model in models
+                for answer in predict_members(model, inputs, with_virial=with_virial, **options)
             ]
 
         if not self.compile:
-            return ask(self.members)
+            return ask(self.model)
         if self.compiled is not None:
-            return ask(self.compiled)
-        plain = ask(self.members)
+            return ask(*self.compiled)
+        plain = ask(self.model)
         try:
             log.info("Compiling the model; this takes a minute.")
             quick = [compiled(member) for member in self.members]
-            _expect_agreement(ask(quick), plain)
+            _expect_agreement(ask(*quick), plain)
         except Exception as error:  # whatever the compiler raises, the plain model is there
             log.warning(
                 "compile: failed (%s: %s); going on without.", type(error).__name__, str(error).partition("\n")[0]

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.potential import Ensemble, TorchMD_Net, derivatives_of, strained
+from torchmdnet.potential import Ensemble, Evaluation, TorchMD_Net, derivatives_of, strained
 
-__all__ = ["Answer", "Inputs", "predict"]
+__all__ = ["Answer", "Inputs", "predict", "predict_members"]
 
 
 class Inputs(NamedTuple):
@@ -90,23 +90,38 @@ def predict(
         return Answer(energy.detach().reshape(num_systems, 1), forces.detach(), virial, None, {})
 
 
+def predict_members(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    with_virial: bool = False,
+    with_properties: bool = False,
+    by_atom: bool = False,
+) -> list[Answer]:
+    """:func:`predict` for each member of an ensemble, or for a model alone; members share what they can."""
+    if not isinstance(model, Ensemble):
+        options = {"with_virial": with_virial, "with_properties": with_properties, "by_atom": by_atom}
+        return [predict(model, inputs, **options)]
+    with torch.no_grad():
+        found = model.evaluate(*_call(inputs), virial=with_virial, properties=with_properties, by_atom=by_atom)
+    return [_answer(one, inputs.num_systems) for one in found]
+
+
 def _ask_potential(
     model: TorchMD_Net, inputs: Inputs, with_virial: bool, with_properties: bool, by_atom: bool
 ) -> Answer:
-    z, pos, batch, box, q, s, num_systems = inputs
     with torch.no_grad():  # the model differentiates, its results need no history
-        found = model.evaluate(
-            z,
-            pos.detach(),
-            batch,
-            box,
-            q,
-            s,
-            num_systems=num_systems,
-            virial=with_virial,
-            properties=with_properties,
-            by_atom=by_atom,
-        )
+        found = model.evaluate(*_call(inputs), virial=with_virial, properties=with_properties, by_atom=by_atom)
+    return _answer(found, inputs.num_systems)
+
+
+def _call(inputs: Inputs) -> tuple[Any, ...]:
+    """The arguments of a potential up to ``num_systems``."""
+    z, pos, batch, box, q, s, num_systems = inputs
+    return z, pos.detach(), batch, box, q, s, None, num_systems
+
+
+def _answer(found: Evaluation, num_systems: int) -> Answer:
     _expect_one_number_per_system(found.energy, num_systems)
     assert found.forces is not None
     return Answer(found.energy.reshape(num_systems, 1), found.forces, found.virial, found.atomic, found.properties)
