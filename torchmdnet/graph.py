@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import edges_of_pairs, pairs_within
+from torchmdnet.neighbors import along_edges, differences, edges_of_pairs, pairs_within
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -127,7 +127,7 @@ def edges_within(
         loop: Add the edge (i, i) of every atom, with zero vector, whatever the lower cutoff.
     """
     i, j, shifts = pairs_within(pos, batch, box, num_systems, cutoff_upper)
-    vec = pos.index_select(0, i) - pos.index_select(0, j)
+    vec = differences(pos, i, j)
     if shifts is not None:
         assert box is not None
         vec = vec + (shifts @ box[0] if box.shape[0] == 1 else torch.einsum("pk,pkl->pl", shifts, box[batch[i]]))
@@ -146,7 +146,7 @@ def _both_directions(i: Tensor, j: Tensor, vec: EdgeVectors, dist: EdgeScalars, 
         dist = torch.cat([dist, dist.new_zeros(1)])
     return Edges(
         index,
-        vec.index_select(0, of_edge) * sign[:, None].to(vec.dtype),
+        along_edges(vec, of_edge, sign),
         dist.index_select(0, of_edge),
         Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["close_pairs", "edges_of_pairs"]
+__all__ = ["add_along", "add_differences", "along", "close_pairs", "differences", "edges_of_pairs"]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -78,3 +78,36 @@ def edges_of_pairs(i, j, num_atoms, loop):
         index[0, e], index[1, e], pair[e], sign[e] = j[p], i[p], p, -1
         reverse[e], reverse[forward[p]] = forward[p], e
     return index, pair, reverse, row_start, sign
+
+
+@numba.njit(cache=True, nogil=True)
+def differences(pos, i, j, out):
+    """out_p = pos_i - pos_j."""
+    for p in range(i.shape[0]):
+        for k in range(3):
+            out[p, k] = pos[i[p], k] - pos[j[p], k]
+
+
+@numba.njit(cache=True, nogil=True)
+def add_differences(vec, i, j, out):
+    """out_i += vec_p and out_j -= vec_p."""
+    for p in range(i.shape[0]):
+        for k in range(3):
+            out[i[p], k] += vec[p, k]
+            out[j[p], k] -= vec[p, k]
+
+
+@numba.njit(cache=True, nogil=True)
+def along(vec, pair, sign, out):
+    """out_e = sign_e vec of the edge's pair."""
+    for e in range(pair.shape[0]):
+        for k in range(3):
+            out[e, k] = sign[e] * vec[pair[e], k]
+
+
+@numba.njit(cache=True, nogil=True)
+def add_along(edge, pair, sign, out):
+    """out_p += sign_e edge_e for the edges of each pair."""
+    for e in range(pair.shape[0]):
+        for k in range(3):
+            out[pair[e], k] += sign[e] * edge[e, k]

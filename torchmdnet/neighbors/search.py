@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import torch
@@ -12,6 +11,7 @@ from torchmdnet.neighbors.brute import all_pairs, count_candidates
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.cells import without_transforms as _array
 from torchmdnet.neighbors.lattice import lattice_of
+from torchmdnet.neighbors.vectors import has_loops
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["edges_of_pairs", "pairs_within"]
@@ -48,7 +48,7 @@ def pairs_within(
     if pos.shape[0] == 0:
         empty = batch.new_zeros(0)
         return empty, empty, None if box is None else pos.new_zeros(0, 3)
-    if box is None and _has_loops(pos) and pos.shape[0] <= LOOP_LIMIT * num_systems:
+    if box is None and has_loops(pos) and pos.shape[0] <= LOOP_LIMIT * num_systems:
         i, j = _loops().close_pairs(_array(pos), _array(batch), float(cutoff) ** 2)
         return torch.from_numpy(i), torch.from_numpy(j), None
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
@@ -70,7 +70,7 @@ def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Te
         Edges (2, E), the pair of each edge (E,), the edge of opposite direction (E,), where the edges of each receiver
         begin (N + 1,), and the sign of the pair's vector along each edge, (E,): 1, -1, or 0 for a self loop.
     """
-    if _has_loops(i):
+    if has_loops(i):
         found = _loops().edges_of_pairs(_array(i), _array(j), num_atoms, loop)
         index, pair, reverse, row_start, sign = map(torch.from_numpy, found)
         return index, pair, reverse, row_start, sign
@@ -90,11 +90,6 @@ def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Te
     one = torch.ones_like(pairs)
     sign = torch.cat([torch.zeros_like(atoms), one, -one]).index_select(0, order)
     return index, pair, reverse, row_start, sign
-
-
-def _has_loops(x: Tensor) -> bool:
-    is_plain = bool(os.environ.get("TORCHMDNET_PLAIN_OPS")) or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not is_plain
 
 
 def _loops() -> ModuleType:
