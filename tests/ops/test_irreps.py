@@ -89,7 +89,7 @@ def test_stages_of_a_layer_and_their_definitions_agree(n: int, channels: int) ->
     X, Y = features(n, channels, 1), features(n, channels, 2)
     factor = 1 + 0.1 * torch.arange(n, dtype=torch.float64)
     k = factor[:, None, None]
-    assert_twins_agree(irreps.normalize, irreps.normalize_plain, [X], 2)
+    assert_twins_agree(irreps.normalize, irreps.normalize_plain, [X], 3)
     for both, product in (
         (True, irreps.anticommutator_plain),
         (False, lambda X, Y: 2 * irreps.matrix_product_plain(X, Y)),

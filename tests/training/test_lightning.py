@@ -257,3 +257,20 @@ def test_the_optimizer_and_scheduler_are_the_established_ones():
 def test_the_scheduler_follows_the_chosen_loss_and_stage():
     _, (schedule,) = module(train_loss="huber_loss", lr_metric="train").configure_optimizers()
     assert schedule["monitor"] == "train_total_huber_loss"
+
+
+def test_positions_get_no_gradient_when_weights_are_trained(monkeypatch):
+    """Gradients of the weights are those of a plain backward pass."""
+    lnnp = module()
+    lnnp.training_step(batch_of(0, 1, 2)).backward()
+    expected = {name: p.grad.clone() for name, p in lnnp.named_parameters() if p.grad is not None}
+    lnnp.zero_grad()
+    asked, plain = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda x, *a, **k: asked.append(k["inputs"]) or plain(x, *a, **k))
+    lnnp.backward(lnnp.training_step(batch_of(0, 1, 2)))
+    found = {name: p.grad for name, p in lnnp.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+    assert asked
+    assert all(isinstance(weight, torch.nn.Parameter) for weight in asked[0])

@@ -289,6 +289,13 @@ class LNNP(LightningModule):
             if metric is not None:
                 self.plateau.step(metric)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the weights alone: forces made the loss depend on positions too, which nobody trains."""
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        if kwargs.get("inputs") is None and weights:
+            kwargs["inputs"] = weights
+        loss.backward(*args, **kwargs)
+
     def optimizer_step(
         self,
         epoch: int,

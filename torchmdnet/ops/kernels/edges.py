@@ -85,13 +85,6 @@ def accumulate(total, left, right):
         total[f] += left[f] * right[f]
 
 
-@inlined
-def accumulate_scaled(total, scale, values):
-    """total += scale values."""
-    for f in range(total.shape[0]):
-        total[f] += scale * values[f]
-
-
 # The three parts are spelled out below, as LLVM vectorises only where it can see that no index is negative.
 
 
@@ -188,32 +181,40 @@ def message_coef(cell, table, O, X, sender, row, row_start, starts, out_edge):
             project(table, cell, row[e], s, num, out_edge[e])
 
 
+@inlined
+def scatter(s, coef, cell, p, table):
+    """table[cell + k] += coef_k s, the adjoint of :func:`interpolate` in the table."""
+    size = s.shape[0]
+    g = cell[p]
+    for k in range(coef.shape[1]):
+        scale, row = coef[p, k], table[g + k]
+        for f in range(size):
+            row[f] += scale * s[f]
+
+
 @compiled
-def message_table(coef, cell, O, X, sender, row, row_start, starts, out):
-    """out[cell + k] = Σ_e coef_k O_i X_j; threads share the channels."""
+def message_table(coef, cell, O, X, sender, row, reverse, row_start, starts, out):
+    """out[cell + k] = Σ_e coef_k O_i X_j; ``out`` (T, R, L F) has one table for each of T groups of atoms."""
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
-    num = coef.shape[1]
-    width = 32
-    for block in numba.prange((F + width - 1) // width):
-        first = block * width
-        last = min(first + width, F)
-        s = np.empty(width, X.dtype)
-        for part in range(parts):
-            out[:, part * F + first : part * F + last] = 0
-        for i in range(num_atoms):
+    groups = out.shape[0]
+    for group in numba.prange(groups):
+        table = out[group]
+        table[:] = 0
+        s, other = np.empty(parts * F, X.dtype), np.empty(parts * F, X.dtype)
+        for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
             for e in range(row_start[i], row_start[i + 1]):
-                mine, there = O[i], X[sender[e]]
-                p = row[e]
-                for part in range(parts):
-                    here = s[: last - first]
-                    here[:] = 0
-                    for c in range(starts[part], starts[part + 1]):
-                        accumulate(here, mine[c * F + first : c * F + last], there[c * F + first : c * F + last])
-                    for k in range(num):
-                        target = out[cell[p] + k]
-                        accumulate_scaled(target[part * F + first : part * F + last], coef[p, k], here)
+                j, r = sender[e], reverse[e]
+                is_shared = row[r] == row[e] and r != e  # both directions in one go, by the first of them
+                if is_shared and r < e:
+                    continue
+                overlap(O[i], X[j], F, parts, s)
+                if is_shared:
+                    overlap(O[j], X[i], F, parts, other)
+                    for f in range(parts * F):
+                        s[f] += other[f]
+                scatter(s, coef, cell, row[e], table)
 
 
 @inlined
@@ -367,34 +368,30 @@ def embed_coef(cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
 
 
 @compiled
-def embed_table(coef, cell, O, Y, Z, sender, row, row_start, starts, out):
-    """out[cell + k] = Σ_e coef_k Σ_c O_ic Y_ijc (Z_i0 + Z_j1); threads share the channels."""
+def embed_table(coef, cell, O, Y, Z, sender, row, reverse, row_start, starts, out):
+    """out[cell + k] = Σ_e coef_k Σ_c O_ic Y_ijc (Z_i0 + Z_j1), in T tables as in :func:`message_table`."""
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
-    num = coef.shape[1]
-    width = 32
-    for block in numba.prange((F + width - 1) // width):
-        first = block * width
-        last = min(first + width, F)
-        s = np.empty(width, O.dtype)
-        for part in range(parts):
-            out[:, part * F + first : part * F + last] = 0
-        for i in range(num_atoms):
+    groups = out.shape[0]
+    for group in numba.prange(groups):
+        table = out[group]
+        table[:] = 0
+        s, other = np.empty(parts * F, O.dtype), np.empty(parts * F, O.dtype)
+        for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
             for e in range(row_start[i], row_start[i + 1]):
-                mine = O[i]
-                receiving, sending = Z[i, 0], Z[sender[e], 1]
-                p = row[e]
-                for part in range(parts):
-                    here = s[: last - first]
-                    here[:] = 0
-                    for c in range(starts[part], starts[part + 1]):
-                        if Y[e, c] != 0:
-                            accumulate_scaled(here, Y[e, c], mine[c * F + first : c * F + last])
-                    weigh(here, receiving[first:last], sending[first:last])
-                    for k in range(num):
-                        target = out[cell[p] + k]
-                        accumulate_scaled(target[part * F + first : part * F + last], coef[p, k], here)
+                j, r = sender[e], reverse[e]
+                is_shared = row[r] == row[e] and r != e
+                if is_shared and r < e:
+                    continue
+                along(O[i], Y[e], F, parts, s)
+                weigh(s, Z[i, 0], Z[j, 1])
+                if is_shared:
+                    along(O[j], Y[r], F, parts, other)
+                    weigh(other, Z[j, 0], Z[i, 1])
+                    for f in range(parts * F):
+                        s[f] += other[f]
+                scatter(s, coef, cell, row[e], table)
 
 
 @compiled

@@ -84,12 +84,14 @@ def _will_run(node: Any) -> bool:
 class Stage(NamedTuple):
     """A function of tensors with compiled loops for its value and its first derivatives.
 
-    ``gradients(grad, needed, *args)`` returns one for each argument, None where there is none or it is not needed.
+    ``gradients(grad, needed, *args)`` returns one for each argument, None where there is none or it is not needed. Unless
+    they can be differentiated themselves, the definition takes over for higher derivatives.
     """
 
     definition: Callable[..., Tensor]
     value: Callable[..., Tensor]
     gradients: Callable[..., tuple[Tensor | None, ...]]
+    is_differentiable: bool = False
 
     def __call__(self, *args: Any) -> Tensor:
         """The value; it can be differentiated any number of times."""
@@ -111,7 +113,7 @@ class _Staged(Function):
         args = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
         waiting = iter(needed(ctx))
         is_needed = tuple(is_tensor and next(waiting) for is_tensor in ctx.is_tensor)
-        if not torch.is_grad_enabled():
+        if ctx.stage.is_differentiable or not torch.is_grad_enabled():
             return None, *ctx.stage.gradients(grads[0].contiguous(), is_needed, *args)
         with torch.enable_grad():  # as new tensors, so that one which depends on another does not count twice
             args = [arg.view_as(arg) if wanted else arg for arg, wanted in zip(args, is_needed, strict=True)]

@@ -19,6 +19,7 @@ __all__ = [
     "matrix_product",
     "normalize",
     "normalize_backward",
+    "normalize_twice",
     "refine",
     "refine_backward",
 ]
@@ -175,6 +176,26 @@ def normalize_backward(X, grad, out):
         for block in range(0, F, W):
             k = n * 9 * F + min(block, F - W)
             put(o, k, F, pull_back_normalization(components(x, k, F), components(g, k, F), one, two))
+
+
+@compiled
+def normalize_twice(X, inner, grad, out_X, out_inner):
+    """Gradients of :func:`normalize_backward` in X and in the gradient it was given, ``inner``."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, g, h = X.reshape(-1), inner.reshape(-1), grad.reshape(-1)
+    ox, og = out_X.reshape(-1), out_inner.reshape(-1)
+    one, two = splat(x, 1.0), splat(x, 2.0)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            v, a, b = components(x, k, F), components(g, k, F), components(h, k, F)
+            s = one / (dot(v, v) + one)
+            twice = (one - two) * two * s * s
+            av, bv = dot(a, v), dot(b, v)
+            along = twice * dot(a, b) - two * two * twice * s * av * bv
+            put(ox, k, F, add(scale(along, v), scale(twice, add(scale(bv, a), scale(av, b)))))
+            put(og, k, F, add(scale(s, b), scale(twice * bv, v)))
 
 
 @compiled

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import Form, Stage
+from torchmdnet.ops.kernels.work import WORTH_THREADS
 
 __all__ = [
     "EdgeLayout",
@@ -84,6 +85,11 @@ def _rows(out: Tensor) -> Any:
     return out.view(out.shape[0], out.shape[1] * out.shape[2]).numpy()
 
 
+def _tables(out: Tensor) -> Any:
+    """Contiguous tables (T, R, L, F), to be written as an array (T, R, L F)."""
+    return out.view(*out.shape[:2], out.shape[2] * out.shape[3]).numpy()
+
+
 class EdgeLayout(NamedTuple):
     """What the loops have to know of the edges, as arrays."""
 
@@ -94,6 +100,11 @@ class EdgeLayout(NamedTuple):
     row_start: Any  # (N + 1,)
     cell: Any  # (P,) first row of the table for each filter row
     starts: Any  # (L + 1,) first component of each part
+
+    def groups(self, table: tuple[int, ...], work: int) -> int:
+        """Tables that threads fill side by side, to be added up: as many as there are threads, if they are small."""
+        is_small = 4 * table[0] <= self.sender.shape[0]
+        return torch.get_num_threads() if is_small and work >= WORTH_THREADS else 1
 
     def work(self, channels: int) -> int:
         """Multiply-adds of one pass, roughly."""
@@ -128,10 +139,10 @@ class _Message(Form):
             arrays = (at.cell, _flat(known["table"]), O, X, at.sender, at.row, at.row_start, at.starts)
             loops.message_coef(work, *arrays, per_edge.numpy())
             return _fold(per_edge, at.row, shape)
-        out = some.new_empty(shape)
-        arrays = (_array(known["coef"]), at.cell, O, X, at.sender, at.row, at.row_start, at.starts)
-        loops.message_table(work, *arrays, _rows(out))
-        return out
+        out = some.new_empty(at.groups(shape, work), *shape)
+        indices = (at.sender, at.row, at.reverse, at.row_start, at.starts)
+        loops.message_table(work, _array(known["coef"]), at.cell, O, X, *indices, _tables(out))
+        return out.sum(dim=0) if len(out) > 1 else out[0]
 
     def gradients(
         self, wanted: list[str], known: dict[str, Tensor], shapes: Any, where: EdgeLayout
@@ -172,13 +183,16 @@ class _Embedding(Form):
             per_edge = some.new_empty(at.sender.shape[0], shape[1])
             loops.embed_coef(work, *values, *indices, per_edge.numpy())
             return _fold(per_edge, at.row, shape)
+        if slot == "table":
+            tables = some.new_empty(at.groups(shape, work), *shape)
+            indices = (at.sender, at.row, at.reverse, at.row_start, at.starts)
+            loops.embed_table(work, *values, *indices, _tables(tables))
+            return tables.sum(dim=0) if len(tables) > 1 else tables[0]
         out = some.new_empty(shape)
         if slot == "O":
             loops.embed_sum(work, *values, *indices, _rows(out))
         elif slot == "Y":
             loops.embed_direction(work, *values, *indices, out.numpy())
-        elif slot == "table":
-            loops.embed_table(work, *values, *indices, _rows(out))
         else:
             indices = (at.sender, at.row, at.back, at.reverse, at.row_start, at.starts)
             loops.embed_factor(2 * work, *values, *indices, out.numpy())
@@ -281,18 +295,38 @@ def _normalize_value(X: Tensor) -> Tensor:
 
 
 def _normalize_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple[Tensor | None, ...]:
-    out = torch.empty_like(grad)
-    node_loops().normalize_backward(8 * X.numel(), _array(X), _array(grad), out.numpy())
-    return (out,)
+    return (_normalize_slope(X, grad),)
 
 
 #: See :func:`torchmdnet.ops.irreps.normalize`.
-normalize = Stage(_normalize_definition, _normalize_value, _normalize_gradients)
+normalize = Stage(_normalize_definition, _normalize_value, _normalize_gradients, is_differentiable=True)
+
+
+def _slope_definition(X: Tensor, grad: Tensor) -> Tensor:
+    share = 1 / (X.square().sum(dim=1, keepdim=True) + 1)
+    return share * grad - 2 * share.square() * (grad * X).sum(dim=1, keepdim=True) * X
+
+
+def _slope_value(X: Tensor, grad: Tensor) -> Tensor:
+    out = torch.empty_like(X, memory_format=torch.contiguous_format)
+    node_loops().normalize_backward(8 * X.numel(), _array(X), _array(grad), out.numpy())
+    return out
+
+
+def _slope_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor, inner: Tensor) -> tuple[Tensor | None, ...]:
+    of_X, of_inner = torch.empty_like(grad), torch.empty_like(grad)
+    arrays = (_array(X), _array(inner), _array(grad))
+    node_loops().normalize_twice(16 * X.numel(), *arrays, of_X.numpy(), of_inner.numpy())
+    return of_X, of_inner
+
+
+#: The gradient of :data:`normalize`, which training with forces differentiates again.
+_normalize_slope = Stage(_slope_definition, _slope_value, _slope_gradients)
 
 
 def _interact_definition(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:
     P = product(Y, M, both=both)
-    return _normalize_definition((factor if both else 2 * factor)[:, None, None] * P)
+    return normalize((factor if both else 2 * factor)[:, None, None] * P)
 
 
 def _interact_value(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:

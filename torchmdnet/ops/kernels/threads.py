@@ -8,10 +8,9 @@ from typing import Any
 import numba
 import torch
 
-__all__ = ["compiled", "inlined"]
+from torchmdnet.ops.kernels.work import WORTH_THREADS
 
-#: Multiply-adds below which threads cost more than they bring.
-WORTH_THREADS = 2_000_000
+__all__ = ["compiled", "inlined"]
 
 _OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz"},
