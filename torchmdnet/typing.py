@@ -28,6 +28,7 @@ if not TYPE_CHECKING and os.environ.get("TORCHMDNET_CHECK_SHAPES"):
     AtomFeatures = Float[Tensor, "atoms channels"]
     AtomVectors = Float[Tensor, "atoms 3 channels"]
     AtomTensors = Float[Tensor, "atoms 9 channels"]
+    AtomComponents = Float[Tensor, "atoms components channels"]
     AtomTraceless = Float[Tensor, "atoms 5 channels"]
 else:
     AtomicNumbers: TypeAlias = Tensor  # (N,) int64
@@ -43,10 +44,12 @@ else:
     PairFeatures: TypeAlias = Tensor  # (P, K)
     AtomFeatures: TypeAlias = Tensor  # (N, F)
     AtomVectors: TypeAlias = Tensor  # (N, 3, F)
+    AtomComponents: TypeAlias = Tensor  # (N, C, F): C components of any kind
     AtomTensors: TypeAlias = Tensor  # (N, 9, F): trace, antisymmetric and symmetric traceless parts
     AtomTraceless: TypeAlias = Tensor  # (N, 5, F): the symmetric traceless part alone
 
 __all__ = [
+    "AtomComponents",
     "AtomFeatures",
     "AtomTensors",
     "AtomTraceless",

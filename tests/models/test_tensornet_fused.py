@@ -90,6 +90,25 @@ def test_two_evaluations_at_once_do_not_share_arrays() -> None:
         torch.testing.assert_close(alone, expected, rtol=0, atol=0)
 
 
+def test_derivatives_can_be_asked_for_twice() -> None:
+    model = tiny_model("tensornet", derivative=False)
+    z, pos, batch, _, q = SYSTEMS["charged molecules"]
+    x = pos.clone().requires_grad_()
+    energy = model(z, x, batch, q=q).energy.sum()
+    first, second = (torch.autograd.grad(energy, x, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_arrays_are_lent_anew_although_an_energy_is_kept() -> None:
+    model = tiny_model("tensornet")
+    z, pos, batch, _, q = SYSTEMS["charged molecules"]
+    kept = [model(z, pos, batch, q=q) for _ in range(4)]
+    assert kept[0].energy.requires_grad
+    fused = model.representation_model._fused_network
+    assert fused is not None
+    assert len(fused._spare) == 1
+
+
 def test_a_changed_weight_is_noticed(monkeypatch) -> None:
     model = tiny_model("tensornet")
     systems = SYSTEMS["cell"]

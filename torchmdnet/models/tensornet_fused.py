@@ -264,15 +264,18 @@ class _Encode(Function):
     ) -> Tensor:
         out, notes = fused.forward(graph, vec, dist, charge)
         ctx.fused, ctx.plain, ctx.notes, ctx.graph = fused, plain, notes, graph
-        ctx.save_for_backward(vec, dist, *weights)
+        ctx.save_for_backward(vec, dist, charge, *weights)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        vec, dist, *weights = ctx.saved_tensors
+        vec, dist, charge, *weights = ctx.saved_tensors
         needed = kernels.needed(ctx)[-2 - len(weights) :]
         if not torch.is_grad_enabled() and not any(needed[2:]):
-            of_vec, of_dist = ctx.fused.backward(ctx.notes, grads[0])
+            notes, ctx.notes = ctx.notes, None  # energies may outlive their derivatives, the arrays need not
+            if notes is None:
+                _, notes = ctx.fused.forward(ctx.graph, vec, dist, charge)
+            of_vec, of_dist = ctx.fused.backward(notes, grads[0])
             return None, None, None, None, of_vec, of_dist, *(None for _ in weights)
         keep, pairs = torch.is_grad_enabled(), ctx.graph.pairs
         with torch.enable_grad():

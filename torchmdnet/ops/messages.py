@@ -6,8 +6,8 @@ Both operations of message passing are partial derivatives of a form that is lin
     M(O, w, X) &= \sum_{(i, j)} \sum_{c f} O_{icf}\, w_{ij,l(c),f}\, X_{jcf} \\
     D(O, Y, w, Z) &= \sum_{(i, j)} \sum_{c f} O_{icf}\, Y_{ijc}\, w_{ij,l(c),f}\, (Z_{i0f} + Z_{j1f})
 
-over directed edges from j to i, components c of the part l(c), and channels f. The radial weights of an edge are in turn
-a linear combination of rows of a table, :math:`w_p = \sum_k c_{pk} T_{g(p) + k}`: see :class:`RadialFilter`. The
+over directed edges from j to i, components c of the part l(c), and channels f. The radial weights of an edge are in
+turn a linear combination of rows of a table, :math:`w_p = \sum_k c_{pk} T_{g(p) + k}`: see :class:`RadialFilter`. The
 derivative of a form in one of its tensors is an operation on the others; the gradient of that operation is again a
 derivative of the same form, with one tensor replaced. So a handful of kernels serve every order of differentiation.
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from torchmdnet.graph import Graph, Pairs
 from torchmdnet.ops import kernels
-from torchmdnet.typing import AtomTensors, EdgeIndex
+from torchmdnet.typing import AtomComponents, EdgeIndex
 
 __all__ = [
     "EdgeRows",
@@ -127,7 +127,7 @@ def _pairs(graph: Graph) -> Pairs:
     return graph.pairs
 
 
-def gather_weight_sum(X: AtomTensors, filter: RadialFilter, edges: EdgeRows) -> AtomTensors:
+def gather_weight_sum(X: AtomComponents, filter: RadialFilter, edges: EdgeRows) -> AtomComponents:
     r"""Sum the weighted features of neighbours, :math:`\partial M / \partial O`, i.e. :math:`\sum_j w_{ij} \odot X_j`.
 
     Args:
@@ -143,14 +143,14 @@ def gather_weight_sum(X: AtomTensors, filter: RadialFilter, edges: EdgeRows) -> 
     return gather_weight_sum_plain(X, filter, edges)
 
 
-def gather_weight_sum_plain(X: AtomTensors, filter: RadialFilter, edges: EdgeRows) -> AtomTensors:
+def gather_weight_sum_plain(X: AtomComponents, filter: RadialFilter, edges: EdgeRows) -> AtomComponents:
     """The definition of :func:`gather_weight_sum`."""
     i, j = edges.edge_index
     weight = _by_component(filter.rows().index_select(0, edges.row), X.shape[1])  # (E, C, F)
     return torch.zeros_like(X).index_add(0, i, weight * X.index_select(0, j))
 
 
-def embed_edges(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> AtomTensors:
+def embed_edges(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> AtomComponents:
     r"""Sum edge directions with radial weights and pair factors, :math:`\partial D / \partial O`.
 
     Args:
@@ -167,7 +167,7 @@ def embed_edges(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> 
     return embed_edges_plain(Y, filter, Z, edges)
 
 
-def embed_edges_plain(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> AtomTensors:
+def embed_edges_plain(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> AtomComponents:
     """The definition of :func:`embed_edges`."""
     i, j = edges.edge_index
     factor = Z[:, 0].index_select(0, i) + Z[:, 1].index_select(0, j)  # (E, F)
