@@ -9,6 +9,8 @@ import torch
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.models.torchmd_et import TorchMD_ET
+from torchmdnet.nn.filters import RadialFunction
+from torchmdnet.ops.messages import rows_of_pairs
 from torchmdnet.testing import small_molecules, tiny_model
 
 OPTIONS: dict = {
@@ -69,11 +71,11 @@ def test_one_layer_is_the_equation(influence: str) -> None:
     expected_v = v3 * o1[:, None] + mu.view(-1, 3, 8)
 
     graph = model.graph(systems.z, systems.pos, systems.batch)
-    assert graph.pairs is not None
-    rbf, envelope = model.distance_expansion(graph.pairs.dist), model.envelope(graph.pairs.dist)
+    function = RadialFunction(layer, "radial", fades=False)
+    radial = model.radial(graph, model.distance_expansion, model.envelope, [function], training=True)
     r = graph.edge_dist[:, None]
     direction = -graph.edge_vec / torch.where(r == 0, 1.0, r)
-    dx, dv = layer(x, v, rbf, envelope, direction, graph)
+    dx, dv = layer(x, v, direction, radial(function), radial.envelope, rows_of_pairs(graph))
     torch.testing.assert_close(dx, expected_x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(dv, expected_v, rtol=1e-12, atol=1e-12)
 

@@ -76,10 +76,10 @@ def test_atoms_send_no_message_to_themselves() -> None:
 def test_the_filter_depends_on_distance_alone() -> None:
     model = network(num_layers=2)
     graph = build_graph(*small_molecules(), cutoff_upper=3.0)
-    rbf, envelope = model.distance_expansion(graph.edge_dist), model.envelope(graph.edge_dist)
-    weight = model.interactions[1].conv.radial(rbf, envelope)
+    rbf = model.distance_expansion(graph.edge_dist)
+    weight = model.interactions[1].conv.radial(rbf)
     order = torch.randperm(len(rbf))
-    torch.testing.assert_close(model.interactions[1].conv.radial(rbf[order], envelope[order]), weight[order])
+    torch.testing.assert_close(model.interactions[1].conv.radial(rbf[order]), weight[order])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from torchmdnet.models.torchmd_t import TorchMD_T
+from torchmdnet.nn.filters import RadialFunction
+from torchmdnet.ops.messages import rows_of_pairs
 from torchmdnet.testing import small_molecules
 
 OPTIONS: dict = {
@@ -48,9 +50,10 @@ def test_one_layer_is_the_equation(influence: str) -> None:
             gathered[i] += value * weight
     expected = layer.o_proj(gathered.view(-1, 8))
     graph = model.graph(systems.z, systems.pos, systems.batch)
-    assert graph.pairs is not None
-    rbf, envelope = model.distance_expansion(graph.pairs.dist), model.envelope(graph.pairs.dist)
-    torch.testing.assert_close(layer(x, rbf, envelope, graph), expected, rtol=1e-12, atol=1e-12)
+    function = RadialFunction(layer, "radial", fades=False)
+    radial = model.radial(graph, model.distance_expansion, model.envelope, [function], training=True)
+    found = layer(x, radial(function), radial.envelope, rows_of_pairs(graph))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_building_one_warns_and_leaves_the_filters_alone() -> None:

@@ -26,9 +26,12 @@ def test_filters_equal_separate_layers(has_keys: bool, has_values: bool) -> None
     keys = nn.Linear(5, 8) if has_keys else None
     values = nn.Linear(5, 24) if has_values else None
     rbf = torch.rand(7, 5)
-    of_keys, of_values = radial_filters(rbf, keys, values, nn.SiLU())
-    for result, linear in ((of_keys, keys), (of_values, values)):
-        if linear is None:
-            assert result is None
-        else:
-            torch.testing.assert_close(result, nn.functional.silu(linear(rbf)))
+    found = radial_filters(rbf, keys, values, nn.SiLU(), num_heads=2, head_dim=4)
+    assert found.shape == (7, 4, 8)
+    of_keys = torch.ones(7, 8) if keys is None else nn.functional.silu(keys(rbf))
+    of_values = torch.ones(7, 24) if values is None else nn.functional.silu(values(rbf))
+    torch.testing.assert_close(found[:, 0], of_keys)
+    for head in range(2):
+        for part in range(3):
+            start = 4 * (3 * head + part)
+            torch.testing.assert_close(found[:, 1 + part, 4 * head : 4 * head + 4], of_values[:, start : start + 4])

@@ -23,17 +23,20 @@ def ask(model: TorchMD_Net, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
     return energy, forces
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("options", [{}, {"rbf_type": "gauss"}, {"cutoff_lower": 0.8}, {"trainable_rbf": True}])
 @pytest.mark.parametrize("training", [False, True])
-def test_energies_and_forces_do_not_depend_on_the_grid(options: dict, training: bool) -> None:
-    model = tiny_model("tensornet", **options).train(training)
+@pytest.mark.parametrize("name", ["tensornet", "equivariant-transformer", "transformer", "graph-network"])
+def test_energies_and_forces_do_not_depend_on_the_grid(name: str, options: dict, training: bool) -> None:
+    model = tiny_model(name, **options).train(training)
     (energy, forces), (exact_energy, exact_forces) = ask(model, "grid"), ask(model, "exact")
     torch.testing.assert_close(energy, exact_energy, rtol=0, atol=1e-9)
     torch.testing.assert_close(forces, exact_forces, rtol=0, atol=1e-8)
 
 
-def test_gradients_of_weights_do_not_depend_on_the_grid() -> None:
-    model = tiny_model("tensornet", trainable_rbf=True).train()
+@pytest.mark.parametrize("name", ["tensornet", "equivariant-transformer", "graph-network"])
+def test_gradients_of_weights_do_not_depend_on_the_grid(name: str) -> None:
+    model = tiny_model(name, trainable_rbf=True).train()
     found = {}
     for mode in ("grid", "exact"):
         energy, forces = ask(model, mode)
@@ -46,9 +49,10 @@ def test_gradients_of_weights_do_not_depend_on_the_grid() -> None:
         torch.testing.assert_close(found["grid"][name], gradient, rtol=0, atol=1e-8 * (1 + scale), msg=name)
 
 
-def test_a_kept_table_still_passes_gradients_to_the_weights() -> None:
+@pytest.mark.parametrize("name", ["tensornet", "equivariant-transformer", "graph-network"])
+def test_a_kept_table_still_passes_gradients_to_the_weights(name: str) -> None:
     """In evaluation mode the table is made once; whoever asks for gradients of weights gets them all the same."""
-    model = tiny_model("tensornet", derivative=False)
+    model = tiny_model(name, derivative=False)
     gradients = {}
     for mode in ("grid", "exact"):
         ask(model, mode)  # the table is at hand
@@ -116,5 +120,5 @@ def test_copies_and_pickles_start_without_tables() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match="radial: 'fast' is not available. Choose from auto, exact, grid"):
+    with pytest.raises(ConfigError, match=r"radial: 'fast' is not available. Choose from auto, exact, grid"):
         RadialEngine("fast")  # type: ignore[arg-type]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, sum_to_atoms
+from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.nn.activation import make_activation
-from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
+from torchmdnet.nn.attention import DistanceInfluence, by_part, check_attention, radial_filters
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.ops.attention import attend
+from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
 from torchmdnet.typing import AtomFeatures, AtomVectors, EdgeVectors, PairFeatures, PairScalars
 
 __all__ = ["EquivariantMultiHeadAttention", "TorchMD_ET"]
@@ -123,17 +126,19 @@ class TorchMD_ET(Representation):
         reset_all(*self.attention_layers, self.out_norm)
 
     def encode(self, graph: Graph) -> Features:
-        assert graph.pairs is not None
-        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-        envelope = self.envelope(graph.pairs.dist)  # (P,)
+        functions = [RadialFunction(layer, "radial", fades=False) for layer in self.attention_layers]
+        if self.neighbor_embedding is not None:
+            functions.append(RadialFunction(self.neighbor_embedding, "radial"))
+        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+        edges = rows_of_pairs(graph)
         r = graph.edge_dist[:, None]
         direction = -graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), to the neighbour; zero for self loops
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding.on_graph(x, rbf, envelope, graph)
+            x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
         v = x.new_zeros(x.shape[0], 3, x.shape[1])  # (N, 3, F)
-        for layer in self.attention_layers:
-            dx, dv = layer(x, v, rbf, envelope, direction, graph)
+        for layer, function in zip(self.attention_layers, functions, strict=True):
+            dx, dv = layer(x, v, direction, radial(function), radial.envelope, edges)
             x, v = x + dx, v + dv
         return Features(self.out_norm(x), v)
 
@@ -202,45 +207,37 @@ class EquivariantMultiHeadAttention(nn.Module):
         xavier_all(self.q_proj, self.k_proj, self.v_proj, self.o_proj, self.vec_proj)
         xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
 
-    def radial(self, rbf: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
-        """Filters of keys (P, F) and values (P, 3 F), functions of distance alone; None where distance has no say."""
-        return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
+    def radial(self, rbf: PairFeatures) -> Tensor:
+        """Filters of keys and of the three parts of values, functions of distance alone: (P, K) -> (P, 4, F)."""
+        return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act, self.num_heads, self.head_dim)
 
     def forward(
         self,
         x: AtomFeatures,
         v: AtomVectors,
-        rbf: PairFeatures,
-        envelope: PairScalars,
         direction: EdgeVectors,
-        graph: Graph,
+        filter: RadialFilter,
+        envelope: PairScalars,
+        edges: EdgeRows,
     ) -> tuple[AtomFeatures, AtomVectors]:
         """Changes of the scalars x (N, F) and the vectors v (N, 3, F)."""
-        assert graph.pairs is not None
-        (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
-        heads = (self.num_heads, self.head_dim)
-        key_filter, value_filter = self.radial(rbf)
         h = self.layernorm(x)
         q, k, p = self.q_proj(h), self.k_proj(h), self.v_proj(h)
+        p = by_part(p, self.num_heads, self.head_dim)  # (N, 3, F)
         v1, v2, v3 = self.vec_proj(v).split(self.hidden_channels, dim=-1)  # (N, 3, F) each
-
-        weight = q.index_select(0, i) * k.index_select(0, j)  # (E, F)
-        if key_filter is not None:
-            weight = weight * key_filter.index_select(0, of_edge)
-        weight = self.attn_activation(weight.unflatten(1, heads).sum(dim=-1))  # (E, H)
-        p = p.index_select(0, j)  # (E, 3 F)
-        if value_filter is not None:
-            p = p * value_filter.index_select(0, of_edge)
-        fade = envelope.index_select(0, of_edge)[:, None]  # (E, 1)
-        if self.vector_cutoff:
-            p = p * fade
-        else:
-            weight = weight * fade
-        alpha, beta, gamma = p.unflatten(1, (self.num_heads, 3, self.head_dim)).unbind(dim=2)  # (E, H, D) each
-
-        m = sum_to_atoms((alpha * weight[:, :, None]).flatten(1), graph)  # (N, F)
-        sent = v.index_select(0, j) * beta.flatten(1)[:, None] + gamma.flatten(1)[:, None] * direction[:, :, None]
-        mu = sum_to_atoms(sent, graph)  # (N, 3, F)
-
+        gathered = attend(
+            q,
+            k,
+            torch.cat([p[:, 0::2], v * p[:, 1:2]], dim=1),  # (N, 5, F)
+            direction,
+            filter,
+            envelope,
+            edges,
+            num_heads=self.num_heads,
+            activation=self.attn_activation,
+            vectors_fade=self.vector_cutoff,
+            is_final=not self.training,
+        )
+        m, mu = gathered[:, 0], gathered[:, 1:]  # (N, F), (N, 3, F)
         o1, o2, o3 = self.o_proj(m).split(self.hidden_channels, dim=-1)  # (N, F) each
         return (v1 * v2).sum(dim=1) * o2 + o3, v3 * o1[:, None] + mu

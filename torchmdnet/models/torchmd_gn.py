@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.errors import ConfigError, did_you_mean
-from torchmdnet.graph import Graph, sum_to_atoms
+from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.ops.messages import RadialFilter, gather_weight_sum, rows_of_pairs
 from torchmdnet.ops.scatter import scatter
-from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
+from torchmdnet.typing import AtomFeatures, PairFeatures
 
 __all__ = ["CFConv", "InteractionBlock", "TorchMD_GN"]
 
@@ -123,14 +125,15 @@ class TorchMD_GN(Representation):
         reset_all(*self.interactions)
 
     def encode(self, graph: Graph) -> Features:
-        assert graph.pairs is not None
-        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-        envelope = self.envelope(graph.pairs.dist)  # (P,)
+        functions = [RadialFunction(block.conv, "radial") for block in self.interactions]  # type: ignore[arg-type]
+        if self.neighbor_embedding is not None:
+            functions.append(RadialFunction(self.neighbor_embedding, "radial"))
+        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding.on_graph(x, rbf, envelope, graph)
-        for block in self.interactions:
-            x = x + block(x, rbf, envelope, graph)
+            x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
+        for block, function in zip(self.interactions, functions, strict=True):
+            x = x + block(x, radial(function), graph)
         return Features(x)
 
 
@@ -181,9 +184,9 @@ class InteractionBlock(nn.Module):
         self.conv.reset_parameters()
         xavier_all(self.lin)
 
-    def forward(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
-        """Change of the features x (N, F)."""
-        return self.lin(self.act(self.conv(x, rbf, envelope, graph)))
+    def forward(self, x: AtomFeatures, filter: RadialFilter, graph: Graph) -> AtomFeatures:
+        """Change of the features x (N, F), given the radial weights of the pairs."""
+        return self.lin(self.act(self.conv(x, filter, graph)))
 
 
 class CFConv(nn.Module):
@@ -221,18 +224,18 @@ class CFConv(nn.Module):
         """Xavier-uniform weights, zero biases; the filter network belongs to the block."""
         xavier_all(self.lin1, self.lin2)
 
-    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
-        """The filter, a function of distance alone: (P, K), (P,) -> (P, num_filters)."""
-        return envelope[:, None] * self.net(rbf)
+    def radial(self, rbf: PairFeatures) -> Tensor:
+        """The filter, a function of distance alone: (P, K) -> (P, 1, num_filters)."""
+        return self.net(rbf)[:, None]
 
-    def forward(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
+    def forward(self, x: AtomFeatures, filter: RadialFilter, graph: Graph) -> AtomFeatures:
         """Gather neighbours through the filter: (N, in_channels) -> (N, out_channels)."""
-        assert graph.pairs is not None
-        i, j = graph.edge_index
-        weight = self.radial(rbf, envelope).index_select(0, graph.pairs.of_edge)  # (E, num_filters)
-        message = weight * self.lin1(x).index_select(0, j)  # (E, num_filters)
+        edges = rows_of_pairs(graph)
+        sent = self.lin1(x)  # (N, num_filters)
         if self.aggr == "add":
-            gathered = sum_to_atoms(message, graph)
+            gathered = gather_weight_sum(sent[:, None], filter, edges)[:, 0]
         else:
+            i, j = graph.edge_index
+            message = filter.rows()[:, 0].index_select(0, edges.row) * sent.index_select(0, j)  # (E, num_filters)
             gathered = scatter(message, i, dim=0, dim_size=graph.num_atoms, reduce=self.aggr)
         return self.lin2(gathered)  # (N, out_channels)

@@ -7,14 +7,17 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, sum_to_atoms
+from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.ops.attention import attend
+from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
 from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
 
 __all__ = ["MultiHeadAttention", "TorchMD_T"]
@@ -119,14 +122,16 @@ class TorchMD_T(Representation):
         reset_all(*self.attention_layers, self.out_norm)
 
     def encode(self, graph: Graph) -> Features:
-        assert graph.pairs is not None
-        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-        envelope = self.envelope(graph.pairs.dist)  # (P,)
+        functions = [RadialFunction(layer, "radial", fades=False) for layer in self.attention_layers]
+        if self.neighbor_embedding is not None:
+            functions.append(RadialFunction(self.neighbor_embedding, "radial"))
+        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+        edges = rows_of_pairs(graph)
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding.on_graph(x, rbf, envelope, graph)
-        for layer in self.attention_layers:
-            x = x + layer(x, rbf, envelope, graph)
+            x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
+        for layer, function in zip(self.attention_layers, functions, strict=True):
+            x = x + layer(x, radial(function), radial.envelope, edges)
         return Features(self.out_norm(x))
 
 
@@ -181,25 +186,23 @@ class MultiHeadAttention(nn.Module):
         xavier_all(self.q_proj, self.k_proj, self.v_proj, self.o_proj)
         xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
 
-    def radial(self, rbf: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
-        """Filters of keys and values, (P, F) each, functions of distance alone; None where distance has no say."""
-        return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act)
+    def radial(self, rbf: PairFeatures) -> Tensor:
+        """Filters of keys and values, functions of distance alone: (P, K) -> (P, 2, F)."""
+        return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act, self.num_heads, self.head_dim, num_values=1)
 
-    def forward(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
+    def forward(self, x: AtomFeatures, filter: RadialFilter, envelope: PairScalars, edges: EdgeRows) -> AtomFeatures:
         """Change of the features x (N, F)."""
-        assert graph.pairs is not None
-        (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
-        key_filter, value_filter = self.radial(rbf)
         h = self.layernorm(x)
-        q, k, p = self.q_proj(h), self.k_proj(h), self.v_proj(h)
-
-        weight = q.index_select(0, i) * k.index_select(0, j)  # (E, F)
-        if key_filter is not None:
-            weight = weight * key_filter.index_select(0, of_edge)
-        weight = weight.unflatten(1, (self.num_heads, self.head_dim)).sum(dim=-1)  # (E, H)
-        weight = self.attn_activation(weight) * envelope.index_select(0, of_edge)[:, None]
-        p = p.index_select(0, j)  # (E, F)
-        if value_filter is not None:
-            p = p * value_filter.index_select(0, of_edge)
-        message = p.unflatten(1, (self.num_heads, self.head_dim)) * weight[:, :, None]  # (E, H, D)
-        return self.o_proj(sum_to_atoms(message.flatten(1), graph))
+        gathered = attend(
+            self.q_proj(h),
+            self.k_proj(h),
+            self.v_proj(h)[:, None],
+            None,
+            filter,
+            envelope,
+            edges,
+            num_heads=self.num_heads,
+            activation=self.attn_activation,
+            is_final=not self.training,
+        )
+        return self.o_proj(gathered[:, 0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.typing import PairFeatures
 
-__all__ = ["INFLUENCES", "DistanceInfluence", "check_attention", "radial_filters"]
+__all__ = ["INFLUENCES", "DistanceInfluence", "by_part", "check_attention", "radial_filters"]
 
 DistanceInfluence = Literal["keys", "values", "both", "none"]
 INFLUENCES = ("keys", "values", "both", "none")
@@ -36,16 +36,30 @@ def check_attention(hidden_channels: int, num_heads: int, distance_influence: st
 
 
 def radial_filters(
-    rbf: PairFeatures, keys: nn.Linear | None, values: nn.Linear | None, act: nn.Module
-) -> tuple[Tensor | None, Tensor | None]:
-    """Filters of keys and values, functions of distance alone: (P, K) -> (P, keys) and (P, values), None without one.
+    rbf: PairFeatures,
+    keys: nn.Linear | None,
+    values: nn.Linear | None,
+    act: nn.Module,
+    num_heads: int,
+    head_dim: int,
+    num_values: int = 3,
+) -> Tensor:
+    """Filters of keys and of each part of values, functions of distance alone: (P, K) -> (P, 1 + num_values, F).
 
-    Both come from one matrix product.
+    Both come from one matrix product. A filter without a layer is one everywhere.
     """
     linears = [linear for linear in (keys, values) if linear is not None]
-    if not linears:
-        return None, None
-    weight = torch.cat([linear.weight for linear in linears])
-    bias = torch.cat([linear.bias for linear in linears])
-    filters = iter(act(F.linear(rbf, weight, bias)).split([linear.out_features for linear in linears], dim=1))
-    return (None if keys is None else next(filters)), (None if values is None else next(filters))
+    filters = iter(())
+    if linears:
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = torch.cat([linear.bias for linear in linears])
+        filters = iter(act(F.linear(rbf, weight, bias)).split([linear.out_features for linear in linears], dim=1))
+    ones = rbf.new_ones(rbf.shape[0], 1, num_heads * head_dim)
+    of_keys = ones if keys is None else next(filters)[:, None]  # (P, 1, F)
+    of_values = ones.expand(-1, num_values, -1) if values is None else by_part(next(filters), num_heads, head_dim)
+    return torch.cat([of_keys, of_values], dim=1)
+
+
+def by_part(values: Tensor, num_heads: int, head_dim: int) -> Tensor:
+    """Values stored head by head, the parts of a head side by side, part by part: (N, H L D) -> (N, L, H D)."""
+    return values.unflatten(1, (num_heads, -1, head_dim)).transpose(1, 2).flatten(2)

@@ -8,15 +8,8 @@ from torch import Tensor, nn
 from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.modules import xavier_all
-from torchmdnet.typing import (
-    AtomFeatures,
-    AtomicNumbers,
-    EdgeFeatures,
-    EdgeIndex,
-    EdgeScalars,
-    PairFeatures,
-    PairScalars,
-)
+from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_pairs
+from torchmdnet.typing import AtomFeatures, AtomicNumbers, EdgeFeatures, EdgeIndex, EdgeScalars, PairFeatures
 
 __all__ = ["NeighborEmbedding"]
 
@@ -60,23 +53,18 @@ class NeighborEmbedding(nn.Module):
         self.embedding.reset_parameters()
         xavier_all(self.distance_proj, self.combine)
 
-    def radial(self, rbf: PairFeatures, envelope: PairScalars) -> Tensor:
-        """Weights of the neighbours, a function of distance alone: (P, K), (P,) -> (P, F)."""
-        return envelope[:, None] * self.distance_proj(rbf)
+    def radial(self, rbf: PairFeatures) -> Tensor:
+        """Weights of the neighbours, a function of distance alone: (P, K) -> (P, 1, F)."""
+        return self.distance_proj(rbf)[:, None]
 
-    def mix(self, x: AtomFeatures, z: AtomicNumbers, weight: Tensor, edge_index: EdgeIndex) -> AtomFeatures:
-        """Gather the neighbours' elements with the weights of their edges, (E, F): (N, F) -> (N, F)."""
-        i, j = edge_index
-        message = weight * self.embedding(z).index_select(0, j)  # (E, F)
-        around = torch.zeros_like(x).index_add(0, i, message)  # (N, F)
-        return self.combine(torch.cat([x, around], dim=1))
-
-    def on_graph(self, x: AtomFeatures, rbf: PairFeatures, envelope: PairScalars, graph: Graph) -> AtomFeatures:
-        """Mix in the elements around, given radial basis (P, K) and envelope (P,) of the pairs: (N, F) -> (N, F)."""
+    def on_graph(self, x: AtomFeatures, filter: RadialFilter, graph: Graph) -> AtomFeatures:
+        """Mix in the elements around, given the radial weights of the pairs: (N, F) -> (N, F)."""
         assert graph.pairs is not None
-        is_loop = torch.arange(envelope.shape[0], device=envelope.device) >= graph.pairs.atoms.shape[1]
-        weight = self.radial(rbf, envelope.masked_fill(is_loop, 0.0)).index_select(0, graph.pairs.of_edge)  # (E, F)
-        return self.mix(x, graph.z, weight, graph.edge_index)
+        coef, cell = filter.points
+        is_loop = torch.arange(coef.shape[0], device=coef.device) >= graph.pairs.atoms.shape[1]
+        others = filter._replace(points=RadialPoints(coef.masked_fill(is_loop[:, None], 0.0), cell))
+        around = gather_weight_sum(self.embedding(graph.z)[:, None], others, rows_of_pairs(graph))  # (N, 1, F)
+        return self.combine(torch.cat([x, around[:, 0]], dim=1))
 
     def forward(
         self,
@@ -99,5 +87,8 @@ class NeighborEmbedding(nn.Module):
             (N, F).
         """
         is_loop = (edge_index[0] == edge_index[1]) & (edge_weight == 0)
-        envelope = self.cutoff(edge_weight).masked_fill(is_loop, 0.0)
-        return self.mix(x, z, self.radial(edge_attr, envelope), edge_index)
+        envelope = self.cutoff(edge_weight).masked_fill(is_loop, 0.0)  # (E,)
+        i, j = edge_index
+        message = envelope[:, None] * self.distance_proj(edge_attr) * self.embedding(z).index_select(0, j)  # (E, F)
+        around = torch.zeros_like(x).index_add(0, i, message)  # (N, F)
+        return self.combine(torch.cat([x, around], dim=1))

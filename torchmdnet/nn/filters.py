@@ -16,7 +16,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops.messages import RadialFilter, RadialPoints
-from torchmdnet.typing import PairFeatures
+from torchmdnet.typing import PairFeatures, PairScalars
 
 __all__ = ["MODES", "Radial", "RadialEngine", "RadialFunction", "RadialMode"]
 
@@ -27,6 +27,8 @@ MODES = ("auto", "exact", "grid")
 
 #: Error, relative to the largest value, that a grid has to reach before it is used.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-10}
+#: Fewest cells: slopes, and so forces, converge more slowly than values.
+FEWEST = {torch.float32: 256, torch.float64: 512}
 #: Numbers of cells, tried in this order.
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _NUM_PROBES = 512
@@ -37,6 +39,7 @@ class RadialFunction(NamedTuple):
 
     owner: nn.Module  # holds its weights
     method: str  # of the owner: radial basis (P, K) -> (P, L, F)
+    fades: bool = True  # whether the envelope multiplies it; else it counts for self loops too, at distance 0
 
     def __call__(self, rbf: PairFeatures) -> Tensor:
         return getattr(self.owner, self.method)(rbf)
@@ -51,7 +54,8 @@ class Radial:
 
     Args:
         rows: Radial basis where functions are evaluated: for each pair, (P, K), or at the nodes of a grid.
-        points: Where each pair reads, envelope included.
+        bare: Where each pair reads.
+        envelope: Of each pair, (P,).
         spline: The grid; None for pair by pair.
         tables: Tables at hand, by function; None to evaluate the functions anew.
     """
@@ -59,19 +63,23 @@ class Radial:
     def __init__(
         self,
         rows: PairFeatures,
-        points: RadialPoints,
+        bare: RadialPoints,
+        envelope: PairScalars,
         spline: Spline | None = None,
         tables: dict[RadialFunction, _Table] | None = None,
     ) -> None:
-        self.rows, self.points, self.spline, self.tables = rows, points, spline, tables
+        self.rows, self.bare, self.envelope, self.spline, self.tables = rows, bare, envelope, spline, tables
+        #: Where each pair reads what fades at the cutoff.
+        self.points = RadialPoints(envelope[:, None] * bare.coef, bare.cell)
 
     def __call__(self, function: RadialFunction) -> RadialFilter:
-        """Weights of all pairs through one function, (P, L, F) once read."""
+        """Weights of all pairs through one function, (P, L, F) once read; the envelope is included if it fades."""
+        points = self.points if function.fades else self.bare
         if self.spline is None:
-            return RadialFilter(function(self.rows), self.points)
+            return RadialFilter(function(self.rows), points)
         if self.tables is None:
-            return RadialFilter(self.spline.coefficients(function(self.rows)), self.points)
-        return RadialFilter(self.tables[function].tensor(), self.points)
+            return RadialFilter(self.spline.coefficients(function(self.rows)), points)
+        return RadialFilter(self.tables[function].tensor(), points)
 
 
 class _Table:
@@ -150,7 +158,7 @@ class RadialEngine:
         Args:
             graph: Its pairs are read.
             basis: Radial basis, distances to (P, K).
-            envelope: Multiplies all functions.
+            envelope: Multiplies the functions that fade.
             functions: All functions that will be asked for.
             training: Whether weights are about to change, so that nothing is worth keeping.
         """
@@ -160,11 +168,12 @@ class RadialEngine:
         spline = self._choose(r, basis, envelope, functions, training)
         if spline is None:
             every = torch.arange(r.shape[0], device=r.device)
-            return Radial(basis(r), RadialPoints(fade[:, None], every))
-        points = spline.locate(r, fade)
+            return Radial(basis(r), RadialPoints(torch.ones_like(r)[:, None], every), fade)
+        bare = spline.locate(r)
         if training:
-            return Radial(basis.continued(spline.nodes(r.dtype, r.device)), points, spline)  # type: ignore[operator]
-        return Radial(r, points, spline, self.tables)
+            rows = basis.continued(spline.nodes(r.dtype, r.device))  # type: ignore[operator]
+            return Radial(rows, bare, fade, spline)
+        return Radial(r, bare, fade, spline, self.tables)
 
     def _choose(
         self,
@@ -232,7 +241,8 @@ def fit(
     """
     if not functions:
         return None, None
-    lower, upper = float(envelope.cutoff_lower), float(envelope.cutoff_upper)
+    has_loops = not all(function.fades for function in functions)
+    lower, upper = 0.0 if has_loops else float(envelope.cutoff_lower), float(envelope.cutoff_upper)
     with torch.no_grad():
         exact = [_double(function) for function in functions]
         basis = copy.deepcopy(basis).double()
@@ -251,7 +261,7 @@ def fit(
                 found = RadialFilter(spline.coefficients(function(rows)), points).rows()
                 scale = float(right.abs().max()) or 1.0
                 error = max(error, float((found - right).abs().max()) / scale)
-            if error <= TOLERANCES[dtype]:
+            if error <= TOLERANCES[dtype] and size >= FEWEST[dtype]:
                 log.debug("radial: grid of %d cells, relative error %.1e", size, error)
                 return spline, error
     log.info("radial: no grid of up to %d cells is accurate enough (%.1e); pairs are exact.", SIZES[-1], error)
@@ -259,7 +269,7 @@ def fit(
 
 
 def _double(function: RadialFunction) -> RadialFunction:
-    return RadialFunction(copy.deepcopy(function.owner).double(), function.method)
+    return function._replace(owner=copy.deepcopy(function.owner).double())
 
 
 def _tables(

@@ -17,9 +17,10 @@ from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["load", "num_lanes", "repeat", "splat", "store"]
+__all__ = ["load", "num_lanes", "repeat", "splat", "store", "total"]
 
 BITS = 256
+_FLAGS = ("contract", "reassoc", "nsz")
 
 
 class Lanes(types.Type):
@@ -103,6 +104,26 @@ def repeat(typing_context, array, index):
     return lanes(array, index), generate
 
 
+@intrinsic
+def total(typing_context, value):
+    """Sum of the numbers in lanes."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        (vector,) = args
+        count = sig.args[0].count
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        while count > 1:  # fold the upper half onto the lower
+            count //= 2
+            order = [*range(count, 2 * count), *[0] * (sig.args[0].count - count)]
+            upper = builder.shuffle_vector(
+                vector, undefined, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
+            )
+            vector = builder.fadd(vector, upper, flags=_FLAGS)
+        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+    return value.dtype(value), generate
+
+
 def num_lanes(array: Any) -> int:
     """Numbers in the lanes of an array's type."""
     raise NotImplementedError("only inside compiled loops")
@@ -123,7 +144,7 @@ def _define(function: Any, instruction: str) -> None:
 
     @lower_builtin(function, Lanes, Lanes)
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args, flags=("contract", "reassoc", "nsz"))
+        return getattr(builder, instruction)(*args, flags=_FLAGS)
 
 
 for _function, _instruction in (
