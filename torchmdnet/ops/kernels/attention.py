@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from torchmdnet.ops.kernels.edges import interpolate, project, scatter
-from torchmdnet.ops.kernels.simd import load, num_lanes, repeat, splat, store, total
+from torchmdnet.ops.kernels.simd import load, num_lanes, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
@@ -95,7 +95,7 @@ def contract_coef(cell, table, S, q, k, sender, row, row_start, out_edge):
             there = k[sender[e]]
             for f in range(F):
                 s[f] *= mine[f] * there[f]
-            project(table, cell, row[e], s, num, out_edge[e])
+            project(table, cell, row[e], s, num, out_edge, e)
 
 
 @compiled
@@ -118,57 +118,7 @@ def contract_table(coef, cell, S, q, k, sender, row, row_start, out):
 
 
 # The two loops below run over blocks of channels; a head is a whole number of them. Threads share the atoms in
-# ``num_ranges`` ranges. A pair is read once where both of its atoms are of one range, and else once for each. They
-# slice nothing: Numba would count references to the arrays, which costs more than the arithmetic.
-
-
-@inlined
-def read(table, first, coef, at, num, size, w):
-    """w = Σ_k coef_k table[first + k], all flat."""
-    W = num_lanes(table)
-    if num == 6:
-        c0, c1, c2 = repeat(coef, at), repeat(coef, at + 1), repeat(coef, at + 2)
-        c3, c4, c5 = repeat(coef, at + 3), repeat(coef, at + 4), repeat(coef, at + 5)
-        for block in range(size // W):
-            f = W * block
-            k = first * size + f
-            left = c0 * load(table, k) + c1 * load(table, k + size) + c2 * load(table, k + 2 * size)
-            right = c3 * load(table, k + 3 * size) + c4 * load(table, k + 4 * size) + c5 * load(table, k + 5 * size)
-            store(w, f, left + right)
-    else:
-        for block in range(size // W):
-            f = W * block
-            value = repeat(coef, at) * load(table, first * size + f)
-            for k in range(1, num):
-                value += repeat(coef, at + k) * load(table, (first + k) * size + f)
-            store(w, f, value)
-
-
-@inlined
-def read_back(table, first, num, size, dw, out, at):
-    """out_k = Σ_f dw_f table[first + k]_f, all flat; the adjoint of :func:`read` in the coefficients."""
-    W = num_lanes(table)
-    if num == 6:
-        d0, d1, d2 = splat(table, 0.0), splat(table, 0.0), splat(table, 0.0)
-        d3, d4, d5 = splat(table, 0.0), splat(table, 0.0), splat(table, 0.0)
-        for block in range(size // W):
-            f = W * block
-            k = first * size + f
-            d = load(dw, f)
-            d0 += d * load(table, k)
-            d1 += d * load(table, k + size)
-            d2 += d * load(table, k + 2 * size)
-            d3 += d * load(table, k + 3 * size)
-            d4 += d * load(table, k + 4 * size)
-            d5 += d * load(table, k + 5 * size)
-        out[at], out[at + 1], out[at + 2] = total(d0), total(d1), total(d2)
-        out[at + 3], out[at + 4], out[at + 5] = total(d3), total(d4), total(d5)
-    else:
-        for k in range(num):
-            d = splat(table, 0.0)
-            for block in range(size // W):
-                d += load(dw, W * block) * load(table, (first + k) * size + W * block)
-            out[at + k] = total(d)
+# ``num_ranges`` ranges. A pair is read once where both of its atoms are of one range, and else once for each.
 
 
 @compiled
@@ -177,10 +127,10 @@ def attend(
 ):
     """See :func:`torchmdnet.ops.attention.attend`."""
     num_atoms, F = q.shape
-    size, num_sent, num_got, num = table.shape[1], X.shape[1], out.shape[1], coef.shape[1]
+    size, num_sent, num_got = table.shape[1], X.shape[1], out.shape[1]
     W = num_lanes(q)
     blocks = F // W // num_heads
-    T, c, U, O = table.reshape(-1), coef.reshape(-1), u.reshape(-1), out.reshape(-1)
+    U, O = u.reshape(-1), out.reshape(-1)
     Q, K, V = q.reshape(-1), k.reshape(-1), X.reshape(-1)
     for part in numba.prange(num_ranges):
         w, a = np.empty(size, q.dtype), np.empty(num_heads, q.dtype)
@@ -194,7 +144,7 @@ def attend(
                 is_mine = first <= sender[edge] < last
                 if is_mine and r < edge:
                     continue
-                read(T, cell[p], c, p * num, num, size, w)
+                interpolate(table, coef, cell, p, w)
                 for way in range(2 if is_mine and r > edge else 1):
                     i, j, e = (atom, sender[edge], edge) if way == 0 else (sender[edge], atom, r)
                     i_F, j_F, i_O, j_V = i * F, j * F, i * num_got, j * num_sent
@@ -236,9 +186,9 @@ def attend_backward(
     size, num_sent, num_got, num = table.shape[1], X.shape[1], grad.shape[1], coef.shape[1]
     W = num_lanes(q)
     blocks = F // W // num_heads
-    T, c, U, G = table.reshape(-1), coef.reshape(-1), u.reshape(-1), grad.reshape(-1)
+    U, G = u.reshape(-1), grad.reshape(-1)
     Q, K, V = q.reshape(-1), k.reshape(-1), X.reshape(-1)
-    dQ, dK, dV, dU, dc = of_q.reshape(-1), of_k.reshape(-1), of_X.reshape(-1), of_u.reshape(-1), of_edge.reshape(-1)
+    dQ, dK, dV, dU = of_q.reshape(-1), of_k.reshape(-1), of_X.reshape(-1), of_u.reshape(-1)
     for part in numba.prange(num_ranges):
         w, dw = np.empty(size, q.dtype), np.empty(size, q.dtype)
         a, b = np.empty(num_heads, q.dtype), np.empty(num_heads, q.dtype)
@@ -255,7 +205,7 @@ def attend_backward(
                 is_mine = first <= sender[edge] < last
                 if is_mine and r < edge:
                     continue
-                read(T, cell[p], c, p * num, num, size, w)
+                interpolate(table, coef, cell, p, w)
                 for n in range(size):
                     dw[n] = 0
                 of_fade = zero
@@ -324,9 +274,8 @@ def attend_backward(
                     dU[3 * e], dU[3 * e + 1], dU[3 * e + 2] = factor * total(d0), factor * total(d1), factor * total(d2)
                     if vectors_fade:
                         of_fade += total(d)
-                at = edge * (num + 1)
-                read_back(T, cell[p], num, size, dw, dc, at)
-                dc[at + num] = of_fade
+                project(table, cell, p, dw, num, of_edge, edge)
+                of_edge[edge, num] = of_fade
                 if is_mine and r != edge:  # one of them speaks for both
                     for n in range(num + 1):
-                        dc[r * (num + 1) + n] = 0
+                        of_edge[r, n] = 0

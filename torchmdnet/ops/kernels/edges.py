@@ -13,6 +13,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from torchmdnet.ops.kernels.simd import load, num_lanes, repeat, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
@@ -30,52 +31,63 @@ __all__ = [
 ]
 
 
+# Rows of the table are not sliced: Numba would count references to it, which costs more than the arithmetic. The lanes
+# of the last block overlap those of the block before.
+
+
 @inlined
 def interpolate(table, coef, cell, p, w):
     """w = Σ_k coef_k table[cell + k] for filter row p, over all parts and channels."""
-    size = w.shape[0]
-    num = coef.shape[1]
-    g = cell[p]
+    size, num, W = w.shape[0], coef.shape[1], num_lanes(w)
+    first, at = cell[p] * size, p * num
     if num == 6:
-        c0, c1, c2, c3, c4, c5 = coef[p, 0], coef[p, 1], coef[p, 2], coef[p, 3], coef[p, 4], coef[p, 5]
-        t0, t1, t2, t3, t4, t5 = table[g], table[g + 1], table[g + 2], table[g + 3], table[g + 4], table[g + 5]
-        for f in range(size):
-            w[f] = c0 * t0[f] + c1 * t1[f] + c2 * t2[f] + c3 * t3[f] + c4 * t4[f] + c5 * t5[f]
+        c0, c1, c2 = repeat(coef, at), repeat(coef, at + 1), repeat(coef, at + 2)
+        c3, c4, c5 = repeat(coef, at + 3), repeat(coef, at + 4), repeat(coef, at + 5)
+        for block in range((size + W - 1) // W):
+            f = min(block * W, size - W)
+            t = first + f
+            left = c0 * load(table, t) + c1 * load(table, t + size) + c2 * load(table, t + 2 * size)
+            right = c3 * load(table, t + 3 * size) + c4 * load(table, t + 4 * size) + c5 * load(table, t + 5 * size)
+            store(w, f, left + right)
     else:
-        c0, t0 = coef[p, 0], table[g]
-        for f in range(size):
-            w[f] = c0 * t0[f]
-        for k in range(1, num):
-            c0, t0 = coef[p, k], table[g + k]
-            for f in range(size):
-                w[f] += c0 * t0[f]
+        for block in range((size + W - 1) // W):
+            f = min(block * W, size - W)
+            value = repeat(coef, at) * load(table, first + f)
+            for k in range(1, num):
+                value += repeat(coef, at + k) * load(table, first + k * size + f)
+            store(w, f, value)
 
 
 @inlined
-def project(table, cell, p, s, num, out):
-    """out_k = Σ_f s_f table[cell + k]_f, the adjoint of :func:`interpolate` in the coefficients."""
-    size = s.shape[0]
+def project(table, cell, p, s, num, out, e):
+    """out_ek = Σ_f s_f table[cell + k]_f, the adjoint of :func:`interpolate` in the coefficients."""
+    size, W = s.shape[0], num_lanes(s)
     g = cell[p]
+    first, whole = g * size, size // W
     if num == 6:
-        t0, t1, t2, t3, t4, t5 = table[g], table[g + 1], table[g + 2], table[g + 3], table[g + 4], table[g + 5]
-        zero = s.dtype.type(0)
-        a0, a1, a2, a3, a4, a5 = zero, zero, zero, zero, zero, zero
-        for f in range(size):
-            v = s[f]
-            a0 += v * t0[f]
-            a1 += v * t1[f]
-            a2 += v * t2[f]
-            a3 += v * t3[f]
-            a4 += v * t4[f]
-            a5 += v * t5[f]
-        out[0], out[1], out[2], out[3], out[4], out[5] = a0, a1, a2, a3, a4, a5
+        d0, d1, d2 = splat(s, 0.0), splat(s, 0.0), splat(s, 0.0)
+        d3, d4, d5 = splat(s, 0.0), splat(s, 0.0), splat(s, 0.0)
+        for block in range(whole):
+            t = first + block * W
+            d = load(s, block * W)
+            d0 += d * load(table, t)
+            d1 += d * load(table, t + size)
+            d2 += d * load(table, t + 2 * size)
+            d3 += d * load(table, t + 3 * size)
+            d4 += d * load(table, t + 4 * size)
+            d5 += d * load(table, t + 5 * size)
+        out[e, 0], out[e, 1], out[e, 2] = total(d0), total(d1), total(d2)
+        out[e, 3], out[e, 4], out[e, 5] = total(d3), total(d4), total(d5)
     else:
         for k in range(num):
-            t0 = table[g + k]
-            total = s.dtype.type(0)
-            for f in range(size):
-                total += s[f] * t0[f]
-            out[k] = total
+            d = splat(s, 0.0)
+            for block in range(whole):
+                d += load(s, block * W) * load(table, first + k * size + block * W)
+            out[e, k] = total(d)
+    if whole * W < size:
+        for k in range(num):
+            for f in range(whole * W, size):
+                out[e, k] += s[f] * table[g + k, f]
 
 
 @inlined
@@ -163,7 +175,7 @@ def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, 
             there = O[sender[e]]
             weighted(here, w, there, F, parts)
             overlap(mine, there, F, parts, w)
-            project(table, cell, p, w, num, out_edge[e])
+            project(table, cell, p, w, num, out_edge, e)
 
 
 @compiled
@@ -178,7 +190,7 @@ def message_coef(cell, table, O, X, sender, row, row_start, starts, out_edge):
         mine = O[i]
         for e in range(row_start[i], row_start[i + 1]):
             overlap(mine, X[sender[e]], F, parts, s)
-            project(table, cell, row[e], s, num, out_edge[e])
+            project(table, cell, row[e], s, num, out_edge, e)
 
 
 @inlined
@@ -335,7 +347,7 @@ def embed_both(coef, cell, table, O, Y, Z, sender, row, row_start, starts, out_Y
             across(here, w, F, parts, out_Y[e])
             along(here, Y[e], F, parts, w)
             weigh(w, Z[i, 0], Z[sender[e], 1])
-            project(table, cell, p, w, num, out_edge[e])
+            project(table, cell, p, w, num, out_edge, e)
 
 
 @compiled
@@ -364,7 +376,7 @@ def embed_coef(cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
         for e in range(row_start[i], row_start[i + 1]):
             along(O[i], Y[e], F, parts, s)
             weigh(s, Z[i, 0], Z[sender[e], 1])
-            project(table, cell, row[e], s, num, out_edge[e])
+            project(table, cell, row[e], s, num, out_edge, e)
 
 
 @compiled
