@@ -17,6 +17,10 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "info": ("say what is in a model file", "torchmdnet.scripts.info:main"),
     "convert": ("bring a model file into another format, and verify it", "torchmdnet.scripts.convert:main"),
+    "bench": (
+        "time a model on every route to its forces, each compared with exact float64",
+        "torchmdnet.scripts.bench:main",
+    ),
 }
 
 
