@@ -11,7 +11,8 @@ import pytest
 CHECKED = """
 from jaxtyping import install_import_hook
 
-parts = ["graph", "neighbors", "ops.irreps", "ops.messages", "nn", "models", "heads", "priors", "potential"]
+parts = ["graph", "ops.irreps", "ops.messages", "nn", "models", "heads", "priors", "potential"]
+parts += [f"neighbors.{name}" for name in ("brute", "cells", "distance", "lattice", "search", "vectors")]
 with install_import_hook([f"torchmdnet.{part}" for part in parts], "beartype.beartype"):
     from torchmdnet.models import ARCHITECTURES
     from torchmdnet.testing import cell_of_atoms, small_molecules, tiny_model
@@ -21,6 +22,7 @@ with install_import_hook([f"torchmdnet.{part}" for part in parts], "beartype.bea
             model = tiny_model(name).train()
             energy, forces = model(systems.z, systems.pos, systems.batch, box=systems.box, q=systems.q)
             (energy.sum() + forces.square().sum()).backward()
+            model.eval()(systems.z, systems.pos, systems.batch, box=systems.box, q=systems.q)
         print(name)
 """
 

@@ -14,6 +14,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.heads import HEADS
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.models.base import set_radial_mode
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors import PRIORS
 from torchmdnet.priors.base import BasePrior
@@ -50,6 +51,7 @@ MODEL_KEYS = frozenset(
         "properties",
         "q_dim",
         "q_weights",
+        "radial",
         "reduce_op",
         "remove_ref_energy",
     }
@@ -113,6 +115,7 @@ def create_model(
         property_heads=_create_property_heads(architecture, args, dtype),
     )
     model.hyper_parameters = args
+    set_radial_mode(model, args.get("radial") or "auto")
     return model
 
 

@@ -215,3 +215,14 @@ def test_an_empty_zip_is_refused(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "nothing")
     with pytest.raises(CheckpointError, match=r"no \.ckpt member"):
         load_model(tmp_path / "empty.zip")
+
+
+def test_how_filters_are_evaluated_is_chosen_on_loading_not_stored(tmp_path):
+    from torchmdnet.checkpoint import load_model, save_model
+    from torchmdnet.testing import tiny_model
+
+    model = tiny_model("tensornet", radial="exact")
+    for name in ("model.ckpt", "model.safetensors"):
+        save_model(model, tmp_path / name)
+        assert load_model(tmp_path / name).representation_model.radial.mode == "auto"
+        assert load_model(tmp_path / name, radial="exact").representation_model.radial.mode == "exact"

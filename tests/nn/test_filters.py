@@ -122,3 +122,10 @@ def test_copies_and_pickles_start_without_tables() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"radial: 'fast' is not available. Choose from auto, exact, grid"):
         RadialEngine("fast")  # type: ignore[arg-type]
+
+
+def test_the_configuration_chooses_how_filters_are_evaluated() -> None:
+    assert tiny_model("tensornet", radial="exact").representation_model.radial.mode == "exact"
+    assert tiny_model("tensornet").representation_model.radial.mode == "auto"
+    with pytest.raises(ConfigError, match="radial: 'fast' is not available"):
+        tiny_model("tensornet", radial="fast")

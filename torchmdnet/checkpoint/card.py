@@ -59,7 +59,7 @@ def plain(value: Any, what: str = "value") -> Any:
 
 def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options among all of a run's that shape the model, or say how it is to be asked, as plain values."""
-    known = MODEL_KEYS | _OF_USE | set(representation_arguments(ARCHITECTURES[options["model"]]))
+    known = (MODEL_KEYS - {"radial"}) | _OF_USE | set(representation_arguments(ARCHITECTURES[options["model"]]))
     return {key: plain(value, key) for key, value in options.items() if key in known}
 
 

@@ -54,7 +54,8 @@ def load_model(
             milliseconds; it is not asked to where an option changes what it computes.
         **kwargs: Hyper-parameters to change. ``remove_ref_energy=False`` makes a delta-learned model predict total
             energies. ``box_vecs`` replaces the stored box. ``compatibility_load`` says whether a TensorNet file has
-            the tensor layout of releases before 3.0, where the file does not say. Unknown names warn.
+            the tensor layout of releases before 3.0, where the file does not say. ``radial="exact"`` evaluates
+            radial filters pair by pair, see :class:`torchmdnet.nn.filters.RadialEngine`. Unknown names warn.
 
     Returns:
         The model, in evaluation mode; call ``.train()`` to train it further.
@@ -74,6 +75,7 @@ def load_model(
     if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
         stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
     card = checkpoint.get("card")
+    stored.pop("radial", None)  # how filters are evaluated is a choice of whoever runs the model
     overrides = _overrides(stored, kwargs)
     if card is not None:
         overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says

@@ -257,6 +257,10 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("box_vecs", "box", None,
                "Fixed periodic box in Å, one lattice vector a row; a row of zeros is an open direction."),
         Option("static_shapes", "bool", False, "Arrays of fixed shape, for CUDA graphs. tensornet, tensornet2."),
+        Option("radial", "text", "auto",
+               "How radial filters are evaluated: pair by pair (exact), or on a grid of distances that reproduces them "
+               "(grid). auto takes the grid where it is accurate and pays.",
+               choices=("auto", "exact", "grid"), established=False),
         Option("derivative", "bool", False, "Predict forces, the negative gradient of y."),
         Option("cutoff_lower", "float", 0.0, "Neighbours nearer than this are not seen, in Å.", ge=0),
         Option("cutoff_upper", "float", 5.0, "Neighbours farther than this are not seen, in Å.", gt=0),

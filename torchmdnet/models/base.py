@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.elements import SYMBOLS
+from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.neighbors.distance import OptimizedDistance
-from torchmdnet.nn.filters import RadialEngine
+from torchmdnet.nn.filters import MODES, RadialEngine
 from torchmdnet.typing import (
     AtomFeatures,
     AtomicNumbers,
@@ -25,7 +26,7 @@ from torchmdnet.typing import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Features", "Representation"]
+__all__ = ["Features", "Representation", "set_radial_mode"]
 
 
 class Features(NamedTuple):
@@ -164,3 +165,17 @@ class Representation(nn.Module):
         graph = self.graph(z, pos, batch, box, q, s)
         features, graph = self.select(self.encode(graph), graph)
         return features.x, features.v if self.head_prefix else None, graph.z, graph.pos, graph.batch
+
+
+def set_radial_mode(model: nn.Module, mode: str) -> None:
+    """Choose how the radial filters of a model are evaluated; see :class:`torchmdnet.nn.filters.RadialEngine`.
+
+    Raises:
+        ConfigError: For a mode other than ``auto``, ``exact`` and ``grid``.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"radial: {mode!r} is not available. Choose from {', '.join(MODES)}.")
+    for module in model.modules():
+        if isinstance(module, Representation):
+            module.radial.mode = mode
+            module.radial.forget()

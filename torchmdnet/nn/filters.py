@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,11 +28,13 @@ MODES = ("auto", "exact", "grid")
 
 #: Error, relative to the largest value, that a grid has to reach before it is used.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-10}
-#: Fewest cells: slopes, and so forces, converge more slowly than values.
-FEWEST = {torch.float32: 256, torch.float64: 512}
+#: How much larger the error of slopes may be, which converge more slowly: forces are made of them.
+SLOPES = 10
 #: Numbers of cells, tried in this order.
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _NUM_PROBES = 512
+#: In training the grid is chosen for a tenth of the tolerance, and again after so many evaluations.
+STEPS_BETWEEN_FITS = 1000
 
 
 class RadialFunction(NamedTuple):
@@ -52,25 +55,50 @@ class RadialFunction(NamedTuple):
 class Radial:
     """The distances of one graph, as the filters of an architecture see them.
 
+    Nothing is computed before a filter is read.
+
     Args:
-        rows: Radial basis where functions are evaluated: for each pair, (P, K), or at the nodes of a grid.
-        bare: Where each pair reads.
-        envelope: Of each pair, (P,).
+        dist: Distance of each pair, (P,) Å.
+        basis: Radial basis, distances to (P, K).
+        fade: The envelope that multiplies functions that fade.
         spline: The grid; None for pair by pair.
         tables: Tables at hand, by function; None to evaluate the functions anew.
     """
 
     def __init__(
         self,
-        rows: PairFeatures,
-        bare: RadialPoints,
-        envelope: PairScalars,
+        dist: PairScalars,
+        basis: nn.Module,
+        fade: CosineCutoff,
         spline: Spline | None = None,
         tables: dict[RadialFunction, _Table] | None = None,
     ) -> None:
-        self.rows, self.bare, self.envelope, self.spline, self.tables = rows, bare, envelope, spline, tables
-        #: Where each pair reads what fades at the cutoff.
-        self.points = RadialPoints(envelope[:, None] * bare.coef, bare.cell)
+        self.dist, self.basis, self.fade, self.spline, self.tables = dist, basis, fade, spline, tables
+
+    @cached_property
+    def envelope(self) -> PairScalars:
+        """What fades at the cutoff, of each pair, (P,)."""
+        return self.fade(self.dist)
+
+    @cached_property
+    def rows(self) -> PairFeatures:
+        """Radial basis where functions are evaluated: for each pair, (P, K), or at the nodes of the grid."""
+        if self.spline is None:
+            return self.basis(self.dist)
+        return self.basis.continued(self.spline.nodes(self.dist.dtype, self.dist.device))  # type: ignore[operator]
+
+    @cached_property
+    def bare(self) -> RadialPoints:
+        """Where each pair reads."""
+        if self.spline is not None:
+            return self.spline.locate(self.dist)
+        every = torch.arange(self.dist.shape[0], device=self.dist.device)
+        return RadialPoints(torch.ones_like(self.dist)[:, None], every)
+
+    @cached_property
+    def points(self) -> RadialPoints:
+        """Where each pair reads what fades at the cutoff."""
+        return RadialPoints(self.envelope[:, None] * self.bare.coef, self.bare.cell)
 
     def __call__(self, function: RadialFunction) -> RadialFilter:
         """Weights of all pairs through one function, (P, L, F) once read; the envelope is included if it fades."""
@@ -142,6 +170,7 @@ class RadialEngine:
         self.tables: dict[RadialFunction, _Table] = {}
         self.spline: Spline | None = None
         self.dtype: torch.dtype | None = None
+        self.uses = 0
         #: Error of the grid relative to the largest value of each function; None before one was made.
         self.error: float | None = None
 
@@ -163,17 +192,9 @@ class RadialEngine:
             training: Whether weights are about to change, so that nothing is worth keeping.
         """
         assert graph.pairs is not None
-        r = graph.pairs.dist
-        fade = envelope(r)  # (P,)
-        spline = self._choose(r, basis, envelope, functions, training)
-        if spline is None:
-            every = torch.arange(r.shape[0], device=r.device)
-            return Radial(basis(r), RadialPoints(torch.ones_like(r)[:, None], every), fade)
-        bare = spline.locate(r)
-        if training:
-            rows = basis.continued(spline.nodes(r.dtype, r.device))  # type: ignore[operator]
-            return Radial(rows, bare, fade, spline)
-        return Radial(r, bare, fade, spline, self.tables)
+        dist = graph.pairs.dist
+        spline = self._choose(dist, basis, envelope, functions, training)
+        return Radial(dist, basis, envelope, spline, None if training or spline is None else self.tables)
 
     def _choose(
         self,
@@ -188,10 +209,11 @@ class RadialEngine:
         if training:
             if self.mode == "auto" and r.shape[0] <= SIZES[0]:
                 return None
-            if self.dtype != r.dtype:
+            if self.dtype != r.dtype or self.uses >= STEPS_BETWEEN_FITS:
                 self.forget()
-                self.spline, self.error = fit(basis, envelope, functions, r.dtype)
+                self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype] / 10)
                 self.dtype = r.dtype
+            self.uses += 1
             if self.spline is None or (self.mode == "auto" and r.shape[0] <= self.spline.num_rows):
                 return None
             return self.spline
@@ -202,7 +224,7 @@ class RadialEngine:
             return None
         if stamp != self.stamp:
             self.forget()
-            self.spline, self.error = fit(basis, envelope, functions, r.dtype)
+            self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype])
             if self.spline is not None:
                 self.tables = _tables(self.spline, basis, functions, r)
             self.stamp, self.holders = stamp, _holders(basis, functions)
@@ -233,9 +255,9 @@ def _holders(basis: nn.Module, functions: Sequence[RadialFunction]) -> list[dict
 
 
 def fit(
-    basis: nn.Module, envelope: CosineCutoff, functions: Sequence[RadialFunction], dtype: torch.dtype
+    basis: nn.Module, envelope: CosineCutoff, functions: Sequence[RadialFunction], tolerance: float
 ) -> tuple[Spline | None, float | None]:
-    """The smallest grid that reproduces all functions to the tolerance of a precision, and its error.
+    """The smallest grid that reproduces all functions to a tolerance, relative to the largest value, and its error.
 
     Functions are compared at random distances, in double precision. None if no grid does.
     """
@@ -243,29 +265,46 @@ def fit(
         return None, None
     has_loops = not all(function.fades for function in functions)
     lower, upper = 0.0 if has_loops else float(envelope.cutoff_lower), float(envelope.cutoff_upper)
-    with torch.no_grad():
-        exact = [_double(function) for function in functions]
-        basis = copy.deepcopy(basis).double()
-        device = next(functions[0].owner.parameters()).device
-        generator = torch.Generator().manual_seed(0)
-        probes = torch.rand(_NUM_PROBES, generator=generator, dtype=torch.float64).to(device)
-        probes = lower + (upper - lower) * probes
-        expected = [function(basis.continued(probes)) for function in exact]  # type: ignore[operator]
-        error = None
-        for size in SIZES:
-            spline = Spline(lower, upper, size)
-            points = spline.locate(probes)
+    exact = [_double(function) for function in functions]
+    basis = copy.deepcopy(basis).double().requires_grad_(False)
+    device = next(functions[0].owner.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.rand(_NUM_PROBES, generator=generator, dtype=torch.float64).to(device)
+    probes = lower + (upper - lower) * probes
+    expected = [_value_and_slope(lambda r, f=f: f(basis.continued(r)), probes) for f in exact]  # type: ignore[operator]
+    error = None
+    for size in SIZES:
+        spline = Spline(lower, upper, size)
+        with torch.no_grad():
             rows = basis.continued(spline.nodes(torch.float64, device))  # type: ignore[operator]
-            error = 0.0
-            for function, right in zip(exact, expected, strict=True):
-                found = RadialFilter(spline.coefficients(function(rows)), points).rows()
-                scale = float(right.abs().max()) or 1.0
-                error = max(error, float((found - right).abs().max()) / scale)
-            if error <= TOLERANCES[dtype] and size >= FEWEST[dtype]:
-                log.debug("radial: grid of %d cells, relative error %.1e", size, error)
-                return spline, error
+            tables = [spline.coefficients(function(rows)) for function in exact]
+        error = steepest = 0.0
+        for table, (value, slope) in zip(tables, expected, strict=True):
+            read = _value_and_slope(lambda r, t=table, s=spline: RadialFilter(t, s.locate(r)).rows(), probes)
+            error = max(error, _deviation(read[0], value))
+            steepest = max(steepest, _deviation(read[1], slope))
+        if error <= tolerance and steepest <= SLOPES * tolerance:
+            log.debug("radial: grid of %d cells, relative error %.1e, of slopes %.1e", size, error, steepest)
+            return spline, error
     log.info("radial: no grid of up to %d cells is accurate enough (%.1e); pairs are exact.", SIZES[-1], error)
     return None, error
+
+
+def _value_and_slope(function: Callable[[Tensor], Tensor], r: Tensor) -> tuple[Tensor, Tensor]:
+    """A function at some distances, (P, L, F), and the derivative of a mixture of its channels, (P,)."""
+    with torch.enable_grad():
+        r = r.detach().requires_grad_()
+        value = function(r)
+        generator = torch.Generator().manual_seed(1)
+        weights = torch.randn(value.shape[1:], generator=generator, dtype=value.dtype).to(value.device)
+        mixture = (value * weights).sum() + 0 * r.sum()  # a filter may not depend on distance at all
+        (slope,) = torch.autograd.grad(mixture, r)
+    return value.detach(), slope
+
+
+def _deviation(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((found - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
 
 
 def _double(function: RadialFunction) -> RadialFunction:

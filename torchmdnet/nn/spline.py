@@ -63,20 +63,13 @@ class Spline(NamedTuple):
             total = total + _INVERSE[order] * difference[inner : difference.shape[0] - inner]
         return total
 
-    def locate(self, r: Tensor, scale: Tensor | None = None) -> RadialPoints:
-        """Where distances lie between the rows of the coefficients: (P,) -> coef (P, 6), cell (P,).
-
-        Args:
-            r: Distances in Å, (P,).
-            scale: Multiplies what is read, (P,).
-        """
+    def locate(self, r: Tensor) -> RadialPoints:
+        """Where distances in Å lie between the rows of the coefficients: (P,) -> coef (P, 6), cell (P,)."""
         place = (r.clamp(self.start, self.stop) - self.start) * (self.num_cells / (self.stop - self.start))
         cell = place.detach().floor().clamp(0, self.num_cells - 1)
         t = place - cell
         square = t.square()
         powers = torch.stack([torch.ones_like(t), t, square, t * square, square * square, t * square * square], dim=1)
-        if scale is not None:
-            powers = powers * scale[:, None]
         return RadialPoints(torch.matmul(powers, _basis(r).t()), cell.long())
 
 
