@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,20 @@ def test_a_busy_machine_is_told(capsys) -> None:
 
     rows = [Measured(Route("call"), 3, [1.0, 1.0], [0.5, 0.5]), Measured(Route("ase"), 3, [1.0], [0.99])]
     (told,) = _notes([{"name": "water", "rows": rows, "growth": [], "stopped": None}])
-    assert "busy: on 1 of 2 routes a single thread had the processor for 50% to 50%" in told
+    assert "busy: on 1 of 2 routes a single thread had to wait for the processor, which it had for 50%" in told
     assert _notes([{"name": "water", "rows": rows[1:], "growth": [], "stopped": None}]) == []
+
+
+def test_what_is_warned_of_is_shown_once() -> None:
+    from torchmdnet.scripts.bench import _each_once
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with _each_once():
+            for message in ("an old layout", "an old layout", "no units"):
+                warnings.warn(message)
+        warnings.warn("an old layout")
+    assert [str(warning.message) for warning in shown] == ["an old layout", "no units", "an old layout"]
 
 
 # ------------------------------------------------------------------------------------------------- default structures

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from torchmdnet.calculators.speed import about_machine
 
     about = about_machine()
-    structures = _structures(args)
-    copies = [_repeated(atoms, request.replicate) for atoms in structures.values()] if request.replicate else []
     found: list[dict[str, Any]] = []
     with _each_once(), _Progress(to_stderr=args.json) as progress:
+        structures = _structures(args)
+        copies = [_repeated(atoms, request.replicate) for atoms in structures.values()] if request.replicate else []
         for name, atoms in structures.items():
             subject = request.subject(atoms)
             rows = request.measure_all(subject, progress, name)
@@ -224,7 +225,7 @@ def _repeated(atoms: Atoms, counts: Sequence[int]) -> list[Atoms]:
 
 @contextlib.contextmanager
 def _each_once() -> Iterator[None]:
-    """Show what is logged once, although the model is loaded for every route."""
+    """Show what is logged or warned of once, although the model is loaded for every route."""
     handlers = [*logging.getLogger("torchmdnet").handlers, *logging.getLogger().handlers]
     told: set[str] = set()
 
@@ -234,9 +235,18 @@ def _each_once() -> Iterator[None]:
 
     for handler in handlers:
         handler.addFilter(is_new)
+    show = warnings.showwarning
+
+    def show_new(message: Warning | str, *where: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            show(message, *where)
+
+    warnings.showwarning = show_new
     try:
         yield
     finally:
+        warnings.showwarning = show
         for handler in handlers:
             handler.removeFilter(is_new)
 
@@ -287,9 +297,9 @@ def _notes(found: Sequence[dict[str, Any]]) -> list[str]:
     waited = [share for share in shares if share < 1 - IDLE]
     if waited:
         told.append(
-            f"The machine was busy: on {len(waited)} of {len(shares)} routes a single thread had the processor for "
-            f"{min(waited):.0%} to {max(waited):.0%} of the time. Repeat this on an idle machine; until then the "
-            "fastest step (min) is the better guide."
+            f"The machine was busy: on {len(waited)} of {len(shares)} routes a single thread had to wait for the "
+            f"processor, which it had for {min(waited):.0%} of the time at the worst. Repeat this on an idle machine; "
+            "until then the fastest step (min) is the better guide."
         )
     seen: dict[str, list[str]] = {}
     for name, row in rows:
