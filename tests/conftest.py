@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,13 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"reference data not found: {relative} (set TORCHMDNET_SHARED_DATA)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _log_as_found() -> Iterator[None]:
+    """A command that sets up the package's log leaves it as it was for the next test."""
+    logger = logging.getLogger("torchmdnet")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers

@@ -1,8 +1,10 @@
 """Loops over pairs for the CPU, compiled by Numba: a small search, and sorting pairs into edges."""
 
-# pyright: reportMissingTypeArgument=false, reportCallIssue=false
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
+
+from typing import Any
 
 import numba
 import numpy as np
@@ -10,7 +12,22 @@ import numpy as np
 __all__ = ["add_along", "add_differences", "along", "close_pairs", "differences", "edges_of_pairs"]
 
 
-@numba.njit(cache=True, nogil=True)
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+# What Numba compiles for a slice that is assigned to takes seconds, a loop does not.
+
+
+@numba.njit(**_OPTIONS)
+def _widened(array, size):
+    """The same numbers with room for more."""
+    wider = np.empty(size, array.dtype)
+    for k in range(array.shape[0]):
+        wider[k] = array[k]
+    return wider
+
+
+@numba.njit(**_OPTIONS)
 def close_pairs(pos, batch, square):
     """Pairs i < j of one system, closer than the root of ``square``, without images."""
     num_atoms = pos.shape[0]
@@ -31,15 +48,13 @@ def close_pairs(pos, batch, square):
             if x * x + y * y + z * z < square:
                 if count == capacity:
                     capacity *= 2
-                    wider_i, wider_j = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-                    wider_i[:count], wider_j[:count] = i, j
-                    i, j = wider_i, wider_j
+                    i, j = _widened(i, capacity), _widened(j, capacity)
                 i[count], j[count] = a, b
                 count += 1
-    return i[:count].copy(), j[:count].copy()
+    return i[:count], j[:count]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_OPTIONS)
 def edges_of_pairs(i, j, num_atoms, loop):
     """Both directions of every pair, and self loops, sorted by receiver.
 
@@ -50,14 +65,14 @@ def edges_of_pairs(i, j, num_atoms, loop):
     num_loops = num_atoms if loop else 0
     num_edges = num_loops + 2 * num_pairs
     row_start = np.zeros(num_atoms + 1, np.int64)
-    if loop:
-        row_start[1:] = 1
+    for a in range(num_loops):
+        row_start[a + 1] = 1
     for p in range(num_pairs):
         row_start[i[p] + 1] += 1
         row_start[j[p] + 1] += 1
     for a in range(num_atoms):
         row_start[a + 1] += row_start[a]
-    place = row_start[:num_atoms].copy()
+    place = _widened(row_start, num_atoms + 1)
     index = np.empty((2, num_edges), np.int64)
     pair, reverse = np.empty(num_edges, np.int64), np.empty(num_edges, np.int64)
     sign = np.empty(num_edges, np.int8)
@@ -80,7 +95,7 @@ def edges_of_pairs(i, j, num_atoms, loop):
     return index, pair, reverse, row_start, sign
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_OPTIONS)
 def differences(pos, i, j, out):
     """out_p = pos_i - pos_j."""
     for p in range(i.shape[0]):
@@ -88,7 +103,7 @@ def differences(pos, i, j, out):
             out[p, k] = pos[i[p], k] - pos[j[p], k]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_OPTIONS)
 def add_differences(vec, i, j, out):
     """out_i += vec_p and out_j -= vec_p."""
     for p in range(i.shape[0]):
@@ -97,7 +112,7 @@ def add_differences(vec, i, j, out):
             out[j[p], k] -= vec[p, k]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_OPTIONS)
 def along(vec, pair, sign, out):
     """out_e = sign_e vec of the edge's pair."""
     for e in range(pair.shape[0]):
@@ -105,7 +120,7 @@ def along(vec, pair, sign, out):
             out[e, k] = sign[e] * vec[pair[e], k]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_OPTIONS)
 def add_along(edge, pair, sign, out):
     """out_p += sign_e edge_e for the edges of each pair."""
     for e in range(pair.shape[0]):

@@ -14,7 +14,7 @@ import math
 import numba
 import numpy as np
 
-from torchmdnet.ops.kernels.edges import interpolate, project, scatter
+from torchmdnet.ops.kernels.edges import clear, interpolate, project, scatter
 from torchmdnet.ops.kernels.simd import load, num_lanes, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined
 
@@ -73,7 +73,7 @@ def contract_receivers(coef, cell, table, S, k, sender, row, row_start, out):
     for i in numba.prange(num_atoms):
         w, s = np.empty(F, k.dtype), np.empty(F, k.dtype)
         here = out[i]
-        here[:] = 0
+        clear(here)
         for e in range(row_start[i], row_start[i + 1]):
             interpolate(table, coef, cell, row[e], w)
             spread_heads(S[e], num_heads, s)
@@ -105,7 +105,8 @@ def contract_table(coef, cell, S, q, k, sender, row, row_start, out):
     num_heads, groups = S.shape[1], out.shape[0]
     for group in numba.prange(groups):
         table = out[group]
-        table[:] = 0
+        for r in range(table.shape[0]):
+            clear(table[r])
         s = np.empty(F, q.dtype)
         for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
             mine = q[i]

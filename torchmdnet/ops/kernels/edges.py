@@ -36,6 +36,13 @@ __all__ = [
 
 
 @inlined
+def clear(values):
+    """values = 0; assigning to a slice would do, but takes a second to compile."""
+    for k in range(values.shape[0]):
+        values[k] = 0
+
+
+@inlined
 def interpolate(table, coef, cell, p, w):
     """w = Σ_k coef_k table[cell + k] for filter row p, over all parts and channels."""
     size, num, W = w.shape[0], coef.shape[1], num_lanes(w)
@@ -151,7 +158,7 @@ def message_sum(coef, cell, table, X, sender, row, row_start, starts, out):
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, X.dtype)
         here = out[i]
-        here[:] = 0
+        clear(here)
         for e in range(row_start[i], row_start[i + 1]):
             interpolate(table, coef, cell, row[e], w)
             there = X[sender[e]]
@@ -168,7 +175,7 @@ def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, 
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, X.dtype)
         here, mine = out[i], X[i]
-        here[:] = 0
+        clear(here)
         for e in range(row_start[i], row_start[i + 1]):
             p = back[e]
             interpolate(table, coef, cell, p, w)
@@ -213,7 +220,8 @@ def message_table(coef, cell, O, X, sender, row, reverse, row_start, starts, out
     groups = out.shape[0]
     for group in numba.prange(groups):
         table = out[group]
-        table[:] = 0
+        for r in range(table.shape[0]):
+            clear(table[r])
         s, other = np.empty(parts * F, X.dtype), np.empty(parts * F, X.dtype)
         for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
             for e in range(row_start[i], row_start[i + 1]):
@@ -248,7 +256,7 @@ def embed_sum(coef, cell, table, Y, Z, sender, row, row_start, starts, out):
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, Z.dtype)
         here = out[i]
-        here[:] = 0
+        clear(here)
         for e in range(row_start[i], row_start[i + 1]):
             interpolate(table, coef, cell, row[e], w)
             weigh(w, Z[i, 0], Z[sender[e], 1])
@@ -388,7 +396,8 @@ def embed_table(coef, cell, O, Y, Z, sender, row, reverse, row_start, starts, ou
     groups = out.shape[0]
     for group in numba.prange(groups):
         table = out[group]
-        table[:] = 0
+        for r in range(table.shape[0]):
+            clear(table[r])
         s, other = np.empty(parts * F, O.dtype), np.empty(parts * F, O.dtype)
         for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
             for e in range(row_start[i], row_start[i + 1]):
@@ -415,7 +424,8 @@ def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start,
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, O.dtype)
         s = np.empty(parts * F, O.dtype)
-        out[i] = 0
+        clear(out[i, 0])
+        clear(out[i, 1])
         for e in range(row_start[i], row_start[i + 1]):
             for side in range(2):
                 p = row[e] if side == 0 else back[e]
@@ -432,7 +442,8 @@ def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start,
 @inlined
 def fold(per_edge, rows, out):
     """Sum edges into the rows they belong to."""
-    out[:] = 0
+    for p in range(out.shape[0]):
+        clear(out[p])
     for e in range(per_edge.shape[0]):
         here = out[rows[e]]
         for k in range(per_edge.shape[1]):

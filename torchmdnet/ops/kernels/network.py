@@ -11,6 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from torchmdnet.ops.kernels.edges import clear
 from torchmdnet.ops.kernels.nodes import components, put
 from torchmdnet.ops.kernels.simd import BITS, load, num_lanes, repeat, splat, store
 from torchmdnet.ops.kernels.threads import compiled
@@ -95,7 +96,7 @@ def geometry_backward(u, dist, row, handedness, slope, grad_Y, grad_coef, out_ve
             )
         else:
             out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = 0, 0, 0
-    out_dist[:] = 0
+    clear(out_dist)
     for table in range(grad_coef.shape[0]):
         for e in range(u.shape[0]):
             p = row[e]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import torch
+from numba.core import event
 
 from torchmdnet.ops.kernels.work import WORTH_THREADS
 
 __all__ = ["compiled", "inlined"]
+
+log = logging.getLogger(__name__)
 
 _OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz"},
@@ -18,6 +22,25 @@ _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
 }
+
+
+class _Notice(event.Listener):
+    """Says once that loops are being compiled, which a processor needs only the first time."""
+
+    def on_start(self, event: Any) -> None:
+        event_data = event.data or {}
+        function = getattr(event_data.get("dispatcher"), "py_func", None)
+        if not self.is_given and getattr(function, "__module__", "").startswith("torchmdnet."):
+            self.is_given = True
+            log.info("Compiling loops for this processor. This happens once, and takes some twenty seconds in all.")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+    is_given = False
+
+
+event.register("numba:compile", _Notice())
 
 #: For what loops are made of; compiled into each of them.
 inlined = numba.njit(**_OPTIONS, inline="never")
