@@ -90,6 +90,7 @@ def test_stages_of_a_layer_and_their_definitions_agree(n: int, channels: int) ->
     factor = 1 + 0.1 * torch.arange(n, dtype=torch.float64)
     k = factor[:, None, None]
     assert_twins_agree(irreps.normalize, irreps.normalize_plain, [X], 3)
+    assert_twins_agree(irreps.norms_by_part, irreps.norms_by_part_plain, [X], 2)
     for both, product in (
         (True, irreps.anticommutator_plain),
         (False, lambda X, Y: 2 * irreps.matrix_product_plain(X, Y)),

@@ -31,6 +31,7 @@ __all__ = [
     "normalize",
     "normalize_plain",
     "norms_by_part",
+    "norms_by_part_plain",
     "refine",
     "refine_plain",
     "scale_parts",
@@ -101,6 +102,11 @@ def squared_norm(X: AtomTensors) -> AtomFeatures:
 
 def norms_by_part(X: AtomTensors) -> Tensor:
     """Squared Frobenius norms of trace, antisymmetric and symmetric part: (N, 9, F) -> (N, 3 F)."""
+    return kernels.norms_by_part(X) if kernels.can_run(X) else norms_by_part_plain(X)
+
+
+def norms_by_part_plain(X: AtomTensors) -> Tensor:
+    """The definition of :func:`norms_by_part`."""
     square = X.square()
     return torch.cat([square[:, 0], square[:, 1:4].sum(dim=1), square[:, 4:9].sum(dim=1)], dim=-1)
 

@@ -12,6 +12,7 @@ from torchmdnet.ops.kernels.operators import (
     network_loops,
     node_loops,
     normalize,
+    norms_by_part,
     product,
     refine,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "network_loops",
     "node_loops",
     "normalize",
+    "norms_by_part",
     "product",
     "refine",
 ]

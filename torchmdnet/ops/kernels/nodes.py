@@ -20,6 +20,8 @@ __all__ = [
     "normalize",
     "normalize_backward",
     "normalize_twice",
+    "part_norms",
+    "part_norms_backward",
     "refine",
     "refine_backward",
 ]
@@ -141,6 +143,38 @@ def matrix_product(X, Y, sign_X, sign_Y, both, out):
             if both:
                 P = add(P, multiply(B, A))
             put(o, k, F, parts_of(P, r2, r3, r6))
+
+
+@compiled
+def part_norms(X, out):
+    """out = |I|², |A|², |S|² of each channel: (N, 9, F) -> (N, 3 F)."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, o = X.reshape(-1), out.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            f = min(block, F - W)
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
+            at = n * 3 * F + f
+            store(o, at, v0 * v0)
+            store(o, at + F, v1 * v1 + v2 * v2 + v3 * v3)
+            store(o, at + 2 * F, v4 * v4 + v5 * v5 + v6 * v6 + v7 * v7 + v8 * v8)
+
+
+@compiled
+def part_norms_backward(X, grad, out):
+    """out = 2 X times the gradient of each part, the gradient of :func:`part_norms`."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    two = splat(x, 2.0)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            f = min(block, F - W)
+            at = n * 3 * F + f
+            g0, g1, g2 = two * load(g, at), two * load(g, at + F), two * load(g, at + 2 * F)
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
+            put(o, n * 9 * F + f, F, (g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8))
 
 
 @compiled

@@ -25,6 +25,7 @@ __all__ = [
     "network_loops",
     "node_loops",
     "normalize",
+    "norms_by_part",
     "product",
     "refine",
 ]
@@ -322,6 +323,27 @@ def _slope_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor, inner: T
 
 #: The gradient of :data:`normalize`, which training with forces differentiates again.
 _normalize_slope = Stage(_slope_definition, _slope_value, _slope_gradients)
+
+
+def _norms_definition(X: Tensor) -> Tensor:
+    square = X.square()
+    return torch.cat([square[:, 0], square[:, 1:4].sum(dim=1), square[:, 4:9].sum(dim=1)], dim=-1)
+
+
+def _norms_value(X: Tensor) -> Tensor:
+    out = X.new_empty(X.shape[0], 3 * X.shape[2])
+    node_loops().part_norms(2 * X.numel(), _array(X), out.numpy())
+    return out
+
+
+def _norms_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple[Tensor | None, ...]:
+    out = torch.empty_like(X, memory_format=torch.contiguous_format)
+    node_loops().part_norms_backward(2 * X.numel(), _array(X), _array(grad), out.numpy())
+    return (out,)
+
+
+#: See :func:`torchmdnet.ops.irreps.norms_by_part`.
+norms_by_part = Stage(_norms_definition, _norms_value, _norms_gradients)
 
 
 def _interact_definition(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:
