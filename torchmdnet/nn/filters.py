@@ -29,7 +29,7 @@ MODES = ("auto", "exact", "grid")
 #: Error, relative to the largest value, that a grid has to reach before it is used.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-10}
 #: How much larger the error of slopes may be, which converge more slowly: forces are made of them.
-SLOPES = 10
+SLOPES = 3
 #: Numbers of cells, tried in this order.
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _NUM_PROBES = 512
