@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 SCALES = {"distance_scale": 1e-10, "energy_scale": 1.602176634e-19}
-#: Every architecture and head the reference has, its priors, and options that leave their mark in a file. What it cannot
+#: Every architecture and head of the reference, its priors, and options that leave their mark in a file. What it cannot
 #: load from its own files, LearnableAtomref and atom_filter, is not among them.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{

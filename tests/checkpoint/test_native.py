@@ -84,7 +84,7 @@ def test_every_architecture_comes_back_as_it_was(name: str, precision: int, tmp_
         ("tensornet", {"equivariance_invariance_group": "SO(3)", "handedness": "legacy"}),
         ("tensornet", {"box_vecs": [[6.0, 0, 0], [0, 6.0, 0], [0, 0, 6.0]]}),
         ("tensornet", {"properties": {"dipole": None, "charges": None, "polarizability": None}}),
-        ("tensornet", {"prior_model": [{"ZBL": {"cutoff_distance": 4.0, "distance_scale": 1e-10, "energy_scale": 1e-19}},
+        ("tensornet", {"prior_model": [{"ZBL": {"cutoff_distance": 4.0, "distance_scale": 1e-10, "energy_scale": 1e-19}},  # noqa: E501
                                        {"Atomref": {"max_z": 20}}]}),
         ("tensornet", {"prior_model": {"D2": {"cutoff_distance": 5.0, "distance_scale": 1e-10,
                                               "energy_scale": 1e-19}}}),
@@ -243,7 +243,7 @@ def test_names_say_the_format(tmp_path: Path) -> None:
     model = tiny_model("tensornet")
     with pytest.raises(ConfigError, match=r"ends in \.safetensors, \.zip .* or \.ckpt"):
         save_model(model, tmp_path / "model.pt")
-    with pytest.raises(ConfigError, match="An ensemble is written to a .zip"):
+    with pytest.raises(ConfigError, match=r"An ensemble is written to a \.zip"):
         save_model(Ensemble([model]), tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="A single model is not"):
         save_model(model, tmp_path / "model.zip")
@@ -290,7 +290,7 @@ def test_a_model_that_gives_other_numbers_here_is_refused(saved, tmp_path: Path)
 
 def test_files_of_other_programs_are_refused(saved, tmp_path: Path) -> None:
     state, _ = parts(saved[1])
-    with pytest.raises(CheckpointError, match="no card of this package.*written by another program"):
+    with pytest.raises(CheckpointError, match=r"no card of this package.*written by another program"):
         load_model(write(tmp_path / "foreign.safetensors", state, None, format="pt"))
 
 
@@ -336,7 +336,7 @@ def test_a_file_cannot_choose_what_is_called(saved, tmp_path: Path, key: str) ->
 def test_no_pickle_is_read_or_written(saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import pickle
 
-    model, path = saved
+    _, path = saved
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("pickle was used")
@@ -353,7 +353,7 @@ def test_no_pickle_is_read_or_written(saved, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_failed_writing_leaves_the_old_file(saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, path = saved
+    _, path = saved
     before = path.read_bytes()
 
     def full(self: Path, content: bytes) -> int:

@@ -1,8 +1,8 @@
 """TensorNet's tensors and their derivatives in the geometry as one operation, for inference on the CPU.
 
 The layers are those of :mod:`torchmdnet.models.tensornet`; here they call the compiled loops one after another on
-arrays that are kept between calls, and their gradient in the edges is written out, so that a small molecule is not slowed
-down by the bookkeeping of a hundred operations. Whoever asks for anything else than first derivatives in the geometry
+arrays that are kept between calls, and their gradient in the edges is written out, so that a small molecule does not
+wait for the bookkeeping of a hundred operations. Whoever asks for anything else than first derivatives in the geometry
 (gradients of weights, second derivatives) is answered by the ordinary layers.
 """
 

@@ -167,7 +167,7 @@ def message_sum(coef, cell, table, X, sender, row, row_start, starts, out):
 
 @compiled
 def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, out, out_edge):
-    """out_j = Σ_i w_ij O_i and, for every edge from i to j, its coefficients' derivatives Σ_f table[cell + k] O_i X_j."""
+    """out_j = Σ_i w_ij O_i, and the derivatives in the coefficients of every edge, Σ_f table[cell + k] O_i X_j."""
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]

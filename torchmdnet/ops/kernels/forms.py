@@ -84,8 +84,8 @@ def _will_run(node: Any) -> bool:
 class Stage(NamedTuple):
     """A function of tensors with compiled loops for its value and its first derivatives.
 
-    ``gradients(grad, needed, *args)`` returns one for each argument, None where there is none or it is not needed. Unless
-    they can be differentiated themselves, the definition takes over for higher derivatives.
+    ``gradients(grad, needed, *args)`` returns one for each argument, None where there is none or it is not needed.
+    Unless they can be differentiated themselves, the definition takes over for higher derivatives.
     """
 
     definition: Callable[..., Tensor]

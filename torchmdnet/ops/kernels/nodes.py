@@ -5,6 +5,7 @@ the one before, so F has to be at least as large as a vector.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

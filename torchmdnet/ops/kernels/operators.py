@@ -162,7 +162,10 @@ class _Message(Form):
 
 
 class _Embedding(Form):
-    r""":math:`D(O, Y, c, T, Z) = \sum_{ij} \sum_{kcf} O_{icf} Y_{ijc}\, c_{ijk} T_{g(ij)+k,l(c),f} (Z_{i0f} + Z_{j1f})`."""
+    r"""The form D of :mod:`torchmdnet.ops.messages`.
+
+    .. math:: \sum_{ij} \sum_{kcf} O_{icf} Y_{ijc}\, c_{ijk} T_{g(ij)+k,l(c),f} (Z_{i0f} + Z_{j1f})
+    """
 
     slots = ("O", "Y", "coef", "table", "Z")
 
