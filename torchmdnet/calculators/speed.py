@@ -30,6 +30,7 @@ from torchmdnet.calculators.loading import as_dtype, load, members_of, stated_un
 from torchmdnet.calculators.predict import Inputs
 from torchmdnet.calculators.units import Units
 from torchmdnet.errors import ConfigError
+from torchmdnet.models.base import set_radial_mode
 from torchmdnet.nn.filters import RadialEngine
 
 __all__ = ["THROUGH", "Measured", "Route", "Subject", "about_machine", "measure", "physical_cores", "routes"]
@@ -203,7 +204,7 @@ class Subject:
         self.frames = [self.atoms.copy() for _ in range(NUM_FRAMES)]
         for frame in self.frames[1:]:
             frame.positions += rng.uniform(-AMPLITUDE, AMPLITUDE, frame.positions.shape)
-        set_radial(exact, "exact")
+        set_radial_mode(exact, "exact")
         self.calculator = TMDNETCalculator(exact, dtype="float64", units=self.units)
         self._reference: list[Answer] | None = None
         try:
@@ -242,13 +243,6 @@ def radial_engines(model: nn.Module) -> list[RadialEngine]:
     return [engine for engine in engines if isinstance(engine, RadialEngine)]
 
 
-def set_radial(model: nn.Module, radial: str) -> None:
-    """Let radial filters be evaluated pair by pair (``exact``), or on a grid where that is accurate (``grid``)."""
-    for engine in radial_engines(model):
-        engine.mode = "exact" if radial == "exact" else "auto"
-        engine.forget()
-
-
 class Trial(Protocol):
     """A route, ready to be taken."""
 
@@ -274,7 +268,7 @@ class ModelCall:
         dtype = as_dtype(route.dtype)
         self.units = subject.units
         self.model = load(subject.file, device=route.device, dtype=dtype, derivative=True, **_OPTIONS)
-        set_radial(self.model, route.radial)
+        set_radial_mode(self.model, route.radial)
         self.inputs = [_placed(inputs, route.device, dtype) for inputs in subject.inputs]
         self.turn = itertools.cycle(self.inputs)
         self.next = self.inputs[0]
@@ -303,7 +297,7 @@ class Dynamics:
         options: dict[str, Any] = {"device": route.device, "dtype": route.dtype, "units": subject.units, **_OPTIONS}
         self.calculator = TMDNETCalculator(str(subject.file), **options)
         self.model = self.calculator.model
-        set_radial(self.model, route.radial)
+        set_radial_mode(self.model, route.radial)
         self.frames, self.timestep = subject.frames, timestep
         self.start = subject.atoms.copy()
         normal = np.random.default_rng(0).standard_normal((len(self.start), 3))
@@ -348,7 +342,7 @@ class ExternalCall:
             **options,
         )
         self.model = self.external.model
-        set_radial(self.model, route.radial)
+        set_radial_mode(self.model, route.radial)
         dtype, device = as_dtype(route.dtype), route.device
         self.pos = [torch.tensor(frame.positions, dtype=dtype, device=device) for frame in subject.frames]
         cell = np.where(subject.atoms.pbc[:, None], subject.atoms.cell.array, 0.0)

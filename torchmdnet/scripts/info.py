@@ -52,7 +52,17 @@ def _check(path: str, card: Mapping[str, Any]) -> str:
     exact = load_model(path, precision=64)
     models = [member for member in exact.modules() if isinstance(member, TorchMD_Net)]
     worst = max(deviation_from(each["golden"], model) for each, model in zip(cards, models, strict=True))
-    return f"golden numbers repeated; largest relative deviation {worst:.0e} in double precision"
+    return f"golden numbers repeated; largest relative deviation {worst:.0e} in double precision{_grids(models)}"
+
+
+def _grids(models: Sequence[Any]) -> str:
+    """How the radial filters of models that have just been asked were evaluated."""
+    from torchmdnet.calculators.speed import radial_engines
+
+    engines = [engine for model in models for engine in radial_engines(model)]
+    grids = {(engine.spline.num_cells, engine.error or 0.0) for engine in engines if engine.spline is not None}
+    told = [f"{cells} cells, relative error {error:.0e}" for cells, error in sorted(grids)]
+    return f"; radial filters read from a grid of {'; '.join(told)}" if told else "; radial filters exact, pair by pair"
 
 
 def _print(card: Mapping[str, Any]) -> None:
