@@ -103,3 +103,14 @@ def test_depth_of_the_network_is_an_option() -> None:
     assert {name for name, _ in model.output_model.named_parameters() if "weight" in name} == {
         f"output_network.layers.{n}.weight" for n in (0, 2, 4, 6)
     }
+
+
+def test_the_masses_of_a_model_are_its_own() -> None:
+    """What is loaded into a model in double precision does not change the table of the elements."""
+    from torchmdnet.elements import atomic_masses
+
+    before = atomic_masses.copy()
+    model = tiny_model("graph-network", output_model="DipoleMoment", derivative=False)
+    with torch.no_grad():
+        model.output_model.atomic_mass.mul_(2)
+    assert (atomic_masses == before).all()

@@ -26,7 +26,7 @@ _warned: set[str] = set()
 
 def masses(dtype: torch.dtype) -> Tensor:
     """Standard atomic masses in u by atomic number, (119,)."""
-    return torch.as_tensor(atomic_masses, dtype=dtype)
+    return torch.tensor(atomic_masses, dtype=dtype)
 
 
 def from_centre_of_mass(graph: Graph, atomic_mass: Tensor, head: str) -> Tensor:
