@@ -107,8 +107,6 @@ def test_depth_of_the_network_is_an_option() -> None:
 
 def test_the_masses_of_a_model_are_its_own() -> None:
     """What is loaded into a model in double precision does not change the table of the elements."""
-    from torchmdnet.elements import atomic_masses
-
     before = atomic_masses.copy()
     model = tiny_model("graph-network", output_model="DipoleMoment", derivative=False)
     with torch.no_grad():
