@@ -16,6 +16,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import Spline
+from torchmdnet.ops import kernels
 from torchmdnet.ops.messages import RadialFilter, RadialPoints
 from torchmdnet.typing import PairFeatures, PairScalars
 
@@ -204,7 +205,7 @@ class RadialEngine:
         functions: Sequence[RadialFunction],
         training: bool,
     ) -> Spline | None:
-        if self.mode == "exact" or r.dtype not in TOLERANCES or _is_traced() or not hasattr(basis, "continued"):
+        if self.mode == "exact" or r.dtype not in TOLERANCES or kernels.is_traced() or not hasattr(basis, "continued"):
             return None
         if training:
             if self.mode == "auto" and r.shape[0] <= SIZES[0]:
@@ -229,12 +230,6 @@ class RadialEngine:
                 self.tables = _tables(self.spline, basis, functions, r)
             self.stamp, self.holders = stamp, _holders(basis, functions)
         return self.spline
-
-
-def _is_traced() -> bool:
-    """Whether the call is being recorded or transformed, so that nothing may be decided from values."""
-    transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.compiler.is_compiling() or transforms is not None
 
 
 def _stamp(holders: Sequence[dict[str, Tensor | None]], r: Tensor) -> Any:

@@ -107,8 +107,7 @@ def norms_by_part(X: AtomTensors) -> Tensor:
 
 def norms_by_part_plain(X: AtomTensors) -> Tensor:
     """The definition of :func:`norms_by_part`."""
-    square = X.square()
-    return torch.cat([square[:, 0], square[:, 1:4].sum(dim=1), square[:, 4:9].sum(dim=1)], dim=-1)
+    return kernels.norms_by_part.definition(X)
 
 
 def mix_channels(X: AtomTensors, weights: Sequence[Tensor]) -> AtomTensors:
@@ -153,7 +152,7 @@ def normalize(X: AtomTensors) -> AtomTensors:
 
 def normalize_plain(X: AtomTensors) -> AtomTensors:
     """The definition of :func:`normalize`."""
-    return X / (squared_norm(X) + 1)[:, None]
+    return kernels.normalize.definition(X)
 
 
 def interact(Y: AtomTensors, M: AtomTensors, factor: Tensor, *, both: bool) -> AtomTensors:

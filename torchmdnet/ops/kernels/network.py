@@ -161,7 +161,7 @@ def squared_norms(X, out):
 
 @compiled
 def add_norms_backward(X, grad, out):
-    """out += 2 X grad, the gradient of :func:`squared_norms`; F has to be a multiple of the vector."""
+    """out += 2 X grad, the gradient of :func:`squared_norms`."""
     num_atoms, _, F = X.shape
     x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
     for n in numba.prange(num_atoms):

@@ -20,6 +20,7 @@ __all__ = [
     "edge_loops",
     "embed",
     "interact",
+    "is_traced",
     "message",
     "mix",
     "network_loops",
@@ -43,9 +44,14 @@ def can_run(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.shape[-1] >= (8 if x.dtype == torch.float32 else 4)
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+        and not is_traced()
     )
+
+
+def is_traced() -> bool:
+    """Whether the call is being recorded or transformed, so that nothing may be decided from values."""
+    transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() or transforms is not None
 
 
 @functools.cache
