@@ -195,7 +195,7 @@ class TensorNet(Representation):
             and isinstance(self.act, nn.SiLU)
             and not charge.requires_grad
             and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
-            and kernels.can_run(self.linear.weight)
+            and kernels.can_loop(self.linear.weight)
         )
         if not is_fit:
             return None

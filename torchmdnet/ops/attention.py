@@ -154,4 +154,4 @@ def _gradients(grad: Tensor, needed: tuple[bool, ...], *args: Any) -> tuple[Tens
     return *(x if is_needed else None for x, is_needed in zip(gradients, needed, strict=False)), None, None
 
 
-_attend = Stage(_attend_by_forms, _value, _gradients)
+_attend = Stage("attend", _attend_by_forms, _value, _gradients)

@@ -83,16 +83,12 @@ class EdgeRows(NamedTuple):
         return self.reverse.shape[0] == self.row.shape[0]
 
     def layout(self, points: RadialPoints, num_components: int) -> kernels.EdgeLayout:
-        """The same as arrays."""
-        return kernels.EdgeLayout(
-            self.edge_index[1].contiguous().numpy(),
-            self.row.numpy(),
-            self.back.numpy(),
-            self.reverse.numpy(),
-            self.row_start.numpy(),
-            points.cell.contiguous().numpy(),
-            _STARTS[num_components],
-        )
+        """The same as arrays, or where a twin runs, as tensors."""
+        indices = (self.edge_index[1], self.row, self.back, self.reverse, self.row_start, points.cell)
+        arrays = [index.contiguous() for index in indices]
+        if points.coef.device.type not in kernels.TWINS:
+            arrays = [array.numpy() for array in arrays]
+        return kernels.EdgeLayout._make([*arrays, _STARTS[num_components]])
 
 
 class _Starts(dict[int, np.ndarray]):

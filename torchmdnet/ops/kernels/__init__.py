@@ -1,8 +1,9 @@
 """Compiled twins of the operations, with derivatives of every order."""
 
-from torchmdnet.ops.kernels.forms import needed
+from torchmdnet.ops.kernels.forms import TWINS, needed
 from torchmdnet.ops.kernels.operators import (
     EdgeLayout,
+    can_loop,
     can_run,
     edge_loops,
     embed,
@@ -19,7 +20,9 @@ from torchmdnet.ops.kernels.operators import (
 )
 
 __all__ = [
+    "TWINS",
     "EdgeLayout",
+    "can_loop",
     "can_run",
     "edge_loops",
     "embed",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import Form
-from torchmdnet.ops.kernels.operators import EdgeLayout, _array, _flat, _fold
+from torchmdnet.ops.kernels.operators import EdgeLayout, _array, _flat, _fold, can_loop
 
 __all__ = ["AttentionLayout", "attend_gradients", "attend_value", "contract_edges", "contract_receivers"]
 
@@ -23,6 +23,7 @@ def _loops() -> ModuleType:
 class _Contraction(Form):
     r""":math:`\sum_{ij} \sum_h S_{ijh} \sum_{d \in h} q_{id} k_{jd} \sum_n c_{ijn} T_{g(ij)+n,d}`."""
 
+    name = "contraction"
     slots = ("S", "q", "k", "coef", "table")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
@@ -66,9 +67,9 @@ def contract_receivers(S: Tensor, k: Tensor, coef: Tensor, table: Tensor, layout
 
 
 def is_fused(q: Tensor, num_heads: int) -> bool:
-    """Whether the channels of a head are whole vectors, as :func:`attend_value` wants them."""
+    """Whether the channels of a head are whole vectors, as :func:`attend_value` wants them on the CPU."""
     width = 32 // q.element_size()
-    return q.shape[1] % (width * num_heads) == 0
+    return can_loop(q) and q.shape[1] % (width * num_heads) == 0
 
 
 class AttentionLayout(NamedTuple):

@@ -6,11 +6,14 @@ with the incoming gradient in the slot it came from. So one kernel for each slot
 
 A :class:`Stage` is any other function: a kernel for the value, one for the gradient, and a definition in PyTorch that
 takes over when the gradient itself has to be differentiated.
+
+Both carry the loops of the CPU. Devices in :data:`TWINS` have a package with their own, under the same names.
 """
 
 from __future__ import annotations
 
 import abc
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +21,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Form", "Stage", "needed"]
+__all__ = ["TWINS", "Form", "Stage", "needed"]
+
+#: Packages with a twin of every form and stage, by device.
+TWINS: dict[str, str] = {}
+
+
+def _twin(operator: Any, tensor: Tensor) -> Any:
+    """The operator's twin on the device of a tensor."""
+    package = TWINS.get(tensor.device.type)
+    return getattr(importlib.import_module(package), operator.name) if package else operator
 
 
 class Form(abc.ABC):
@@ -27,6 +39,7 @@ class Form(abc.ABC):
     Everything that is not differentiated, such as indices, travels in ``where``, any object.
     """
 
+    name: str
     #: Names of the tensors, in the order they are passed in.
     slots: tuple[str, ...]
 
@@ -40,7 +53,7 @@ class Form(abc.ABC):
 
     def __call__(self, slot: str, shape: tuple[int, ...], where: Any, *tensors: Tensor) -> Tensor:
         """:meth:`derivative` with the other tensors in order; it can be differentiated any number of times."""
-        return _Derivative.apply(self, slot, shape, where, *tensors)  # type: ignore[return-value]
+        return _Derivative.apply(_twin(self, tensors[0]), slot, shape, where, *tensors)  # type: ignore[return-value]
 
 
 class _Derivative(Function):
@@ -88,6 +101,7 @@ class Stage(NamedTuple):
     Unless they can be differentiated themselves, the definition takes over for higher derivatives.
     """
 
+    name: str
     definition: Callable[..., Tensor]
     value: Callable[..., Tensor]
     gradients: Callable[..., tuple[Tensor | None, ...]]
@@ -95,7 +109,7 @@ class Stage(NamedTuple):
 
     def __call__(self, *args: Any) -> Tensor:
         """The value; it can be differentiated any number of times."""
-        return _Staged.apply(self, *args)  # type: ignore[return-value]
+        return _Staged.apply(_twin(self, args[0]), *args)  # type: ignore[return-value]
 
 
 class _Staged(Function):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import logging
 import os
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.ops.kernels.forms import Form, Stage
+from torchmdnet.ops.kernels.forms import TWINS, Form, Stage
 from torchmdnet.ops.kernels.work import WORTH_THREADS
 
 __all__ = [
     "EdgeLayout",
+    "can_loop",
     "can_run",
     "edge_loops",
     "embed",
@@ -31,17 +34,29 @@ __all__ = [
     "refine",
 ]
 
+#: The release that comes with the oldest PyTorch we run on.
+OLDEST_TRITON = (3, 2)
+
+_log = logging.getLogger(__name__)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.get("TORCHMDNET_PLAIN_OPS")
 
 
 def can_run(x: Tensor) -> bool:
-    """Whether compiled loops take this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them all off.
+    """Whether a compiled twin takes this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them all off.
 
     Under ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the definitions run.
     """
+    if x.device.type not in TWINS:
+        return can_loop(x)
+    return x.dtype in (torch.float32, torch.float64) and not is_traced() and has_triton()
+
+
+def can_loop(x: Tensor) -> bool:
+    """Whether it is the loops of the CPU that take this tensor."""
     return (
         _HAS_NUMBA
         and x.device.type == "cpu"
+        and "cpu" not in TWINS
         and x.dtype in (torch.float32, torch.float64)
         and x.shape[-1] >= (8 if x.dtype == torch.float32 else 4)
         and not is_traced()
@@ -52,6 +67,22 @@ def is_traced() -> bool:
     """Whether the call is being recorded or transformed, so that nothing may be decided from values."""
     transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     return torch.compiler.is_compiling() or transforms is not None
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the twins of other devices can be used; it is said once if they cannot."""
+    if os.environ.get("TORCHMDNET_PLAIN_OPS"):
+        return False
+    try:
+        found = importlib.import_module("triton").__version__
+    except ImportError:
+        found = "none"
+    is_recent = found != "none" and tuple(int(number) for number in found.split(".")[:2]) >= OLDEST_TRITON
+    if not is_recent:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        _log.warning("Triton %s or later is needed on the GPU, found: %s. Plain PyTorch runs, slower.", oldest, found)
+    return is_recent
 
 
 @functools.cache
@@ -98,7 +129,7 @@ def _tables(out: Tensor) -> Any:
 
 
 class EdgeLayout(NamedTuple):
-    """What the loops have to know of the edges, as arrays."""
+    """What the loops have to know of the edges, as arrays, or where a twin runs, as tensors."""
 
     sender: Any  # (E,)
     row: Any  # (E,) filter row of each edge
@@ -106,7 +137,7 @@ class EdgeLayout(NamedTuple):
     reverse: Any  # (E,) that edge
     row_start: Any  # (N + 1,)
     cell: Any  # (P,) first row of the table for each filter row
-    starts: Any  # (L + 1,) first component of each part
+    starts: Any  # (L + 1,) first component of each part; always an array
 
     def groups(self, table: tuple[int, ...], work: int) -> int:
         """Tables that threads fill side by side, to be added up: as many as there are threads, if they are small."""
@@ -128,6 +159,7 @@ def _fold(per_edge: Tensor, rows: Any, shape: tuple[int, ...]) -> Tensor:
 class _Message(Form):
     r""":math:`M(O, c, T, X) = \sum_{ij} \sum_{kcf} O_{icf}\, c_{ijk} T_{g(ij)+k,l(c),f}\, X_{jcf}`."""
 
+    name = "message"
     slots = ("O", "coef", "table", "X")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
@@ -173,6 +205,7 @@ class _Embedding(Form):
     .. math:: \sum_{ij} \sum_{kcf} O_{icf} Y_{ijc}\, c_{ijk} T_{g(ij)+k,l(c),f} (Z_{i0f} + Z_{j1f})
     """
 
+    name = "embedding"
     slots = ("O", "Y", "coef", "table", "Z")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
@@ -229,6 +262,7 @@ class _Mixing(Form):
     ``where`` holds the ends of the parts.
     """
 
+    name = "mixing"
     slots = ("O", "W", "X")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: Any) -> Tensor:
@@ -271,6 +305,7 @@ def mix(X: Tensor, W: Tensor, ends: tuple[int, ...]) -> Tensor:
 class _Product(Form):
     """⟨O, X Y⟩, or ⟨O, X Y + Y X⟩ where ``both``: the gradient of a product has the other argument transposed."""
 
+    name = "matrix_product"
     slots = ("O", "X", "Y")
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: bool) -> Tensor:
@@ -309,7 +344,7 @@ def _normalize_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> t
 
 
 #: See :func:`torchmdnet.ops.irreps.normalize`.
-normalize = Stage(_normalize_definition, _normalize_value, _normalize_gradients, is_differentiable=True)
+normalize = Stage("normalize", _normalize_definition, _normalize_value, _normalize_gradients, is_differentiable=True)
 
 
 def _slope_definition(X: Tensor, grad: Tensor) -> Tensor:
@@ -331,7 +366,7 @@ def _slope_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor, inner: T
 
 
 #: The gradient of :data:`normalize`, which training with forces differentiates again.
-_normalize_slope = Stage(_slope_definition, _slope_value, _slope_gradients)
+_normalize_slope = Stage("normalize_slope", _slope_definition, _slope_value, _slope_gradients)
 
 
 def _norms_definition(X: Tensor) -> Tensor:
@@ -352,7 +387,7 @@ def _norms_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple
 
 
 #: See :func:`torchmdnet.ops.irreps.norms_by_part`.
-norms_by_part = Stage(_norms_definition, _norms_value, _norms_gradients)
+norms_by_part = Stage("norms_by_part", _norms_definition, _norms_value, _norms_gradients)
 
 
 def _interact_definition(Y: Tensor, M: Tensor, factor: Tensor, both: bool) -> Tensor:
@@ -375,7 +410,7 @@ def _interact_gradients(
     return of_Y, of_M, None, None
 
 
-_interact = Stage(_interact_definition, _interact_value, _interact_gradients)
+_interact = Stage("interact", _interact_definition, _interact_value, _interact_gradients)
 
 
 def interact(Y: Tensor, M: Tensor, factor: Tensor, *, both: bool) -> Tensor:
@@ -402,4 +437,4 @@ def _refine_gradients(
 
 
 #: See :func:`torchmdnet.ops.irreps.refine`.
-refine = Stage(_refine_definition, _refine_value, _refine_gradients)
+refine = Stage("refine", _refine_definition, _refine_value, _refine_gradients)
