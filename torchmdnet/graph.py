@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import along_edges, differences, edges_of_pairs, pairs_within
+from torchmdnet.neighbors import Search, along_edges, differences, edges_of_pairs, pairs_within
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -23,6 +23,7 @@ from torchmdnet.typing import (
 __all__ = [
     "Edges",
     "Graph",
+    "Inputs",
     "Pairs",
     "as_boxes",
     "bare_graph",
@@ -32,6 +33,20 @@ __all__ = [
     "sum_to_atoms",
     "sum_to_systems",
 ]
+
+
+class Inputs(NamedTuple):
+    """S systems with N atoms in the order of the established call, before anybody has looked for neighbours."""
+
+    z: AtomicNumbers  # (N,)
+    pos: Positions  # (N, 3) Å
+    batch: SystemIndex | None = None  # (N,); None is one system
+    box: Boxes | None = None  # (3, 3) shared or (S, 3, 3) Å; a zero row is an open direction
+    q: SystemScalars | None = None  # (S,) total charge, e
+    s: SystemScalars | None = None  # (S,) spin
+    extra: dict[str, Tensor] | None = None  # for heads and priors, by name
+    num_systems: int | None = None  # None reads it from batch
+    search: Search | None = None  # who finds neighbours; None starts afresh
 
 
 class Pairs(NamedTuple):
@@ -71,6 +86,7 @@ class Graph(NamedTuple):
     s: SystemScalars | None  # (S,) spin
     extra: dict[str, Tensor]  # whatever else the data set brought, by name
     pairs: Pairs | None = None  # the same edges, as pairs
+    search: Search | None = None  # who found them, for parts that look further; None starts afresh
 
     @property
     def num_atoms(self) -> int:
@@ -114,6 +130,7 @@ def edges_within(
     cutoff_upper: float,
     cutoff_lower: float = 0.0,
     loop: bool = False,
+    search: Search | None = None,
 ) -> Edges:
     """Directed edges with cutoff_lower <= distance < cutoff_upper, sorted by receiver, differentiable in pos and box.
 
@@ -125,17 +142,14 @@ def edges_within(
         cutoff_upper: In Å.
         cutoff_lower: In Å.
         loop: Add the edge (i, i) of every atom, with zero vector, whatever the lower cutoff.
+        search: Finds the pairs; None is :func:`torchmdnet.neighbors.pairs_within`.
     """
-    i, j, shifts = pairs_within(pos, batch, box, num_systems, cutoff_upper)
+    i, j, shifts = (search or pairs_within)(pos, batch, box, num_systems, cutoff_upper, cutoff_lower)
     vec = differences(pos, i, j)
     if shifts is not None:
         assert box is not None
         vec = vec + (shifts @ box[0] if box.shape[0] == 1 else torch.einsum("pk,pkl->pl", shifts, box[batch[i]]))
-    dist = _length(vec)
-    if cutoff_lower > 0:
-        far = (dist >= cutoff_lower).nonzero()[:, 0]
-        i, j, vec, dist = i[far], j[far], vec[far], dist[far]
-    return _both_directions(i, j, vec, dist, pos.shape[0], loop)
+    return _both_directions(i, j, vec, _length(vec), pos.shape[0], loop)
 
 
 def _both_directions(i: Tensor, j: Tensor, vec: EdgeVectors, dist: EdgeScalars, num_atoms: int, loop: bool) -> Edges:
@@ -172,6 +186,7 @@ def build_graph(
     loop: bool = False,
     num_systems: int | None = None,
     extra: dict[str, Tensor] | None = None,
+    search: Search | None = None,
 ) -> Graph:
     """Turn the established call ``z, pos, batch, box, q, s`` into a graph.
 
@@ -187,6 +202,7 @@ def build_graph(
         loop: Whether atoms receive from themselves.
         num_systems: Number of systems S; None reads it from ``batch``.
         extra: Per-atom or per-system tensors for heads and priors, by name.
+        search: Who finds neighbours, here and for parts that look further; None starts afresh.
 
     Raises:
         ValueError: If a shape does not fit the others; the message names the argument.
@@ -208,7 +224,16 @@ def build_graph(
     if num_systems is None:
         num_systems = int(batch.max()) + 1 if num_atoms else 0
     box = as_boxes(box, num_systems, pos.dtype, pos.device)
-    edges = edges_within(pos, batch, box, num_systems, cutoff_upper=cutoff_upper, cutoff_lower=cutoff_lower, loop=loop)
+    edges = edges_within(
+        pos,
+        batch,
+        box,
+        num_systems,
+        cutoff_upper=cutoff_upper,
+        cutoff_lower=cutoff_lower,
+        loop=loop,
+        search=search,
+    )
     return Graph(
         z=z.long(),
         pos=pos,
@@ -222,6 +247,7 @@ def build_graph(
         s=_per_system(s, "s", num_systems, pos),
         extra=extra or {},
         pairs=edges.pairs,
+        search=search,
     )
 
 

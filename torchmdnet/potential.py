@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, as_boxes, bare_graph, graph_of_edges, sum_to_systems
+from torchmdnet.graph import Graph, Inputs, as_boxes, bare_graph, graph_of_edges, sum_to_systems
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features
 from torchmdnet.nn.modules import reset_all
@@ -196,21 +196,10 @@ class TorchMD_Net(nn.Module):
             ValueError: If a shape does not fit, an element lies outside the embedding, or the stress is asked for and
                 no system has three lattice vectors.
         """
+        inputs = Inputs(z, pos, batch, box, q, s, extra_args, num_systems)
         if not (self.derivative or stress or properties):
-            return Prediction(self._energy(z, pos, batch, box, q, s, extra_args, num_systems), pos.new_empty(0))
-        found = self.evaluate(
-            z,
-            pos,
-            batch,
-            box,
-            q,
-            s,
-            extra_args,
-            num_systems,
-            forces=self.derivative,
-            virial=stress,
-            properties=properties,
-        )
+            return Prediction(self._system_energy(*self._features(inputs)), pos.new_empty(0))
+        found = self.evaluate(inputs, forces=self.derivative, virial=stress, properties=properties)
         forces = pos.new_empty(0) if found.forces is None else found.forces
         if not (stress or properties):
             return Prediction(found.energy, forces)
@@ -219,14 +208,7 @@ class TorchMD_Net(nn.Module):
 
     def evaluate(
         self,
-        z: AtomicNumbers,
-        pos: Positions,
-        batch: SystemIndex | None = None,
-        box: Boxes | None = None,
-        q: SystemScalars | None = None,
-        s: SystemScalars | None = None,
-        extra_args: dict[str, Tensor] | None = None,
-        num_systems: int | None = None,
+        inputs: Inputs,
         *,
         forces: bool = True,
         virial: bool = False,
@@ -235,9 +217,8 @@ class TorchMD_Net(nn.Module):
     ) -> Evaluation:
         """The core of :meth:`forward`: the energy, its derivatives and all else, from one pass over the atoms.
 
-        Takes the arguments of :meth:`forward`, and
-
         Args:
+            inputs: The arguments of :meth:`forward`.
             forces: Whether to differentiate in the positions.
             virial: Whether to differentiate in a strain of positions and lattice vectors.
             properties: Whether to ask the property heads.
@@ -246,21 +227,18 @@ class TorchMD_Net(nn.Module):
         """
         keep = torch.is_grad_enabled()
         if not (forces or virial):
-            energy, values, atomic = self._values(
-                z, pos, batch, box, q, s, extra_args, num_systems, properties=properties, by_atom=by_atom
-            )
+            energy, values, atomic = self._values(inputs, properties=properties, by_atom=by_atom)
             return Evaluation(energy, None, None, values, atomic)
         with torch.inference_mode(False), torch.enable_grad():
+            pos = inputs.pos
             if forces and not pos.requires_grad:
                 pos = (pos.clone() if pos.is_inference() else pos.detach()).requires_grad_()
-            place, wanted = pos, [pos] if forces else []
+            place, box, wanted = pos, inputs.box, [pos] if forces else []
             if virial:
-                box = self._box(box)
-                place, box, strain = strained(pos, batch, box, num_systems)
+                place, box, strain = strained(pos, inputs.batch, self._box(box), inputs.num_systems)
                 wanted.append(strain)
-            energy, values, atomic = self._values(
-                z, place, batch, box, q, s, extra_args, num_systems, properties=properties, by_atom=by_atom
-            )
+            moved = inputs._replace(pos=place, box=box)
+            energy, values, atomic = self._values(moved, properties=properties, by_atom=by_atom)
             slopes = derivatives_of(energy, wanted, differentiable=self.training and keep)
         if not keep:
             energy, values = energy.detach(), {name: value.detach() for name, value in values.items()}
@@ -390,22 +368,10 @@ class TorchMD_Net(nn.Module):
         return box
 
     def _values(
-        self,
-        z: Tensor,
-        pos: Tensor,
-        batch: Tensor | None,
-        box: Tensor | None,
-        q: Tensor | None,
-        s: Tensor | None,
-        extra_args: dict[str, Tensor] | None,
-        num_systems: int | None,
-        *,
-        properties: bool,
-        by_atom: bool,
+        self, inputs: Inputs, *, properties: bool, by_atom: bool
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Energy (S, 1), properties by name, and with ``by_atom`` the contributions of the atoms (N,)."""
-        features, graph = self._features(z, pos, batch, box, q, s, extra_args, num_systems)
-        return self._values_of(features, graph, properties=properties, by_atom=by_atom)
+        return self._values_of(*self._features(inputs), properties=properties, by_atom=by_atom)
 
     def _values_of(
         self, features: Features, graph: Graph, *, properties: bool, by_atom: bool
@@ -428,19 +394,6 @@ class TorchMD_Net(nn.Module):
                 value = head.per_system(head.reduce(value, graph.batch, graph.num_systems), graph)
             values[name] = value
         return values
-
-    def _energy(
-        self,
-        z: Tensor,
-        pos: Tensor,
-        batch: Tensor | None,
-        box: Tensor | None,
-        q: Tensor | None,
-        s: Tensor | None,
-        extra_args: dict[str, Tensor] | None,
-        num_systems: int | None,
-    ) -> Tensor:
-        return self._system_energy(*self._features(z, pos, batch, box, q, s, extra_args, num_systems))
 
     def _system_energy(self, features: Features, graph: Graph) -> Tensor:
         """Summed in float64 and rounded once: totals of many atoms, or of large reference energies, need it."""
@@ -487,28 +440,21 @@ class TorchMD_Net(nn.Module):
 
         The contributions add up to the output where :attr:`is_sum_of_atoms` holds.
         """
-        return self._atomic(*self._features(z, pos, batch, box, q, s, extra_args, num_systems)).to(self.dtype)
+        inputs = Inputs(z, pos, batch, box, q, s, extra_args, num_systems)
+        return self._atomic(*self._features(inputs)).to(self.dtype)
 
-    def _features(
-        self,
-        z: Tensor,
-        pos: Tensor,
-        batch: Tensor | None,
-        box: Tensor | None,
-        q: Tensor | None,
-        s: Tensor | None,
-        extra_args: dict[str, Tensor] | None,
-        num_systems: int | None,
-    ) -> tuple[Features, Graph]:
+    def _features(self, inputs: Inputs) -> tuple[Features, Graph]:
         model = self.representation_model
+        z, pos, batch, box, q, s, extra, num_systems, search = inputs
         if hasattr(model, "encode"):
-            graph = model.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra_args)
+            found_by = {} if search is None else {"search": search}
+            graph = model.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, **found_by)
             return model.select(model.encode(graph), graph)
         # an architecture written for older releases: no graph, five results
         batch = torch.zeros_like(z) if batch is None else batch
         x, v, z, pos, system = model(z, pos, batch, box=box, q=q, s=s)
         energy = getattr(model, "extra_energy", None)
-        graph = bare_graph(z, pos, system, box, extra_args, num_systems)
+        graph = bare_graph(z, pos, system, box, extra, num_systems)
         return Features(x, v, energy), graph._replace(q=None if q is None else q.reshape(-1).to(pos.dtype))
 
 
@@ -638,17 +584,18 @@ class Ensemble(nn.ModuleList):
         )
 
     def _predictions(
-        self, z: Tensor, pos: Tensor, *args: Any, stress: bool = False, properties: bool = False, **kwargs: Any
+        self, *args: Any, stress: bool = False, properties: bool = False, extra_args: Any = None, **kwargs: Any
     ) -> list[Any]:
         """What calling each member returns."""
+        inputs = Inputs(*args, **kwargs) if extra_args is None else Inputs(*args, extra=extra_args, **kwargs)
         if not (all(model.derivative for model in self.members) or stress) or not self._share_edges():
-            return [model(z, pos, *args, stress=stress, properties=properties, **kwargs) for model in self.members]
+            return [model(*inputs[:-1], stress=stress, properties=properties) for model in self.members]
         forces = self.members[0].derivative
-        found = self.evaluate(z, pos, *args, forces=forces, virial=stress, properties=properties, **kwargs)
-        box = self.members[0]._box(args[1] if len(args) > 1 else kwargs.get("box"))
+        found = self.evaluate(inputs, forces=forces, virial=stress, properties=properties)
+        box = self.members[0]._box(inputs.box)
         rows = []
         for one in found:
-            row = Prediction(one.energy, pos.new_empty(0) if one.forces is None else one.forces)
+            row = Prediction(one.energy, inputs.pos.new_empty(0) if one.forces is None else one.forces)
             if stress or properties:
                 tensor = None if one.virial is None else stress_of(one.virial, box)
                 row = Outputs(row.energy, row.forces, tensor, one.properties)
@@ -657,14 +604,7 @@ class Ensemble(nn.ModuleList):
 
     def evaluate(
         self,
-        z: AtomicNumbers,
-        pos: Positions,
-        batch: SystemIndex | None = None,
-        box: Boxes | None = None,
-        q: SystemScalars | None = None,
-        s: SystemScalars | None = None,
-        extra_args: dict[str, Tensor] | None = None,
-        num_systems: int | None = None,
+        inputs: Inputs,
         *,
         forces: bool = True,
         virial: bool = False,
@@ -672,20 +612,19 @@ class Ensemble(nn.ModuleList):
         by_atom: bool = False,
     ) -> list[Evaluation]:
         """What :meth:`TorchMD_Net.evaluate` finds for each member; takes the same arguments."""
-        call = (z, pos, batch, box, q, s, extra_args, num_systems)
         if not (forces or virial) or not self._share_edges():
             return [
-                model.evaluate(*call, forces=forces, virial=virial, properties=properties, by_atom=by_atom)
+                model.evaluate(inputs, forces=forces, virial=virial, properties=properties, by_atom=by_atom)
                 for model in self.members
             ]
         first = self.members[0].representation_model
         with torch.inference_mode(False), torch.enable_grad():
             if self._stack is None:
                 self._stack = Stack([model.representation_model for model in self.members])
+            z, pos, batch, box, q, s, extra, num_systems, search = inputs
             pos = pos.clone() if pos.is_inference() else pos.detach()
             box = self.members[0]._box(box)
-            options: dict[str, Any] = {"num_systems": num_systems, "extra": extra_args}
-            graph = first.graph(z, pos, batch, box, q, s, **options)
+            graph = first.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, search=search)
             if self._stack.wants(graph):
                 found = self._batched(graph, self._stack, virial=virial, properties=properties, by_atom=by_atom)
             else:

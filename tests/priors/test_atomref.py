@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from torchmdnet.graph import Inputs
 from torchmdnet.priors import PRIORS
 from torchmdnet.testing import Systems, small_molecules, tiny_model
 
@@ -52,7 +53,7 @@ def test_the_atoms_of_a_calculator_keep_the_digits_of_the_network() -> None:
     model = tiny_model("graph-network", precision=32, prior_model={"Atomref": {"max_z": 20}})
     with torch.no_grad():
         model.prior_model[0].atomref.weight.copy_(Known().table)
-    found = model.evaluate(systems.z, systems.pos.float(), by_atom=True)
+    found = model.evaluate(Inputs(systems.z, systems.pos.float()), by_atom=True)
     _, references, network = single_and_double(systems)
     assert found.atomic is not None
     assert found.atomic.dtype == found.energy.dtype == torch.float64

@@ -28,9 +28,10 @@ from torchmdnet.calculators.loading import (
     units_or_default,
     unseen_elements,
 )
-from torchmdnet.calculators.predict import Answer, Inputs, predict_members
+from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
 from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Inputs
 from torchmdnet.potential import TorchMD_Net
 
 __all__ = ["TMDNETCalculator"]

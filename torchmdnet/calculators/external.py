@@ -23,9 +23,10 @@ from torchmdnet.calculators.loading import (
     units_or_default,
     unseen_elements,
 )
-from torchmdnet.calculators.predict import Inputs, predict
+from torchmdnet.calculators.predict import predict
 from torchmdnet.calculators.units import Transform, make_transform, tranforms
 from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Inputs
 
 __all__ = ["External"]
 
@@ -168,7 +169,7 @@ class External:
         return energy, forces
 
     def _ask(self, pos: Tensor, box: Tensor | None, q: Tensor | None, s: Tensor | None) -> tuple[Tensor, Tensor]:
-        answer = predict(self.model, Inputs(self.embeddings, pos, self.batch, box, q, s, self.num_replicas))
+        answer = predict(self.model, Inputs(self.embeddings, pos, self.batch, box, q, s, num_systems=self.num_replicas))
         return answer.energy, answer.forces.reshape(self.num_replicas, self.n_atoms, 3)
 
     def _replay(self, call: Call) -> tuple[Tensor, ...]:

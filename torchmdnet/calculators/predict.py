@@ -7,21 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchmdnet.graph import Inputs
 from torchmdnet.potential import Ensemble, Evaluation, TorchMD_Net, derivatives_of, strained
 
-__all__ = ["Answer", "Inputs", "predict", "predict_members"]
-
-
-class Inputs(NamedTuple):
-    """S systems with N atoms, in the order of the established call; lengths in the unit of the model."""
-
-    z: Tensor  # (N,)
-    pos: Tensor  # (N, 3)
-    batch: Tensor  # (N,)
-    box: Tensor | None  # (3, 3) or (S, 3, 3); a zero row is an open direction
-    q: Tensor | None  # (S,) e
-    s: Tensor | None  # (S,)
-    num_systems: int
+__all__ = ["Answer", "predict", "predict_members"]
 
 
 class Answer(NamedTuple):
@@ -51,7 +40,7 @@ def predict(
     Args:
         model: A potential, or any module called with ``z, pos, batch, box`` and, where given, ``q`` and ``s`` that
             returns energies, or energies and forces.
-        inputs: The systems; nothing in them is marked or changed.
+        inputs: The systems, in the units of the model, with their number; nothing in them is marked or changed.
         with_virial: Whether to differentiate in the strain; needs a potential, or a module that leaves
             differentiation to others.
         with_properties: Whether to ask a potential for its properties.
@@ -63,7 +52,9 @@ def predict(
     """
     if isinstance(model, TorchMD_Net):
         return _ask_potential(model, inputs, with_virial, with_properties, by_atom)
-    z, pos, batch, box, q, s, num_systems = inputs
+    z, pos, batch, box, q, s, _, num_systems, _ = inputs
+    assert batch is not None
+    assert num_systems is not None
     options: dict[str, Any] = {name: value for name, value in (("q", q), ("s", s)) if value is not None}
     if isinstance(model, Ensemble):
         options["num_systems"] = num_systems
@@ -103,7 +94,7 @@ def predict_members(
         options = {"with_virial": with_virial, "with_properties": with_properties, "by_atom": by_atom}
         return [predict(model, inputs, **options)]
     with torch.no_grad():
-        found = model.evaluate(*_call(inputs), virial=with_virial, properties=with_properties, by_atom=by_atom)
+        found = model.evaluate(inputs, virial=with_virial, properties=with_properties, by_atom=by_atom)
     return [_answer(one, inputs.num_systems) for one in found]
 
 
@@ -111,17 +102,12 @@ def _ask_potential(
     model: TorchMD_Net, inputs: Inputs, with_virial: bool, with_properties: bool, by_atom: bool
 ) -> Answer:
     with torch.no_grad():  # the model differentiates, its results need no history
-        found = model.evaluate(*_call(inputs), virial=with_virial, properties=with_properties, by_atom=by_atom)
+        found = model.evaluate(inputs, virial=with_virial, properties=with_properties, by_atom=by_atom)
     return _answer(found, inputs.num_systems)
 
 
-def _call(inputs: Inputs) -> tuple[Any, ...]:
-    """The arguments of a potential up to ``num_systems``."""
-    z, pos, batch, box, q, s, num_systems = inputs
-    return z, pos.detach(), batch, box, q, s, None, num_systems
-
-
-def _answer(found: Evaluation, num_systems: int) -> Answer:
+def _answer(found: Evaluation, num_systems: int | None) -> Answer:
+    assert num_systems is not None
     _expect_one_number_per_system(found.energy, num_systems)
     assert found.forces is not None
     return Answer(found.energy.reshape(num_systems, 1), found.forces, found.virial, found.atomic, found.properties)

@@ -27,9 +27,9 @@ from torchmdnet._version import __version__
 from torchmdnet.calculators.ase import TMDNETCalculator
 from torchmdnet.calculators.external import External
 from torchmdnet.calculators.loading import as_dtype, load, members_of, stated_units, trained_with, units_or_default
-from torchmdnet.calculators.predict import Inputs
 from torchmdnet.calculators.units import Units
 from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Inputs
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.nn.filters import RadialEngine
 
@@ -285,8 +285,7 @@ class ModelCall:
         self._ask(self.next)
 
     def _ask(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        z, pos, batch, box, q, s, num_systems = inputs
-        energy, forces = self.model(z, pos, batch, box, q, s, None, num_systems)[:2]
+        energy, forces = self.model(*inputs[:-1])[:2]
         return energy, forces
 
 

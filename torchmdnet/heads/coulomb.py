@@ -13,7 +13,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph, edges_within
 from torchmdnet.heads.scalar import Scalar
 from torchmdnet.models.base import Features
-from torchmdnet.neighbors.brute import all_pairs
+from torchmdnet.neighbors import pairs_within
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.ops.norms import length
 
@@ -145,17 +145,16 @@ class ScalarPlusWeightedCoulomb(Scalar):
         """Both atoms and the distance of every pair that interacts, once."""
         if self.distance is not None:
             box = self.distance.stored_box if graph.box is None else graph.box
-            pairs = edges_within(
-                graph.pos, graph.batch, box, graph.num_systems, cutoff_upper=self.distance.cutoff_upper
-            ).pairs
+            options = {"cutoff_upper": self.distance.cutoff_upper, "search": graph.search}
+            pairs = edges_within(graph.pos, graph.batch, box, graph.num_systems, **options).pairs
             return pairs.atoms[0], pairs.atoms[1], pairs.dist
         if graph.box is not None and bool(graph.box.any()):
             raise ValueError(
                 "The Coulomb energy of all pairs cannot be used with a box. Set coulomb_cutoff, in Å; an existing "
                 "model can be loaded with load_model(path, coulomb_cutoff=10.0)."
             )
-        with torch.no_grad():
-            i, j, _ = all_pairs(graph.pos, graph.batch, None, graph.num_systems, math.inf)
+        search = graph.search or pairs_within
+        i, j, _ = search(graph.pos.detach(), graph.batch, None, graph.num_systems, math.inf)
         return i, j, length(graph.pos.index_select(0, i) - graph.pos.index_select(0, j))
 
     def radial(self, r: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph, build_graph
+from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.filters import MODES, RadialEngine
 from torchmdnet.typing import (
@@ -115,6 +116,7 @@ class Representation(nn.Module):
         *,
         num_systems: int | None = None,
         extra: dict[str, Tensor] | None = None,
+        search: Search | None = None,
     ) -> Graph:
         """Find the edges this architecture works on; see :func:`torchmdnet.graph.build_graph` for the arguments.
 
@@ -134,6 +136,7 @@ class Representation(nn.Module):
             loop=self.distance.loop,
             num_systems=num_systems,
             extra=extra,
+            search=search,
         )
 
     def check_elements(self, z: AtomicNumbers) -> None:

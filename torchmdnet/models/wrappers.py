@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
+from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
 
@@ -69,9 +70,10 @@ class BaseWrapper(nn.Module):
         *,
         num_systems: int | None = None,
         extra: dict[str, Tensor] | None = None,
+        search: Search | None = None,
     ) -> Graph:
         """See :meth:`torchmdnet.models.base.Representation.graph`."""
-        return self.model.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra)
+        return self.model.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, search=search)
 
     def encode(self, graph: Graph) -> Features:
         """Features of every atom of the graph."""

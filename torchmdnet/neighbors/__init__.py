@@ -1,6 +1,6 @@
 """Neighbours within a cutoff, for any lattice and any batch of systems."""
 
-from torchmdnet.neighbors.search import edges_of_pairs, pairs_within
+from torchmdnet.neighbors.search import Search, edges_of_pairs, pairs_within
 from torchmdnet.neighbors.vectors import along_edges, differences
 
-__all__ = ["along_edges", "differences", "edges_of_pairs", "pairs_within"]
+__all__ = ["Search", "along_edges", "differences", "edges_of_pairs", "pairs_within"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torchmdnet.neighbors.lattice import lattice_of
 from torchmdnet.neighbors.vectors import has_loops
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
-__all__ = ["edges_of_pairs", "pairs_within"]
+__all__ = ["Search", "edges_of_pairs", "pairs_within"]
 
 #: Atoms per system up to which a compiled loop over all pairs is quickest.
 LOOP_LIMIT = 200
@@ -22,9 +24,25 @@ LOOP_LIMIT = 200
 BRUTE_LIMIT = {"cpu": 2_000, "cuda": 2_000_000}
 
 
+class Search(Protocol):
+    """Finds what :func:`pairs_within` finds, in its own way."""
+
+    def __call__(
+        self,
+        pos: Positions,
+        batch: SystemIndex,
+        box: Boxes | None,
+        num_systems: int,
+        cutoff: float,
+        lower: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See :func:`pairs_within`."""
+        ...
+
+
 @torch.no_grad()
 def pairs_within(
-    pos: Positions, batch: SystemIndex, box: Boxes | None, num_systems: int, cutoff: float
+    pos: Positions, batch: SystemIndex, box: Boxes | None, num_systems: int, cutoff: float, lower: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Every pair of atoms closer than a cutoff, once, counting each periodic image.
 
@@ -37,12 +55,17 @@ def pairs_within(
         box: Lattice vectors as rows, (1, 3, 3) shared or (S, 3, 3); a zero row is an open direction. None is open.
         num_systems: Number of systems S.
         cutoff: Pairs with distance < cutoff are kept, in Å.
+        lower: Pairs with distance >= lower are kept, in Å.
 
     Returns:
         ``i`` and ``j``, (P,) int64, and the lattice vectors to add, ``shifts`` (P, 3) counts, so that the vector from
         ``j`` to ``i`` is ``pos[i] - pos[j] + shifts @ box``; None without a box. Each pair is listed in one of its two
         directions. An atom is never its own neighbour, but its periodic images are.
     """
+    if lower > 0:
+        i, j, shifts = pairs_within(pos, batch, box, num_systems, cutoff)
+        far = _distances(pos, batch, box, num_systems, i, j, shifts) >= lower
+        return i[far], j[far], None if shifts is None else shifts[far]
     if box is not None and not bool(box.any()):
         box = None
     if pos.shape[0] == 0:
@@ -53,8 +76,18 @@ def pairs_within(
         return torch.from_numpy(i), torch.from_numpy(j), None
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
     limit = BRUTE_LIMIT.get(pos.device.type, 2_000_000) * num_systems
-    few = count_candidates(batch, lattice, num_systems) <= limit
+    few = math.isinf(cutoff) or count_candidates(batch, lattice, num_systems) <= limit
     return (all_pairs if few else vesin_pairs)(pos, batch, lattice, num_systems, cutoff)
+
+
+def _distances(
+    pos: Tensor, batch: Tensor, box: Tensor | None, num_systems: int, i: Tensor, j: Tensor, shifts: Tensor | None
+) -> Tensor:
+    vec = pos[i] - pos[j]
+    if shifts is not None:
+        assert box is not None
+        vec = vec + torch.einsum("pk,pkl->pl", shifts, box.expand(num_systems, 3, 3)[batch[i]])
+    return vec.square().sum(dim=-1).sqrt()
 
 
 def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

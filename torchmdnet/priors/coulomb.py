@@ -171,7 +171,7 @@ class Coulomb(BasePrior):
         alpha, cutoff = self.alpha, self.cutoff_distance
         assert alpha is not None
         assert cutoff is not None
-        pairs = find_pairs(graph.pos, graph.batch, box, graph.num_systems, cutoff)
+        pairs = find_pairs(graph, box, cutoff)
         r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
         ending = math.erfc(alpha * cutoff) / cutoff
         slope = ending / cutoff + 2 * alpha / math.sqrt(math.pi) * math.exp(-((alpha * cutoff) ** 2)) / cutoff
@@ -196,7 +196,7 @@ class Coulomb(BasePrior):
                 f"{3 - int(num_vectors[partly[0]])} directions. Use lattice_sum='damped-shifted'."
             )
         is_crystal = num_vectors == 3
-        pairs = find_pairs(graph.pos, graph.batch, box, graph.num_systems, cutoff)
+        pairs = find_pairs(graph, box, cutoff)
         pairs = _of_systems(pairs, is_crystal[graph.batch])
         r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
         energy = sum_pairs(_products(charges, pairs) * self._screened(r, alpha), pairs, graph.batch, graph.num_systems)

@@ -104,7 +104,7 @@ class D2(BasePrior):
         Z = self.Z_map.index_select(0, graph.z)  # (N,)
         _check(Z)
         box = graph.box if self.periodic else None
-        pairs = find_pairs(graph.pos, graph.batch, box, graph.num_systems, float(self.cutoff_distance))
+        pairs = find_pairs(graph, box, float(self.cutoff_distance))
         i, j, _ = pairs
         r = pairs.distances(graph.pos, graph.batch, box) * (self.distance_scale * 1e9)  # (P,) nm
         C_6, R = self.C_6.index_select(0, Z), self.R_r.index_select(0, Z)  # (N,)

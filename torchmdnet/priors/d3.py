@@ -142,7 +142,7 @@ class D3(BasePrior):
         tables = _tables(pos.dtype, pos.device)
         _check(Z, tables)
         cutoff = self.cutoff_distance * to_bohr
-        pairs = find_pairs(pos.detach(), graph.batch, box, graph.num_systems, cutoff)
+        pairs = find_pairs(graph, graph.box, self.cutoff_distance)
         kinds = self._kinds(Z, tables)
         starts = range(0, max(pairs.i.shape[0], 1), PAIRS_AT_ONCE)
         run = _forgetful if pairs.i.shape[0] > PAIRS_TO_KEEP and torch.is_grad_enabled() else _plain

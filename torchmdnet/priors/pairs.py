@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchmdnet.graph import Graph
 from torchmdnet.neighbors import pairs_within
 from torchmdnet.ops.norms import length
 from torchmdnet.ops.scatter import widened
@@ -44,9 +45,10 @@ class ImagePairs(NamedTuple):
         return length(self.vectors(pos, batch, box))
 
 
-def find_pairs(pos: Positions, batch: SystemIndex, box: Boxes | None, num_systems: int, cutoff: float) -> ImagePairs:
-    """Every pair closer than ``cutoff``, all images; see :func:`torchmdnet.neighbors.pairs_within`."""
-    return ImagePairs(*pairs_within(pos, batch, box, num_systems, cutoff))
+def find_pairs(graph: Graph, box: Boxes | None, cutoff: float) -> ImagePairs:
+    """Every pair of a graph's atoms closer than ``cutoff`` in a box, all images, whatever the edges of the graph."""
+    search = graph.search or pairs_within
+    return ImagePairs(*search(graph.pos.detach(), graph.batch, box, graph.num_systems, cutoff))
 
 
 def sum_pairs(pair: Tensor, pairs: ImagePairs, batch: SystemIndex, num_systems: int) -> Tensor:

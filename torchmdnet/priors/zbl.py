@@ -75,7 +75,7 @@ class ZBL(BasePrior):
         """Repulsion energy of each system, (S, 1)."""
         box = self.distance.stored_box if graph.box is None else graph.box
         box = None if box is None else box.reshape(-1, 3, 3).to(graph.pos.dtype)
-        pairs = find_pairs(graph.pos, graph.batch, box, graph.num_systems, float(self.cutoff_distance))
+        pairs = find_pairs(graph, box, float(self.cutoff_distance))
         r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
         Z = self.atomic_number.index_select(0, graph.z)  # (N,)
         Z_i, Z_j = Z.index_select(0, pairs.i), Z.index_select(0, pairs.j)
