@@ -109,6 +109,20 @@ def test_arrays_are_lent_anew_although_an_energy_is_kept() -> None:
     assert len(fused._spare) == 1
 
 
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_gradients_take_the_place_of_what_is_not_read_any_more(num_layers: int) -> None:
+    """Memory is what the way there needs; the way back, and calls that follow, need no more."""
+    model = tiny_model("tensornet", num_layers=num_layers)
+    z, pos, batch, _, q = SYSTEMS["charged molecules"]
+    for _ in range(2):
+        model(z, pos, batch, q=q)
+        (spare,) = model.representation_model._fused_network._spare
+        assert len({tensor.ctypes.data for tensor in spare.tensors}) == len(spare.tensors) == 4 + 4 * num_layers
+    model(z[:4], pos[:4])
+    (spare,) = model.representation_model._fused_network._spare
+    assert {tensor.shape[0] for tensor in spare.tensors} == {4}
+
+
 def test_a_changed_weight_is_noticed(monkeypatch) -> None:
     model = tiny_model("tensornet")
     systems = SYSTEMS["cell"]

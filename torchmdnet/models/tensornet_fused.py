@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class FusedTensorNet:
             self.mixers = [_Mixer(torch.stack(weights)) for weights in mixing]
         modules = (model.distance_expansion, embedding, *model.layers)
         self.parameters = [weight for module in modules for weight in module.parameters()]
-        self._spare: list[dict[Any, np.ndarray]] = []
+        self._spare: list[_Arrays] = []
 
     def __call__(self, graph: Graph, charge: Tensor, plain: Callable[[Graph], Tensor]) -> Tensor:
         """Tensors X of all atoms, (N, 9, F).
@@ -83,15 +83,15 @@ class FusedTensorNet:
         """Tensors (N, 9, F), and what the way back needs to know."""
         loops, nodes, network = kernels.edge_loops(), kernels.node_loops(), kernels.network_loops()
         assert graph.pairs is not None
-        notes = _Notes(self._spare)
-        pairs, at = graph.pairs, notes
         N, channels, dtype = graph.num_atoms, self.factors.shape[2], vec.dtype
         E, P = vec.shape[0], dist.shape[0]
+        notes = _Notes(self._spare, (N, 9, channels), dtype)
+        pairs, at = graph.pairs, notes
         at.work = E * channels * 27
         at.sender, at.row, at.row_start = graph.edge_index[1].numpy(), pairs.of_edge.numpy(), pairs.row_start.numpy()
         at.dist, at.charge = _array(dist), _array(charge)
         at.both = charge if self.is_symmetric else torch.ones_like(charge)
-        get = notes.get
+        get, take = notes.get, notes.take
         at.u, at.Y = get("u", (E, 3), dtype), get("Y", (E, 9), dtype)
         at.coef, at.slope = get("coef", (P, 6), dtype), get("slope", (P, 6), dtype)
         at.cell = get("cell", (P,), torch.int64)
@@ -100,8 +100,7 @@ class FusedTensorNet:
         indices = (at.sender, at.row, at.row_start, self.starts)
 
         at.Z = _array(self.factors.index_select(0, graph.z))
-        at.X0, shape = get("X0", (N, 9, channels), dtype), (N, 9, channels)
-        flat = (N, 9 * channels)
+        at.X0, flat = take(), (N, 9 * channels)
         arrays = (at.coef, at.cell, self.tables[0], at.Y, at.Z)
         loops.embed_sum(at.work, *arrays, *indices, at.X0.reshape(flat))
 
@@ -116,17 +115,17 @@ class FusedTensorNet:
             at.before.append(before)
             hidden = F.silu(before)
         at.gate = _array(hidden)
-        at.mixed = get("mixed", shape, dtype)
+        at.mixed = take()
         self.mixers[0].forward(at.X0, at.mixed)
         last = len(self.tables) - 2
-        out = torch.empty(shape, dtype=dtype)
-        X = get("X", shape, dtype) if last >= 0 else out.numpy()
+        out = torch.empty(N, 9, channels, dtype=dtype)
+        X = take() if last >= 0 else out.numpy()
         network.scale(size, at.mixed, at.gate, X)
 
-        normed, P_ = get("normed", shape, dtype), get("P", shape, dtype)
+        normed, P_ = take(), take()
         at.layers = []
         for k, table in enumerate(self.tables[1:]):
-            Y, M, D = get(f"Y{k}", shape, dtype), get(f"M{k}", shape, dtype), get(f"D{k}", shape, dtype)
+            Y, M, D = take(), take(), take()
             nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
             arrays = (at.coef, at.cell, table, Y.reshape(flat))
@@ -134,37 +133,42 @@ class FusedTensorNet:
             nodes.interact(16 * size, Y, M, at.both.numpy(), self.is_symmetric, P_)
             self.mixers[2 * k + 2].forward(P_, D)
             at.layers.append((X, Y, M, D))
-            X = out.numpy() if k == last else get(f"X{k + 1}", shape, dtype)
+            X = out.numpy() if k == last else take()
             nodes.refine(16 * size, normed, D, at.charge, X)
+        notes.give(normed, P_)
         return out, notes
 
     def backward(self, notes: _Notes, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients in the vectors of the edges (E, 3) and the distances of the pairs (P,)."""
         loops, nodes, network = kernels.edge_loops(), kernels.node_loops(), kernels.network_loops()
-        at, get, dtype = notes, notes.get, grad.dtype
-        N, _, channels = shape = tuple(grad.shape)
+        at, get, take, dtype = notes, notes.get, notes.take, grad.dtype
+        N, _, channels = grad.shape
         size, flat, E = grad.numel(), (N, 9 * channels), at.u.shape[0]
         indices = (at.sender, at.row, at.row_start, self.starts)
         g = _array(grad)
         per_edge = get("per_edge", (len(self.tables), E, 6), dtype)
-        of_D, of_P, of_Y, of_M, more = (get(f"of_{name}", shape, dtype) for name in ("D", "P", "Y", "M", "more"))
-        spare = [get("of_X", shape, dtype), get("of_next", shape, dtype)]
-        for k in reversed(range(len(at.layers))):
+        for k in reversed(range(len(at.layers))):  # a gradient takes the place of what nobody reads any more
             X, Y, M, D = at.layers[k]
+            of_D = take()
             nodes.refine_backward(16 * size, D, at.charge, g, of_D)
+            of_P = D
             self.mixers[2 * k + 2].backward(of_D, of_P)
+            of_Y, of_M = of_D, take()
             nodes.interact_backward(48 * size, Y, M, at.both.numpy(), self.is_symmetric, of_P, of_Y, of_M)
+            more, of_normed = M, of_P
             arrays = (at.coef, at.cell, self.tables[k + 1], of_M.reshape(flat), Y.reshape(flat))
             where = (at.sender, at.row, at.row, at.row_start, self.starts)
             loops.message_both(2 * at.work, *arrays, *where, more.reshape(flat), per_edge[k + 1])
             np.add(of_Y, more, out=of_Y)
-            self.mixers[2 * k + 1].backward(of_Y, more)
-            np.add(more, g, out=more)
-            g = spare[k % 2]
-            nodes.normalize_backward(8 * size, X, more, g)
+            self.mixers[2 * k + 1].backward(of_Y, of_normed)
+            np.add(of_normed, g, out=of_normed)
+            g = more
+            nodes.normalize_backward(8 * size, X, of_normed, g)
+            notes.give(of_Y, of_M, of_normed, X, Y)
 
         of_gate = get("of_gate", (N, 3 * channels), dtype)
-        network.scale_backward(size, at.mixed, at.gate, g, of_P, of_gate)
+        of_mixed, of_X0 = take(), take()
+        network.scale_backward(size, at.mixed, at.gate, g, of_mixed, of_gate)
         hidden = torch.from_numpy(of_gate)
         for (weight, _), before in zip(reversed(self.gates), reversed(at.before), strict=True):
             hidden = torch.ops.aten.silu_backward(hidden, before) @ weight
@@ -172,10 +176,10 @@ class FusedTensorNet:
         norms = torch.ops.aten.native_layer_norm_backward(
             hidden, at.norms, (channels,), *at.moments, weight, bias, [True, False, False]
         )[0]
-        self.mixers[0].backward(of_P, more)
-        network.add_norms_backward(size, at.X0, norms.numpy(), more)
+        self.mixers[0].backward(of_mixed, of_X0)
+        network.add_norms_backward(size, at.X0, norms.numpy(), of_X0)
         of_Y_ = get("of_directions", (E, 9), dtype)
-        arrays = (at.coef, at.cell, self.tables[0], more.reshape(flat), at.Y, at.Z)
+        arrays = (at.coef, at.cell, self.tables[0], of_X0.reshape(flat), at.Y, at.Z)
         loops.embed_both(2 * at.work, *arrays, *indices, of_Y_, per_edge[0])
         of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(at.dist.shape)
         edges = (at.u, at.dist, at.row, self.handedness, at.slope, of_Y_, per_edge)
@@ -207,8 +211,24 @@ class _Mixer:
             torch.bmm(values[first:last], matrix, out=target[first:last])
 
 
+class _Arrays(NamedTuple):
+    """Memory that evaluations lend one another."""
+
+    named: dict[str, np.ndarray]
+    tensors: list[np.ndarray]  # each (N, 9, F)
+
+
 class _Notes:
-    """Arrays of one evaluation; they go back to where they came from when nobody needs them."""
+    """Arrays of one evaluation; they go back to where they came from when nobody needs them.
+
+    Tensors of all atoms are what memory goes to, so they have no names: one that is not read any more is given back,
+    and taken for something else. An evaluation with L layers needs 4 + 4 L of them.
+
+    Args:
+        spare: Where memory comes from and goes to.
+        shape: Of a tensor of all atoms, (N, 9, F).
+        dtype: Of the tensors.
+    """
 
     work: int
     sender: Any
@@ -231,23 +251,37 @@ class _Notes:
     mixed: Any
     layers: list[tuple[Any, Any, Any, Any]]
 
-    def __init__(self, spare: list[dict[Any, np.ndarray]]) -> None:
-        self._home = spare
-        self._arrays = spare.pop() if spare else {}
+    def __init__(self, spare: list[_Arrays], shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self._home, self._shape, self._dtype = spare, shape, dtype
+        self._named, self._tensors = spare.pop() if spare else _Arrays({}, [])
+        if self._tensors and self._tensors[0].shape != shape:
+            self._tensors = []
+        self._free = self._tensors[:]
+
+    def take(self) -> np.ndarray:
+        """A tensor of all atoms, with anything in it."""
+        if not self._free:
+            self._tensors.append(torch.empty(self._shape, dtype=self._dtype).numpy())
+            return self._tensors[-1]
+        return self._free.pop()
+
+    def give(self, *tensors: np.ndarray) -> None:
+        """Let others have tensors of all atoms that nobody reads any more."""
+        self._free += tensors
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
         """An array of the given shape, with anything in it."""
-        array = self._arrays.get(name)
+        array = self._named.get(name)
         if array is None or array.shape != shape:
             size = math.prod(shape)
             if array is None or array.size != size:
                 array = torch.empty(size, dtype=dtype).numpy()
-            array = self._arrays[name] = array.reshape(shape)
+            array = self._named[name] = array.reshape(shape)
         return array
 
     def __del__(self) -> None:
         if len(self._home) < 2:
-            self._home.append(self._arrays)
+            self._home.append(_Arrays(self._named, self._tensors))
 
 
 class _Encode(Function):
