@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import Search, along_edges, differences, edges_of_pairs, pairs_within
+from torchmdnet.neighbors import Listed, Search, edge_geometry, edges_of_pairs, length, pairs_within
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -145,32 +145,10 @@ def edges_within(
         search: Finds the pairs; None is :func:`torchmdnet.neighbors.pairs_within`.
     """
     i, j, shifts = (search or pairs_within)(pos, batch, box, num_systems, cutoff_upper, cutoff_lower)
-    vec = differences(pos, i, j)
-    if shifts is not None:
-        assert box is not None
-        vec = vec + (shifts @ box[0] if box.shape[0] == 1 else torch.einsum("pk,pkl->pl", shifts, box[batch[i]]))
-    return _both_directions(i, j, vec, _length(vec), pos.shape[0], loop)
-
-
-def _both_directions(i: Tensor, j: Tensor, vec: EdgeVectors, dist: EdgeScalars, num_atoms: int, loop: bool) -> Edges:
-    """Turn pairs into edges of both directions, and self loops, sorted by receiver."""
-    index, of_edge, reverse, row_start, sign = edges_of_pairs(i, j, num_atoms, loop)
-    if loop:
-        vec = torch.cat([vec, vec.new_zeros(1, 3)])
-        dist = torch.cat([dist, dist.new_zeros(1)])
-    return Edges(
-        index,
-        along_edges(vec, of_edge, sign),
-        dist.index_select(0, of_edge),
-        Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start),
-    )
-
-
-def _length(vec: EdgeVectors) -> EdgeScalars:
-    """Euclidean length with zero, not undefined, derivative where the vector vanishes."""
-    square = vec.square().sum(dim=-1)
-    is_zero = square == 0
-    return torch.where(is_zero, square, torch.where(is_zero, 1.0, square).sqrt())
+    index, of_edge, reverse, row_start, sign = edges_of_pairs(i, j, pos.shape[0], loop)
+    vec, dist = edge_geometry(pos, box, Listed(index, of_edge, sign, i, j, shifts, batch), loop)
+    pairs = Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start)
+    return Edges(index, vec, dist.index_select(0, of_edge), pairs)
 
 
 def build_graph(
@@ -309,7 +287,7 @@ def graph_of_edges(
             raise ValueError(f"edge_index names atom {found}, but z holds {num_atoms} atoms, 0 to {num_atoms - 1}.")
         if not torch.equal(graph.batch[edge_index[0]], graph.batch[edge_index[1]]):
             raise ValueError("edge_index holds an edge between atoms of two systems. Leave such edges out.")
-    dist = _length(edge_vec)  # (E,)
+    dist = length(edge_vec)  # (E,)
     is_within = (dist < cutoff_upper) & (dist >= cutoff_lower) & ((edge_index[0] != edge_index[1]) | (dist > 0))
     kept = is_within.nonzero()[:, 0]
     atoms = torch.arange(num_atoms if loop else 0, device=device)

@@ -1,39 +1,69 @@
-"""Vectors of pairs and edges, and their derivatives, in loops and in tensors."""
+"""Vectors and distances of edges, and their derivatives, in loops and in tensors."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from torchmdnet.neighbors import along_edges, differences
-from torchmdnet.testing import derivatives
+from torchmdnet.graph import Edges, edges_within
+from torchmdnet.testing import derivatives, mixed_boxes, small_molecules
 
-I, J = torch.tensor([0, 0, 2, 1]), torch.tensor([1, 2, 1, 1])
-PAIR, SIGN = torch.tensor([4, 0, 1, 1, 2, 3]), torch.tensor([0, 1, -1, 1, 1, -1], dtype=torch.int8)
+CELLS = mixed_boxes()
 
 
-@pytest.mark.parametrize("order", [0, 3])
-def test_loops_and_tensors_agree(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pos = torch.randn(3, 3, dtype=torch.float64).requires_grad_()
-    vec = torch.randn(5, 3, dtype=torch.float64).requires_grad_()
-    cases = [(lambda x: differences(x, I, J), [pos]), (lambda x: along_edges(x, PAIR, SIGN), [vec])]
-    found = [derivatives(function, arguments, order) for function, arguments in cases]
+def edges(pos: Tensor, box: Tensor | None, *, loop: bool = True) -> Edges:
+    systems = small_molecules() if box is None else CELLS
+    return edges_within(pos, systems.batch, box, systems.num_systems, cutoff_upper=3.0, loop=loop)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["open", "shared box", "boxes"])
+@pytest.mark.parametrize("loop", [True, False])
+def test_loops_and_tensors_agree(kind: str, loop: bool, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    systems = small_molecules() if kind == "open" else CELLS
+    inputs = [systems.pos.clone().requires_grad_()]
+    if kind != "open":
+        assert CELLS.box is not None
+        box = CELLS.box if kind == "boxes" else 3.5 * torch.eye(3, dtype=torch.float64)[None]
+        inputs.append(box.clone().requires_grad_())
+
+    def measured(pos: Tensor, box: Tensor | None = None) -> Tensor:
+        found = edges(pos, box, loop=loop)
+        rows = torch.cat([found.vec, found.dist[:, None]], dim=1)
+        i, j = found.edge_index
+        key = (i + 100 * j)[:, None] + rows.detach()[:, :1] + 0.1 * rows.detach()[:, 1:2]
+        weights = torch.cos(key * torch.arange(1, 5))  # whatever the order of the edges
+        summed = (weights * rows * rows).sum() + (found.pairs.dist**3).sum()
+        return summed[None]
+
+    found = derivatives(measured, inputs, order)
     monkeypatch.setenv("TORCHMDNET_PLAIN_OPS", "1")
-    expected = [derivatives(function, arguments, order) for function, arguments in cases]
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(found, derivatives(measured, inputs, order), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_they_are_what_their_formulas_say() -> None:
-    pos = torch.randn(3, 3)
-    torch.testing.assert_close(differences(pos, I, J), pos[I] - pos[J])
-    vec = torch.randn(5, 3)
-    torch.testing.assert_close(along_edges(vec, PAIR, SIGN), SIGN[:, None] * vec[PAIR])
+def test_an_edge_points_from_its_sender_to_its_receiver() -> None:
+    systems = small_molecules()
+    found = edges(systems.pos, None)
+    i, j = found.edge_index
+    torch.testing.assert_close(found.vec, systems.pos[i] - systems.pos[j])
+    torch.testing.assert_close(found.dist, (systems.pos[i] - systems.pos[j]).norm(dim=1))
+    torch.testing.assert_close(found.pairs.dist[found.pairs.of_edge], found.dist)
+    assert found.pairs.dist[-1] == 0
+
+
+def test_atoms_at_one_place_have_no_slope() -> None:
+    pos = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    found = edges_within(pos, torch.zeros(2, dtype=torch.long), None, 1, cutoff_upper=2.0)
+    assert found.dist.tolist() == [0.0, 0.0]
+    (slope,) = torch.autograd.grad(found.pairs.dist.sum(), pos)
+    assert not slope.any()
 
 
 def test_nothing_makes_nothing() -> None:
-    none = torch.zeros(0, dtype=torch.long)
-    pos = torch.randn(3, 3, requires_grad=True)
-    assert differences(pos, none, none).shape == (0, 3)
-    (gradient,) = torch.autograd.grad(differences(pos, none, none).sum(), pos)
+    pos = torch.randn(3, 3, requires_grad=True) * 100
+    found = edges_within(pos, torch.zeros(3, dtype=torch.long), None, 1, cutoff_upper=1e-3)
+    assert found.vec.shape == (0, 3)
+    (gradient,) = torch.autograd.grad(found.vec.sum() + found.pairs.dist.sum(), pos)
     assert not gradient.any()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Lattice", "lattice_of"]
+__all__ = ["Lattice", "completed", "lattice_of"]
 
 
 class Lattice(NamedTuple):
@@ -32,7 +32,7 @@ def lattice_of(box: Tensor, num_systems: int, cutoff: float) -> Lattice:
     cell = box.detach().to(torch.float64)
     is_open = (cell == 0).all(dim=-1)
     if bool(is_open.any()):
-        cell = _completed(cell.clone(), is_open)
+        cell = completed(cell, is_open)
     volume = torch.linalg.det(cell).abs()
     is_flat = ~(volume > 1e-9 * cell.norm(dim=-1).prod(dim=-1))
     if bool(is_flat.any()):
@@ -47,21 +47,16 @@ def lattice_of(box: Tensor, num_systems: int, cutoff: float) -> Lattice:
     return Lattice(cell.expand(num_systems, 3, 3), is_open.expand(num_systems, 3), reach.expand(num_systems, 3))
 
 
-def _completed(cell: Tensor, is_open: Tensor) -> Tensor:
-    """Fill open rows, in place, with unit vectors orthogonal to the periodic ones."""
-    cell[is_open.all(dim=-1)] = torch.eye(3, dtype=cell.dtype, device=cell.device)
-    for which in (is_open.any(dim=-1) & ~is_open.all(dim=-1)).nonzero()[:, 0].tolist():
-        vectors = cell[which]
-        known = [k for k in range(3) if not bool(is_open[which, k])]
-        for k in range(3):
-            if k in known:
-                continue
-            if len(known) == 2:
-                normal = torch.linalg.cross(vectors[known[0]], vectors[known[1]])
-            else:
-                axis = torch.zeros_like(vectors[k])
-                axis[int(vectors[known[0]].abs().argmin())] = 1.0
-                normal = torch.linalg.cross(vectors[known[0]], axis)
-            vectors[k] = normal / normal.norm()
-            known.append(k)
-    return cell
+def completed(cell: Tensor, is_open: Tensor) -> Tensor:
+    """Replace open rows of lattices (S, 3, 3) by unit vectors orthogonal to the others, whatever the device."""
+    axes = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    rows, known = list(cell.unbind(dim=1)), list((~is_open).unbind(dim=1))
+    for k in range(3):
+        (u, has_u), (v, has_v) = ((rows[n % 3], known[n % 3][:, None]) for n in (k + 1, k + 2))
+        one = torch.where(has_u, u, v)  # the known one, where there is one
+        across = torch.where(has_u & has_v, v, axes.index_select(0, one.abs().argmin(dim=1)))
+        normal = torch.linalg.cross(one, across)
+        normal = torch.where(has_u | has_v, normal, axes[k])
+        rows[k] = torch.where(known[k][:, None], rows[k], normal / normal.norm(dim=1, keepdim=True))
+        known[k] = torch.ones_like(known[k])
+    return torch.stack(rows, dim=1)

@@ -1,4 +1,4 @@
-"""Loops over pairs for the CPU, compiled by Numba: a small search, and sorting pairs into edges."""
+"""Loops over pairs for the CPU, compiled by Numba: searching, sorting them into edges, and measuring those."""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportArgumentType=false
 
@@ -9,7 +9,15 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["add_along", "add_differences", "along", "close_pairs", "differences", "edges_of_pairs"]
+__all__ = [
+    "close_of_list",
+    "close_pairs",
+    "edge_geometry",
+    "edge_geometry_backward",
+    "edges_of_pairs",
+    "farthest",
+    "sorted_pairs",
+]
 
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -96,33 +104,148 @@ def edges_of_pairs(i, j, num_atoms, loop):
 
 
 @numba.njit(**_OPTIONS)
-def differences(pos, i, j, out):
-    """out_p = pos_i - pos_j."""
-    for p in range(i.shape[0]):
-        for k in range(3):
-            out[p, k] = pos[i[p], k] - pos[j[p], k]
-
-
-@numba.njit(**_OPTIONS)
-def add_differences(vec, i, j, out):
-    """out_i += vec_p and out_j -= vec_p."""
-    for p in range(i.shape[0]):
-        for k in range(3):
-            out[i[p], k] += vec[p, k]
-            out[j[p], k] -= vec[p, k]
-
-
-@numba.njit(**_OPTIONS)
-def along(vec, pair, sign, out):
-    """out_e = sign_e vec of the edge's pair."""
+def edge_geometry(pos, boxes, index, pair, sign, shifts, batch, vec, dist):
+    """Vectors of edges, pos_i - pos_j and lattice vectors, and the distance of each pair."""
     for e in range(pair.shape[0]):
+        a, b, p = index[0, e], index[1, e], pair[e]
+        s = 0
+        if boxes.shape[0] > 1:
+            s = batch[a]
+        square = pos.dtype.type(0)
         for k in range(3):
-            out[e, k] = sign[e] * vec[pair[e], k]
+            vec[e, k] = 0
+            if sign[e] != 0:
+                d = pos[a, k] - pos[b, k]
+                if boxes.shape[0] > 0:
+                    along = (
+                        shifts[p, 0] * boxes[s, 0, k] + shifts[p, 1] * boxes[s, 1, k] + shifts[p, 2] * boxes[s, 2, k]
+                    )
+                    d += sign[e] * along
+                vec[e, k] = d
+                square += d * d
+        if sign[e] > 0:
+            dist[p] = np.sqrt(square)
 
 
 @numba.njit(**_OPTIONS)
-def add_along(edge, pair, sign, out):
-    """out_p += sign_e edge_e for the edges of each pair."""
+def edge_geometry_backward(pos, boxes, index, pair, sign, shifts, batch, of_vec, of_dist, of_pos, of_boxes):
+    """Add the gradient in positions and boxes."""
+    d = np.zeros(3, pos.dtype)
     for e in range(pair.shape[0]):
+        if sign[e] == 0:
+            continue
+        a, b, p = index[0, e], index[1, e], pair[e]
+        s = 0
+        if boxes.shape[0] > 1:
+            s = batch[a]
+        slope = pos.dtype.type(0)
+        if sign[e] > 0:  # a distance belongs to both directions, and is counted once
+            square = pos.dtype.type(0)
+            for k in range(3):
+                d[k] = pos[a, k] - pos[b, k]
+                if boxes.shape[0] > 0:
+                    d[k] += (
+                        shifts[p, 0] * boxes[s, 0, k] + shifts[p, 1] * boxes[s, 1, k] + shifts[p, 2] * boxes[s, 2, k]
+                    )
+                square += d[k] * d[k]
+            if square > 0:
+                slope = of_dist[p] / np.sqrt(square)
         for k in range(3):
-            out[pair[e], k] += sign[e] * edge[e, k]
+            g = of_vec[e, k] + slope * d[k]
+            of_pos[a, k] += g
+            of_pos[b, k] -= g
+            if boxes.shape[0] > 0:
+                for m in range(3):
+                    of_boxes[s, m, k] += sign[e] * shifts[p, m] * g
+
+
+@numba.njit(**_OPTIONS)
+def farthest(pos, before):
+    """Largest square of the distance an atom has moved."""
+    largest = 0.0
+    for a in range(pos.shape[0]):
+        x, y, z = pos[a, 0] - before[a, 0], pos[a, 1] - before[a, 1], pos[a, 2] - before[a, 2]
+        square = float(x * x + y * y + z * z)
+        if not square <= largest:  # what is not a number has moved, too
+            largest = square
+    return largest
+
+
+@numba.njit(**_OPTIONS)
+def sorted_pairs(i, j, counts, num_atoms):
+    """The same pairs with i <= j, sorted by i, then j, then the lattice vectors between them, (P, 3) or (0, 3)."""
+    num_pairs = i.shape[0]
+    first, second = np.empty(num_pairs, np.int64), np.empty(num_pairs, np.int64)
+    place, order = np.zeros(num_atoms + 1, np.int64), np.empty(num_pairs, np.int64)
+    for p in range(num_pairs):  # by the larger atom
+        place[max(i[p], j[p]) + 1] += 1
+    for a in range(num_atoms):
+        place[a + 1] += place[a]
+    for p in range(num_pairs):
+        b = max(i[p], j[p])
+        order[place[b]] = p
+        place[b] += 1
+    for a in range(num_atoms + 1):
+        place[a] = 0
+    for p in range(num_pairs):  # by the smaller one, keeping that order
+        place[min(i[p], j[p]) + 1] += 1
+    for a in range(num_atoms):
+        place[a + 1] += place[a]
+    rows = np.empty(num_pairs, np.int64)
+    for n in range(num_pairs):
+        p = order[n]
+        a = min(i[p], j[p])
+        rows[place[a]] = p
+        place[a] += 1
+    steps = np.empty((counts.shape[0], 3), counts.dtype)
+    for n in range(num_pairs):
+        p = rows[n]
+        sign = 1
+        if i[p] > j[p]:
+            sign = -1
+        first[n], second[n] = min(i[p], j[p]), max(i[p], j[p])
+        if counts.shape[0] > 0:
+            x, y, z = counts[p, 0], counts[p, 1], counts[p, 2]
+            if i[p] == j[p] and (x < 0 or (x == 0 and (y < 0 or (y == 0 and z < 0)))):
+                sign = -1
+            x, y, z = sign * x, sign * y, sign * z
+            m = n
+            while m > 0 and first[m - 1] == first[n] and second[m - 1] == second[n]:
+                u, v, w = steps[m - 1, 0], steps[m - 1, 1], steps[m - 1, 2]
+                if u < x or (u == x and (v < y or (v == y and w < z))):
+                    break
+                steps[m, 0], steps[m, 1], steps[m, 2] = u, v, w
+                m -= 1
+            steps[m, 0], steps[m, 1], steps[m, 2] = x, y, z
+    return first, second, steps
+
+
+@numba.njit(**_OPTIONS)
+def close_of_list(pos, batch, boxes, i, j, counts, upper, lower):
+    """The pairs of a list that are within ``lower`` and ``upper`` of one another now, and their lattice vectors."""
+    num_pairs = i.shape[0]
+    first, second = np.empty(num_pairs, np.int64), np.empty(num_pairs, np.int64)
+    shifts = np.empty((counts.shape[0], 3), pos.dtype)
+    has_images = counts.shape[0] > 0
+    n = 0
+    for p in range(num_pairs):
+        a, b = i[p], j[p]
+        x = np.float64(pos[a, 0]) - np.float64(pos[b, 0])
+        y = np.float64(pos[a, 1]) - np.float64(pos[b, 1])
+        z = np.float64(pos[a, 2]) - np.float64(pos[b, 2])
+        if has_images:
+            u, v, w = counts[p, 0], counts[p, 1], counts[p, 2]
+            if u != 0 or v != 0 or w != 0:
+                s = 0
+                if boxes.shape[0] > 1:
+                    s = batch[a]
+                x += u * boxes[s, 0, 0] + v * boxes[s, 1, 0] + w * boxes[s, 2, 0]
+                y += u * boxes[s, 0, 1] + v * boxes[s, 1, 1] + w * boxes[s, 2, 1]
+                z += u * boxes[s, 0, 2] + v * boxes[s, 1, 2] + w * boxes[s, 2, 2]
+        square = x * x + y * y + z * z
+        if square < upper * upper and square >= lower * lower:
+            first[n], second[n] = a, b
+            if has_images:
+                shifts[n, 0], shifts[n, 1], shifts[n, 2] = counts[p, 0], counts[p, 1], counts[p, 2]
+            n += 1
+    return first[:n], second[:n], shifts[:n]

@@ -71,7 +71,7 @@ def pairs_within(
     if pos.shape[0] == 0:
         empty = batch.new_zeros(0)
         return empty, empty, None if box is None else pos.new_zeros(0, 3)
-    if box is None and has_loops(pos) and pos.shape[0] <= LOOP_LIMIT * num_systems:
+    if is_few(pos, box, num_systems):
         i, j = _loops().close_pairs(_array(pos), _array(batch), float(cutoff) ** 2)
         return torch.from_numpy(i), torch.from_numpy(j), None
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
@@ -88,6 +88,11 @@ def _distances(
         assert box is not None
         vec = vec + torch.einsum("pk,pkl->pl", shifts, box.expand(num_systems, 3, 3)[batch[i]])
     return vec.square().sum(dim=-1).sqrt()
+
+
+def is_few(pos: Tensor, box: Tensor | None, num_systems: int) -> bool:
+    """Whether a compiled loop looks at every pair of atoms, which are then found in their order."""
+    return box is None and has_loops(pos) and pos.shape[0] <= LOOP_LIMIT * num_systems
 
 
 def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -1,18 +1,15 @@
-"""Vectors of pairs and of edges, linear in what they are made from and quick to differentiate on the CPU.
-
-Each map and its adjoint are one another's gradient, so derivatives of every order take the same few loops.
-"""
+"""Vectors and distances of edges: one compiled loop on the CPU and one for its gradient, plain PyTorch elsewhere."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["along_edges", "differences", "has_loops"]
+__all__ = ["Listed", "edge_geometry", "has_loops", "length"]
 
 
 def has_loops(x: Tensor) -> bool:
@@ -26,18 +23,50 @@ def _can_record(x: Tensor) -> bool:
     return has_loops(x) and x.dtype in (torch.float32, torch.float64) and transforms is None
 
 
-def differences(pos: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """``pos[i] - pos[j]``: (N, 3), (P,) × 2 -> (P, 3)."""
+class Listed(NamedTuple):
+    """Which atoms and lattice vectors the P pairs and E edges of a graph join."""
+
+    edge_index: Tensor  # (2, E)
+    of_edge: Tensor  # (E,) pair of each edge; P for self loops
+    sign: Tensor  # (E,) of the pair's vector along the edge; 0 for self loops
+    i: Tensor  # (P,)
+    j: Tensor  # (P,)
+    shifts: Tensor | None  # (P, 3) lattice vectors from j to i; None without a box
+    batch: Tensor  # (N,)
+
+
+def edge_geometry(pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) -> tuple[Tensor, Tensor]:
+    """Vectors of edges and distances of pairs, differentiable in positions (N, 3) and boxes (1 or S, 3, 3).
+
+    Returns:
+        Vectors (E, 3), and distances (P,), or with self loops (P + 1,) that end in a zero.
+    """
     if _can_record(pos):
-        return _Differences.apply(pos, i, j)  # type: ignore[return-value]
-    return pos.index_select(0, i) - pos.index_select(0, j)
+        return _EdgeGeometry.apply(pos, None if listed.shifts is None else box, listed, loop)  # type: ignore[return-value]
+    return _edge_geometry(pos, box, listed, loop)
 
 
-def along_edges(vec: Tensor, pair: Tensor, sign: Tensor) -> Tensor:
-    """The vectors of pairs along each of their edges, ``sign * vec[pair]``: (P, 3), (E,) × 2 -> (E, 3)."""
-    if _can_record(vec):
-        return _Along.apply(vec, pair, sign)  # type: ignore[return-value]
-    return vec.index_select(0, pair) * sign[:, None].to(vec.dtype)
+def _edge_geometry(pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) -> tuple[Tensor, Tensor]:
+    """The definition of :func:`edge_geometry`."""
+    vec = pos.index_select(0, listed.i) - pos.index_select(0, listed.j)
+    if listed.shifts is not None:
+        assert box is not None
+        if box.shape[0] == 1:
+            vec = vec + listed.shifts @ box[0]
+        else:
+            boxes = box.index_select(0, listed.batch.index_select(0, listed.i))
+            vec = vec + torch.einsum("pk,pkl->pl", listed.shifts, boxes)
+    dist = length(vec)
+    if loop:
+        vec, dist = torch.cat([vec, vec.new_zeros(1, 3)]), torch.cat([dist, dist.new_zeros(1)])
+    return vec.index_select(0, listed.of_edge) * listed.sign[:, None].to(vec.dtype), dist
+
+
+def length(vec: Tensor) -> Tensor:
+    """Euclidean length with zero, not undefined, derivative where the vector vanishes: (..., 3) -> (...)."""
+    square = vec.square().sum(dim=-1)
+    is_zero = square == 0
+    return torch.where(is_zero, square, torch.where(is_zero, 1.0, square).sqrt())
 
 
 def _array(x: Tensor) -> Any:
@@ -50,59 +79,36 @@ def _loops() -> Any:
     return loops
 
 
-class _Differences(Function):
+class _EdgeGeometry(Function):
     @staticmethod
-    def forward(ctx: Any, pos: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        ctx.save_for_backward(i, j)
-        ctx.num_atoms = pos.shape[0]
-        out = pos.new_empty(i.shape[0], 3)
-        _loops().differences(_array(pos), i.numpy(), j.numpy(), out.numpy())
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        i, j = ctx.saved_tensors
-        return _SumOfDifferences.apply(grads[0], i, j, ctx.num_atoms), None, None
-
-
-class _SumOfDifferences(Function):
-    @staticmethod
-    def forward(ctx: Any, vec: Tensor, i: Tensor, j: Tensor, num_atoms: int) -> Tensor:
-        ctx.save_for_backward(i, j)
-        out = vec.new_zeros(num_atoms, 3)
-        _loops().add_differences(_array(vec), i.numpy(), j.numpy(), out.numpy())
-        return out
+    def forward(ctx: Any, pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(pos, box)
+        ctx.listed, ctx.loop = listed, loop
+        vec = pos.new_empty(listed.of_edge.shape[0], 3)
+        dist = pos.new_zeros(listed.i.shape[0] + loop)
+        _loops().edge_geometry(_array(pos), *_arrays(pos, box, listed), vec.numpy(), dist.numpy())
+        return vec, dist
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        i, j = ctx.saved_tensors
-        return _Differences.apply(grads[0], i, j), None, None, None
+        pos, box = ctx.saved_tensors
+        listed, (of_vec, of_dist) = ctx.listed, grads
+        if torch.is_grad_enabled():
+            wanted = [x for x in (pos, box) if x is not None and x.requires_grad]
+            found = iter(
+                torch.autograd.grad(_edge_geometry(pos, box, listed, ctx.loop), wanted, grads, create_graph=True)
+            )
+            return *(next(found) if x is not None and x.requires_grad else None for x in (pos, box)), None, None
+        of_pos, of_box = torch.zeros_like(pos), None if box is None else torch.zeros_like(box)
+        boxes = pos.new_empty(0, 3, 3) if of_box is None else of_box
+        _loops().edge_geometry_backward(
+            _array(pos), *_arrays(pos, box, listed), _array(of_vec), _array(of_dist), of_pos.numpy(), boxes.numpy()
+        )
+        return of_pos, of_box, None, None
 
 
-class _Along(Function):
-    @staticmethod
-    def forward(ctx: Any, vec: Tensor, pair: Tensor, sign: Tensor) -> Tensor:
-        ctx.save_for_backward(pair, sign)
-        ctx.num_pairs = vec.shape[0]
-        out = vec.new_empty(pair.shape[0], 3)
-        _loops().along(_array(vec), pair.numpy(), sign.numpy(), out.numpy())
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        pair, sign = ctx.saved_tensors
-        return _SumAlong.apply(grads[0], pair, sign, ctx.num_pairs), None, None
-
-
-class _SumAlong(Function):
-    @staticmethod
-    def forward(ctx: Any, edge: Tensor, pair: Tensor, sign: Tensor, num_pairs: int) -> Tensor:
-        ctx.save_for_backward(pair, sign)
-        out = edge.new_zeros(num_pairs, 3)
-        _loops().add_along(_array(edge), pair.numpy(), sign.numpy(), out.numpy())
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        pair, sign = ctx.saved_tensors
-        return _Along.apply(grads[0], pair, sign), None, None, None
+def _arrays(pos: Tensor, box: Tensor | None, listed: Listed) -> tuple[Any, ...]:
+    """What the loops read beside the positions."""
+    boxes = pos.new_empty(0, 3, 3) if box is None else box
+    shifts = pos.new_empty(0, 3) if listed.shifts is None else listed.shifts
+    return tuple(map(_array, (boxes, listed.edge_index, listed.of_edge, listed.sign, shifts, listed.batch)))
