@@ -17,7 +17,8 @@ from torchmdnet.datasets.files import find_files
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.datasets.labels import Labels
 from torchmdnet.datasets.structure_files import Index
-from torchmdnet.datasets.structure_labels import Key, StructureReader
+from torchmdnet.datasets.structure_labels import USUAL_WEIGHTS, Key, Source, StructureReader
+from torchmdnet.datasets.structure_tables import checked_columns
 from torchmdnet.elements import ATOMIC_NUMBERS, SYMBOLS
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.units import energy_factor, length_factor
@@ -30,13 +31,13 @@ __all__ = ["ASE"]
 logger = logging.getLogger(__name__)
 
 #: Raised when the same files would give other frames than before.
-READER = 2
+READER = 3
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class ASE(FramesDataset):
-    """Structures with reference labels from any file ASE reads: extended XYZ, ASE databases, trajectories, ...
+    """Structures with reference labels from any file ASE reads, and from LMDB, Parquet and ``.npz`` files.
 
     .. code-block:: yaml
 
@@ -45,15 +46,17 @@ class ASE(FramesDataset):
         dataset_arg: {energy_key: REF_energy, forces_key: REF_forces}
 
     Energies and forces are taken as ASE gives them, in eV and Å, unless ``energy_unit`` or ``length_unit`` say what the
-    files hold instead. Labels are looked for in ``atoms.info``, ``atoms.arrays``, the results of an attached
-    calculator, and, in a database, key-value pairs and data. Gradients are never taken for forces;
-    ``forces_key: "-gradient"`` asks for the negative of ``gradient``.
+    files hold instead, as arguments or in the header of the frames, where ``level_of_theory`` is read too. Labels are
+    looked for in ``atoms.info``, ``atoms.arrays``, the results of an attached calculator, and, in a database,
+    key-value pairs and data. Gradients are never taken for forces; ``forces_key: "-gradient"`` asks for the negative
+    of ``gradient``.
 
     A sample has ``z``, ``pos``, and of the following whatever the files hold: ``y`` (1, 1) eV, ``neg_dy`` (N, 3) eV/Å,
     ``stress`` (1, 3, 3) eV/Å³ with tension positive, ``box`` (1, 3, 3) Å, ``q`` (1,) e, ``s`` (1,). A zero row of
     ``box`` is a direction that is not periodic. ``s`` is the number of unpaired electrons, 0 for a closed shell,
     whichever way the file counts spin. Every frame needs an energy and forces if the first one has them; a stress, or
-    one of ``labels``, may be missing (or NaN) in some frames, and is NaN in their samples.
+    one of ``labels``, may be missing (or NaN) in some frames, and is NaN in their samples. ``weight``, ``y_weight``,
+    ``neg_dy_weight`` and ``stress_weight`` (1,) multiply the losses of a sample, where there are any.
 
     Single atoms in open space, or marked ``config_type=IsolatedAtom``, are no samples (unless there is nothing else),
     but can state the reference energies of their elements. By default these are fitted by least squares, which leaves
@@ -62,7 +65,7 @@ class ASE(FramesDataset):
     Frames are numbered from 0 in messages, as ASE numbers them.
 
     Args:
-        root: A path, a pattern, or a list of them.
+        root: A path, a pattern, or a list of them. None where ``files`` are given.
         energy_key: Name of the energy. None: the usual names are tried. False: ignore energies.
         forces_key: Name of the forces, likewise.
         stress_key: Name of the stress, likewise; (3, 3), or ASE's Voigt order xx yy zz yz xz xy.
@@ -83,6 +86,13 @@ class ASE(FramesDataset):
         atomref: Reference energies of elements: "fit" (None is the same), "isolated" for single atoms in the files, or
             a mapping of symbols to energies in eV; elements it leaves out are fitted.
         transform: Called with each sample.
+        files: In place of ``root``: a list of paths, patterns, and mappings with a ``path`` and whatever is particular
+            to it: ``weight`` of its configurations in the loss, ``split`` (train, val or test), and ``index``,
+            ``energy_key``, ``forces_key``, ``stress_key``, ``energy_unit``, ``length_unit`` as below.
+        columns: Names of ``numbers``, ``positions``, ``cell`` and ``pbc`` in LMDB, Parquet and ``.npz`` files.
+        weight_keys: Names of the weights of a ``configuration``, and of its ``energy``, ``forces`` and ``stress``.
+            None: the usual names are tried. False: weights in the files are ignored.
+        group_key: Name of what says which samples belong together; training fills this in from ``split_by``.
 
     Raises:
         ConfigError: If an argument cannot be understood.
@@ -92,10 +102,12 @@ class ASE(FramesDataset):
     energy_unit = "eV"
     length_unit = "Å"
     fits_reference_energies: ClassVar[bool] = True
+    #: What turns frames into samples, and refuses those it cannot use.
+    reader: Callable[..., StructureReader] = StructureReader
 
     def __init__(
         self,
-        root: Files,
+        root: Files | None = None,
         energy_key: Key = None,
         forces_key: Key = None,
         stress_key: Key = None,
@@ -113,48 +125,60 @@ class ASE(FramesDataset):
         labels: Labels | None = None,
         atomref: str | Mapping[str, float] | None = None,
         transform: Callable[[Data], Data] | None = None,
+        files: Sequence[str | Mapping[str, Any]] | None = None,
+        columns: Mapping[str, str] | None = None,
+        weight_keys: Mapping[str, str] | Literal[False] | None = None,
+        group_key: str | None = None,
     ) -> None:
-        groups = {
-            part: find_files(where, option)
-            for part, where, option in (("train", root, "dataset_root"), ("val", val, "val"), ("test", test, "test"))
-            if where is not None
-        }
-        _check_disjoint(groups)
-        stated = _stated_energies(atomref)
-        keys: dict[str, Key] = {
+        given: dict[str, Key] = {
             "energy": energy_key,
             "forces": forces_key,
             "stress": stress_key,
             "charge": charge_key,
             "spin": spin_key,
         }
+        stated = _stated_energies(atomref)
+        common = Source([], keys=_checked_keys(given), units=_checked_units(energy_unit, length_unit))
+        common = common._replace(frames=_checked_index(index))
+        if files is None:
+            parts = (("train", root, "dataset_root"), ("val", val, "val"), ("test", test, "test"))
+            sources = [
+                common._replace(paths=find_files(where, option), part=part)
+                for part, where, option in parts
+                if where is not None
+            ]
+            if root is None:
+                raise ConfigError("ASE: no files are given. Set dataset_root, or files in dataset_arg.")
+            if len(sources) == 1:
+                sources = [sources[0]._replace(part="")]
+        else:
+            if root is not None or val is not None or test is not None:
+                raise ConfigError("files: they stand in place of root, val and test. Give one or the other.")
+            sources = _listed_sources(files, common)
+        _check_disjoint(sources)
         options: dict[str, Any] = {
-            "keys": _checked_keys(keys),
-            "units": (energy_unit, length_unit),
-            "index": _checked_index(index),
             "spin_convention": spin_convention,
             "extra_keys": (extras := _checked_extras(extra_keys)),
             "labels": {name: shape for name, shape in (labels or {}).items() if name not in {*_TAKEN, *extras}},
+            "columns": checked_columns(columns),
+            "weight_keys": _checked_weights(weight_keys),
+            "group_key": group_key,
         }
         if spin_convention not in (None, "multiplicity", "unpaired", "total_spin"):
             raise ConfigError(
                 f"spin_convention: {spin_convention!r} is not known. Choose multiplicity, unpaired or total_spin."
             )
-        if energy_unit is not None:
-            energy_factor(energy_unit)
-        if length_unit is not None:
-            length_factor(length_unit)
 
         def build(folder: Path | None) -> tuple[Frames, dict[str, Any]]:
-            return StructureReader(**options).read(groups, folder)
+            return self.reader(**options).read(sources, folder)
 
         if cache:
             import ase
 
-            paths = [path for part in groups.values() for path in part]
-            sizes = {part: len(files) for part, files in groups.items()}
-            signature = {"reader": READER, "ase": ase.__version__, "options": _plain(options), "groups": sizes}
-            frames, notes = cached_frames("ase", digest(paths, signature), build)
+            paths = [path for source in sources for path in source.paths]
+            described = [source._replace(paths=[])._asdict() | {"files": len(source.paths)} for source in sources]
+            signature = {"reader": READER, "ase": ase.__version__, "options": _plain(options), "sources": described}
+            frames, notes = cached_frames("ase", digest(paths, _plain(signature)), build)
         else:
             frames, notes = build(None)
         for line in notes["log"]:
@@ -170,24 +194,109 @@ class ASE(FramesDataset):
         super().__init__(frames, transform, reference_energies=known)
         #: The name each kind of label was found under.
         self.keys: dict[str, str] = notes["keys"]
-        self.files = groups
+        self.level_of_theory = notes["level_of_theory"]
+        self.files = {
+            part or "train": [path for source in sources if source.part == part for path in source.paths]
+            for part in dict.fromkeys(source.part for source in sources)
+        }
+        #: Number of samples from each file, in a row.
+        self.runs = np.array([count for _, count in notes["files"]])
         self._parts: list[tuple[str, int]] = [(part, count) for part, count in notes["parts"]]
+        self._groups: list[tuple[str, int]] = [(name, count) for name, count in notes["groups"]]
+        #: Whether the parts are stated for each file, so that no other division is meant.
+        self.is_divided = files is not None and any(source.part for source in sources)
 
     @property
     def splits(self) -> dict[str, np.ndarray] | None:
-        """Systems of ``root``, ``val`` and ``test``, or, with one source, as ``split`` in each frame's header says."""
-        names = np.repeat([part for part, _ in self._parts], [count for _, count in self._parts])
+        """Systems of each part, as the files are listed, or, where they are not, as each frame's header says."""
+        names = _unrolled(self._parts)
         if not {"val", "test"} & set(names.tolist()) or "" in names:
             return None
         parts = {part: np.flatnonzero(names == part) for part in ("train", "val", "test")}
         return {f"idx_{part}": rows for part, rows in parts.items() if len(rows) or part == "train"}
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """What ``group_key`` says of each sample, (S,)."""
+        return _unrolled(self._groups) if self._groups else None
+
+
+def _unrolled(runs: Sequence[tuple[str, int]]) -> np.ndarray:
+    return np.repeat([name for name, _ in runs], [count for _, count in runs])
 
 
 # -------------------------------------------------------------------------------------------------- arguments
 
 
 #: Names in a sample that are already spoken for.
-_TAKEN = frozenset({"z", "pos", "y", "neg_dy", "box", "q", "s", "stress", "batch", "ptr"})
+_TAKEN = frozenset(
+    {"z", "pos", "y", "neg_dy", "box", "q", "s", "stress", "batch", "ptr"}
+    | {"weight", "y_weight", "neg_dy_weight", "stress_weight"}
+)
+#: What a listed file may have of its own.
+_OWN_KEYS = {"energy_key": "energy", "forces_key": "forces", "stress_key": "stress"}
+_OWN = ("path", "weight", "split", "index", *_OWN_KEYS, "energy_unit", "length_unit")
+
+
+def _listed_sources(files: Any, common: Source) -> list[Source]:
+    """The entries of ``files``."""
+    if isinstance(files, str | Mapping) or not isinstance(files, Sequence) or not files:
+        raise ConfigError(f"files: {files!r} should be a list of paths, patterns, or mappings with a path.")
+    sources = []
+    for number, entry in enumerate(files, start=1):
+        own: dict[str, Any] = {"path": entry} if isinstance(entry, str | os.PathLike) else entry
+        what = f"files, entry {number}"
+        if not isinstance(own, Mapping) or not own.get("path"):
+            raise ConfigError(f"{what}: {entry!r} has no path. Write a path, or {{path: a.extxyz, weight: 2.0}}.")
+        for word in own:
+            if word not in _OWN:
+                raise ConfigError(
+                    f"{what}: {word!r} is not understood.{did_you_mean(word, _OWN)} It takes {', '.join(_OWN)}."
+                )
+        weight, part = own.get("weight", 1.0), own.get("split") or ""
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise ConfigError(f"{what}: weight: {weight!r} is not a number of 0 or more.")
+        if part not in ("", "train", "val", "test"):
+            raise ConfigError(f"{what}: split: {part!r} is not known. Choose train, val or test.")
+        keys = {kind: own[word] for word, kind in _OWN_KEYS.items() if word in own}
+        units = (own.get("energy_unit", common.units[0]), own.get("length_unit", common.units[1]))
+        sources.append(
+            Source(
+                find_files(own["path"], what),
+                part,
+                float(weight),
+                _checked_keys({**common.keys, **keys}),
+                _checked_units(*units),
+                _checked_index(own["index"]) if "index" in own else common.frames,
+            )
+        )
+    if any(source.part for source in sources):
+        sources = [source._replace(part=source.part or "train") for source in sources]
+    return sources
+
+
+def _checked_units(energy: str | None, length: str | None) -> tuple[str | None, str | None]:
+    if energy is not None:
+        energy_factor(energy)
+    if length is not None:
+        length_factor(length)
+    return energy, length
+
+
+def _checked_weights(keys: Any) -> dict[str, str] | None:
+    if keys is None or keys is False:
+        return None if keys is None else {}
+    if not isinstance(keys, Mapping):
+        raise ConfigError(
+            f"weight_keys: {keys!r} should be a mapping such as {{configuration: weight}}, or false to ignore weights."
+        )
+    for kind in keys:
+        if kind not in USUAL_WEIGHTS:
+            raise ConfigError(
+                f"weight_keys: {kind!r} has no weight.{did_you_mean(kind, USUAL_WEIGHTS)} Choose from "
+                f"{', '.join(USUAL_WEIGHTS)}."
+            )
+    return dict(keys)
 
 
 def _checked_keys(keys: Mapping[str, Key]) -> dict[str, Key]:
@@ -246,13 +355,18 @@ def _stated_energies(atomref: str | Mapping[str, float] | None) -> dict[int, flo
     return table
 
 
-def _check_disjoint(groups: Mapping[str, list[Path]]) -> None:
+def _check_disjoint(sources: Sequence[Source]) -> None:
     seen: dict[str, str] = {}
-    for part, files in groups.items():
-        for path in files:
-            other = seen.setdefault(os.path.realpath(path), part)
-            if other != part:
-                raise DataError(f"{path} is in both the {other} and the {part} files.")
+    for number, source in enumerate(sources, start=1):
+        for path in source.paths:
+            name = source.part or f"number {number}"
+            other = seen.setdefault(os.path.realpath(path), name)
+            if other != name:
+                raise DataError(f"{path} is in both the {other} and the {name} files.")
+    paths = [os.path.realpath(path) for source in sources for path in source.paths]
+    twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
+    if twice is not None:
+        raise DataError(f"{twice} is listed twice. Its frames would end up in training and test alike.")
 
 
 def _plain(value: Any) -> Any:

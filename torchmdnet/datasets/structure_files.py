@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from torchmdnet.datasets.structure_tables import TABLES, read_table
 from torchmdnet.elements import ATOMIC_NUMBERS
 from torchmdnet.errors import DataError, did_you_mean
 
@@ -31,13 +32,21 @@ def index_text(index: Index) -> str:
     return str(index) if isinstance(index, int) else ":".join("" if i is None else str(i) for i in index)
 
 
-def read_structures(path: Path, index: Index) -> Iterator[tuple[int, Atoms]]:
-    """Frames of one file with their numbers; whatever goes wrong names the file and the frame."""
+def read_structures(path: Path, index: Index, columns: Mapping[str, str] | None = None) -> Iterator[tuple[int, Atoms]]:
+    """Frames of one file with their numbers; whatever goes wrong names the file and the frame.
+
+    Args:
+        path: The file.
+        index: Which of its frames.
+        columns: Names of the structure's parts in a table, see :mod:`torchmdnet.datasets.structure_tables`.
+    """
     kind = _format(path)
     if kind == "extxyz":
         wanted = _wanted(index, lambda: _count_extxyz(path))
         yield from _read_extxyz(path, wanted)
-    elif kind in ("db", "json", "aselmdb"):
+    elif kind == "table":
+        yield from read_table(path, columns or {}, lambda total: _wanted(index, lambda: total))
+    elif kind in ("db", "json"):
         yield from _read_database(path, index)
     else:
         yield from _read_other(path, kind, index)
@@ -48,8 +57,8 @@ def _format(path: Path) -> str:
 
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty.")
-    if path.suffix == ".aselmdb":
-        return "aselmdb"
+    if path.suffix in TABLES:
+        return "table"
     try:
         kind = cast(str, filetype(str(path)))
         if kind not in ioformats:
@@ -71,9 +80,8 @@ def _wanted(index: Index, count: Callable[[], int]) -> Sequence[int] | None:
     return sorted(range(total)[slice(*index)])
 
 
-def count_structures(groups: Mapping[str, list[Path]]) -> int | None:
+def count_structures(paths: Sequence[Path]) -> int | None:
     """Number of frames where it is quick to find out, for the progress bar."""
-    paths = [path for part in groups.values() for path in part]
     try:
         if all(_format(path) == "extxyz" for path in paths):
             return sum(_count_extxyz(path) for path in paths)

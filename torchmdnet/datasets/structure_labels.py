@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from torchmdnet.datasets.labels import Labels, find_label
 from torchmdnet.datasets.reference_energies import isolated_atom_energies
 from torchmdnet.datasets.structure_files import ALL, Index, count_structures, index_text, read_structures
 from torchmdnet.elements import SYMBOLS
-from torchmdnet.errors import DataError, did_you_mean
-from torchmdnet.units import energy_factor, length_factor
+from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.units import energy_factor, length_factor, normalise_unit
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["SPIN_MEANING", "USUAL_NAMES", "Key", "StructureReader"]
+__all__ = ["SPIN_MEANING", "USUAL_NAMES", "USUAL_WEIGHTS", "Key", "Source", "StructureReader"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ Key = str | Literal[False] | None
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "energy": (
         *("REF_energy", "ref_energy", "reference_energy", "DFT_energy", "dft_energy", "qm_energy"),
-        *("energy", "Energy", "total_energy", "potential_energy"),
+        *("energy", "Energy", "total_energy", "potential_energy", "energies", "E"),
     ),
     "forces": (
         *("REF_forces", "ref_forces", "reference_forces", "DFT_forces", "dft_forces", "qm_forces"),
-        *("forces", "Forces", "force"),
+        *("forces", "Forces", "force", "atomic_forces", "F"),
     ),
-    "stress": ("REF_stress", "ref_stress", "reference_stress", "DFT_stress", "dft_stress", "stress"),
+    "stress": ("REF_stress", "ref_stress", "reference_stress", "DFT_stress", "dft_stress", "stress", "cauchy_stress"),
     "charge": ("total_charge", "charge", "q", "net_charge"),
     "spin": ("spin_multiplicity", "multiplicity", "n_unpaired", "unpaired_electrons", "nupdown", "spin"),
 }
@@ -52,42 +52,79 @@ SPIN_MEANING = {
     "unpaired_electrons": "unpaired",
     "nupdown": "unpaired",
 }
+#: What a weight in a frame belongs to -> the names that are tried.
+USUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "configuration": ("config_weight",),
+    "energy": ("config_energy_weight", "energy_weight"),
+    "forces": ("config_forces_weight", "forces_weight"),
+    "stress": ("config_stress_weight", "stress_weight"),
+}
+#: The fields of a sample that hold them.
+_WEIGHT_FIELDS = {
+    "configuration": "weight",
+    "energy": "y_weight",
+    "forces": "neg_dy_weight",
+    "stress": "stress_weight",
+}
 OVERLAP = 0.1  # Å; two nuclei this close are a mistake in the file
+
+
+class Source(NamedTuple):
+    """Files that are read alike."""
+
+    paths: list[Path]
+    part: str = ""  # train, val or test; empty: as `split` in a frame's header says
+    weight: float = 1.0  # of each configuration in the loss
+    keys: Mapping[str, Key] = {}  # name of the energy, forces, stress, charge and spin, by these words
+    units: tuple[str | None, str | None] = (None, None)  # energy, length; None: as the frames state, or else eV and Å
+    frames: Index = ALL
 
 
 class StructureReader:
     """Turns frames of ASE into samples, checking each.
 
-    The first frame decides under which names the labels are; every later one must have the same.
+    The first frame decides under which names the labels are; every later one must have the same. Sources with keys of
+    their own are decided by their own first frame.
 
     Args:
-        keys: Name of the energy, forces, stress, charge and spin, by these words.
-        units: Units of energy and length in the files; None for eV and Å.
-        index: Which frames of each file.
         spin_convention: What the spin counts; None to find out.
         extra_keys: Further quantities, name in a sample to name in the file; every frame has them.
         labels: Further labels; a frame may do without.
+        columns: Names of the structure's parts in a table.
+        weight_keys: Names of weights, by the keys of :data:`USUAL_WEIGHTS`; None tries the usual ones.
+        group_key: Name of what ``split_by`` keeps together.
     """
 
     def __init__(
         self,
-        keys: dict[str, Key],
-        units: tuple[str | None, str | None],
-        index: Index,
         spin_convention: str | None,
         extra_keys: dict[str, str],
         labels: Labels,
+        columns: Mapping[str, str] | None = None,
+        weight_keys: Mapping[str, str] | None = None,
+        group_key: str | None = None,
     ) -> None:
-        self.asked = keys
-        self.index = index
+        self.source = Source([])
+        self.asked: Mapping[str, Key] = {}
+        self.columns = dict(columns or {})
         self.spin_convention = spin_convention
         self.extra_keys = extra_keys
         self.labels = dict(labels)
         self.label_keys: dict[str, str] = {}
         #: How many frames lack a label that others may have.
         self.missing: dict[str, int] = {"stress": 0, **dict.fromkeys(labels, 0)}
-        self.energy_scale = 1.0 if units[0] is None else energy_factor(units[0])
-        self.length_scale = 1.0 if units[1] is None else length_factor(units[1])
+        self.weight_keys = weight_keys
+        self.weights: dict[str, list[float]] = {kind: [] for kind in USUAL_WEIGHTS}
+        self.weights_found: dict[str, str] = {}
+        self.group_key = group_key
+        self.groups: list[str] = []
+        #: Units as the first frame of a source states them, and where it is; the others have to agree.
+        self.stated: dict[str, Any] = {}
+        self.stated_by = ""
+        self.energy_scale = self.length_scale = 1.0
+        self.level_of_theory: str | None = None
+        #: For each choice of keys the name of each kind of label, and the frame that decided it.
+        self.decided: list[tuple[Mapping[str, Key], dict[str, str], str]] = []
         self.keys: dict[str, str] = {}
         self.first = ""
         self.first_found: list[str] = []
@@ -97,39 +134,53 @@ class StructureReader:
         self.overlaps = 0
         self.log: list[str] = []
 
-    def read(self, groups: Mapping[str, list[Path]], folder: Path | None) -> tuple[Frames, dict[str, Any]]:
+    def read(self, sources: Sequence[Source], folder: Path | None) -> tuple[Frames, dict[str, Any]]:
         """Everything in the files, as frames and notes about them.
 
         Args:
-            groups: Files of each part: train, and val and test where they have files of their own.
+            sources: The files, in the order of the samples.
             folder: Where to store the frames; None for memory.
 
         Returns:
             The frames, and notes that JSON can hold: ``keys`` that labels were found under, energies of ``isolated``
-            atoms in eV, the ``parts`` frames belong to as (name, run length), and a ``log`` for the user.
+            atoms in eV, the ``parts``, ``files`` and ``groups`` frames belong to as (name, run length), the
+            ``level_of_theory`` and a ``log`` for the user.
         """
         builder: FrameBuilder | None = None
-        singles: list[tuple[Atoms, dict[str, Any], str]] = []
+        singles: list[tuple[Source, Atoms, dict[str, Any], str]] = []
         parts: list[str] = []
+        files: list[str] = []
         isolated: dict[int, float] = {}
-        total = count_structures(groups) if self.index == ALL else None
+        paths = [path for source in sources for path in source.paths]
+        total = count_structures(paths) if all(source.frames == ALL for source in sources) else None
         try:
-            for part, where, atoms in progress(self._frames(groups), "Reading structures", total=total):
+            for source, where, atoms in progress(self._frames(sources), "Reading structures", total=total):
                 found = _quantities(atoms)
                 if _is_isolated(atoms, found):
-                    singles.append((atoms, found, where))
+                    singles.append((source, atoms, found, where))
                     continue
+                self._turn_to(source, atoms, found, where)
                 if builder is None:
-                    self._choose_keys(atoms, found, where)
+                    self._open_fields(atoms, found, where)
                     builder = FrameBuilder(folder, fields=self.fields)
-                builder.append(self._sample(atoms, found, where))
-                parts.append(_part(part, found, len(groups)))
+                sample = self._sample(atoms, found, where)
+                if sample is not None:
+                    builder.append(sample)
+                    parts.append(source.part or _header_part(found))
+                    files.append(where.rpartition(", frame ")[0])
             if builder is None:  # nothing but single atoms: then they are the samples
-                self._choose_keys(*singles[0])
-                builder = FrameBuilder(folder, fields=self.fields)
-                for single in singles:
-                    builder.append(self._sample(*single))
-                parts = ["train"] * len(singles)
+                for source, atoms, found, where in singles:
+                    self._turn_to(source, atoms, found, where)
+                    if builder is None:
+                        self._open_fields(atoms, found, where)
+                        builder = FrameBuilder(folder, fields=self.fields)
+                    sample = self._sample(atoms, found, where)
+                    if sample is not None:
+                        builder.append(sample)
+                        parts.append("train")
+                        files.append(where.rpartition(", frame ")[0])
+                if builder is None:
+                    raise DataError(f"{', '.join(map(str, paths))}: there is no frame that can be used.")
             else:
                 isolated = self._isolated(singles)
             if self.spins is not None:
@@ -137,6 +188,7 @@ class StructureReader:
             if not self.periodic:
                 builder.drop_column("box")
             self._settle_missing(builder)
+            self._add_weights(builder)
             frames = builder.finish()
         finally:
             if builder is not None:
@@ -148,18 +200,50 @@ class StructureReader:
             )
         if self.overlaps > 5:
             logger.warning("%d frames in all have atoms closer than %g Å.", self.overlaps, OVERLAP)
-        runs = [(part, sum(1 for _ in run)) for part, run in itertools.groupby(parts)]
-        return frames, {"keys": self.keys | self.label_keys, "isolated": isolated, "parts": runs, "log": self.log}
+        notes: dict[str, Any] = {"parts": _runs(parts), "files": _runs(files), "groups": _runs(self.groups)}
+        notes |= {"keys": self.decided[0][1] | self.label_keys, "isolated": isolated, "log": self.log}
+        return frames, {**notes, "level_of_theory": self.level_of_theory}
 
-    def _frames(self, groups: Mapping[str, list[Path]]) -> Iterator[tuple[str, str, Atoms]]:
-        for part, paths in groups.items():
-            for path in paths:
+    def _frames(self, sources: Sequence[Source]) -> Iterator[tuple[Source, str, Atoms]]:
+        for source in sources:
+            for path in source.paths:
                 empty = True
-                for number, atoms in read_structures(path, self.index):
+                for number, atoms in read_structures(path, source.frames, self.columns):
                     empty = False
-                    yield part, f"{path}, frame {number}", atoms
+                    yield source, f"{path}, frame {number}", atoms
                 if empty:
-                    raise DataError(f"{path}: there are no frames in it (index: {index_text(self.index)}).")
+                    raise DataError(f"{path}: there are no frames in it (index: {index_text(source.frames)}).")
+
+    def _turn_to(self, source: Source, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
+        """Read with the units and keys of a source from here on; its first frame settles what it leaves open."""
+        if source is self.source:
+            return
+        self.source, self.stated_by = source, where
+        given = dict(zip(("energy_unit", "length_unit"), source.units, strict=True))
+        self.stated = {name: found.get(name) for name, unit in given.items()}
+        for name, unit in given.items():
+            if unit is not None and self.stated[name] is not None and _differ(unit, self.stated[name], name[:6]):
+                raise DataError(
+                    f"{where}: {name} is {self.stated[name]!r} in the file, but {unit!r} in the settings. Leave the "
+                    "setting out, or correct the file."
+                )
+        self.energy_scale = energy_factor(str(given["energy_unit"] or self.stated["energy_unit"] or "eV"))
+        self.length_scale = length_factor(str(given["length_unit"] or self.stated["length_unit"] or "Å"))
+        self.asked = source.keys
+        for asked, keys, first in self.decided:
+            if asked == source.keys:
+                self.keys, self.first = keys, first
+                return
+        self.keys = {}
+        self._choose_keys(atoms, found, where)
+        self.decided.append((source.keys, self.keys, where))
+        there, here = ({*keys} - {"stress"} for keys in (self.decided[0][1], self.keys))
+        if there != here:
+            raise DataError(
+                f"{where}: {', '.join(sorted(there ^ here))} would be read from one of this file and "
+                f"{self.decided[0][2]}, but not from the other. All files need the same labels: name them with "
+                "energy_key, forces_key and so on, or leave one out of all with false."
+            )
 
     def _choose_keys(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
         """Decide under which names the labels are, by the first frame."""
@@ -187,6 +271,10 @@ class StructureReader:
                 f"{where}: no energy and no forces were found. Its quantities are {_listed(found)}. "
                 f"Say which to use with energy_key and forces_key.{hint}"
             )
+
+    def _open_fields(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
+        """How quantities beside energies and forces are stored, by the first frame."""
+        self.level_of_theory = str(found["level_of_theory"]) if "level_of_theory" in found else None
         for name, key in self.extra_keys.items():
             if key not in found:
                 raise DataError(_missing(where, "extra", key, found))
@@ -195,9 +283,23 @@ class StructureReader:
             self.fields[name] = Field(label.level, label.row, "float32")
         if "spin" in self.keys:
             self.spins = _SpinReadings(self.keys["spin"], self.spin_convention)
+        if self.weight_keys is None and "weight" in found:
+            self.log.append(
+                "The frames have 'weight', which is not used. To multiply losses by it, pass weight_keys: "
+                "{configuration: weight}."
+            )
 
-    def _sample(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """One frame as z, pos and labels, in eV and Å."""
+    def _sample(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+        """One frame as z, pos and labels, in eV and Å; None leaves it out."""
+        for name, first in self.stated.items():
+            if found.get(name) != first:
+                raise DataError(
+                    f"{where}: {name} is {found.get(name)!r}, although it is {first!r} in {self.stated_by}. Files of "
+                    "different units stand under files, each with its own."
+                )
+        if self.level_of_theory is not None and str(found.get("level_of_theory")) != self.level_of_theory:
+            self.log.append(f"level_of_theory: {where} has another than {self.first}, so none is noted.")
+            self.level_of_theory = None
         z = np.asarray(atoms.numbers)
         num = len(z)
         if num == 0:
@@ -238,7 +340,46 @@ class StructureReader:
         for name, label in self.labels.items():
             shape = (num, *label.row) if label.level == "atom" else label.row
             sample[name] = self._further_label(found, name, shape, where)
+        weights = {kind: self._weight(found, kind, where) for kind in USUAL_WEIGHTS}
+        if self.group_key is not None:
+            if self.group_key not in found:
+                raise DataError(_missing(where, "group", self.group_key, found, self.first))
+            self.groups.append(str(found[self.group_key]))
+        for kind, weight in weights.items():
+            self.weights[kind].append(weight)
         return sample
+
+    def _weight(self, found: Mapping[str, Any], kind: str, where: str) -> float:
+        """A weight of the frame, 1 where it has none; that of the configuration times that of its source."""
+        own = self.source.weight if kind == "configuration" else 1.0
+        names = USUAL_WEIGHTS[kind] if self.weight_keys is None else (self.weight_keys.get(kind),)
+        name = next((name for name in names if name in found), None)
+        if name is None:
+            return own
+        self.weights_found[kind] = name
+        value = float(_finite(found[name], (), name, where))
+        if value < 0:
+            raise DataError(f"{where}: {name} is {value:g}, but a weight cannot be negative.")
+        return own * value
+
+    def _add_weights(self, builder: FrameBuilder) -> None:
+        """Store the weights that say something.
+
+        Raises:
+            DataError: If no frame has a weight that was asked for.
+        """
+        for kind, name in (self.weight_keys or {}).items():
+            if kind not in self.weights_found:
+                raise DataError(
+                    f"weight_keys: no frame has {name!r}. The quantities of {self.first} are "
+                    f"{_listed(self.first_found)}.{did_you_mean(name, self.first_found)}"
+                )
+        for kind, values in self.weights.items():
+            if any(value != 1.0 for value in values):
+                builder.add_column(_WEIGHT_FIELDS[kind], np.array(values))
+                source = f" ({self.weights_found[kind]!r})" if kind in self.weights_found else ""
+                whose = "losses" if kind == "configuration" else f"the loss of the {kind}"
+                self.log.append(f"Weights{source} of {min(values):g} to {max(values):g} multiply {whose}.")
 
     def _stress(self, atoms: Atoms, found: Mapping[str, Any], box: np.ndarray, where: str) -> np.ndarray:
         """The stress of a frame as (3, 3) in the units of the file, NaN where it has none."""
@@ -310,13 +451,16 @@ class StructureReader:
             if self.overlaps <= 5:
                 logger.warning("%s: atoms %d and %d are %.3f Å apart.", where, *pair)
 
-    def _isolated(self, singles: Sequence[tuple[Atoms, dict[str, Any], str]]) -> dict[int, float]:
+    def _isolated(self, singles: Sequence[tuple[Source, Atoms, dict[str, Any], str]]) -> dict[int, float]:
         if not singles or "energy" not in self.keys:
             return {}
-        z = np.array([int(atoms.numbers[0]) for atoms, _, _ in singles])
-        energy = [float(self._label(found, "energy", (), where)) for _, found, where in singles]
-        charge = [float(found.get(self.keys.get("charge", ""), 0.0)) for _, found, _ in singles]
-        return isolated_atom_energies(z, np.array(energy) * self.energy_scale, np.array(charge))
+        z, energy, charge = [], [], []
+        for source, atoms, found, where in singles:
+            self._turn_to(source, atoms, found, where)
+            z.append(int(atoms.numbers[0]))
+            energy.append(float(self._label(found, "energy", (), where)) * self.energy_scale)
+            charge.append(float(found.get(self.keys.get("charge", ""), 0.0)))
+        return isolated_atom_energies(np.array(z), np.array(energy), np.array(charge))
 
 
 class _SpinReadings:
@@ -401,11 +545,23 @@ def _is_isolated(atoms: Atoms, found: Mapping[str, Any]) -> bool:
     return bool(named) or not atoms.pbc.any()
 
 
-def _part(part: str, found: Mapping[str, Any], num_groups: int) -> str:
-    if num_groups > 1:
-        return part
+def _header_part(found: Mapping[str, Any]) -> str:
+    """The part of the data that a frame itself says it belongs to, or nothing."""
     name = str(found.get("split", "")).lower()
     return next((known for known in ("train", "val", "test") if name.startswith(known)), "")
+
+
+def _runs(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Equal names in a row as name and number."""
+    return [(name, sum(1 for _ in run)) for name, run in itertools.groupby(names)]
+
+
+def _differ(unit: str, stated: Any, kind: str) -> bool:
+    """Whether two names are those of different units; a name of the author's own is not known to be."""
+    try:
+        return normalise_unit(unit, kind) != normalise_unit(str(stated), kind)
+    except ConfigError:
+        return False
 
 
 def _is_nan(value: Any) -> bool:
@@ -496,6 +652,8 @@ def _missing(where: str, kind: str, name: str, found: Mapping[str, Any], first: 
     text += f"The frame's quantities are {_listed(found)}.{did_you_mean(name, found)}"
     if kind == "extra":
         return text + " Name one of them in extra_keys."
+    if kind == "group":
+        return text + " split_by needs it in every frame."
     return text + f" Set {kind}_key, or {kind}_key: false to do without {kind} labels."
 
 
