@@ -19,7 +19,7 @@ LAYERS = [
     {"nn"},
     {"models", "heads", "priors", "datasets"},
     {"potential", "properties", "stacking", "build", "checkpoint"},
-    {"config", "data", "training", "calculators", "testing", "optimize"},
+    {"config", "data", "training", "calculators", "labelling", "testing", "optimize"},
     {"scripts"},
 ]
 NEIGHBOURS = {

@@ -17,6 +17,7 @@ from torchmdnet.datasets.files import find_files, progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames, Indices, JoinedFrames, as_tensor, checked_indices
 from torchmdnet.datasets.labels import Labels, LabelShape, find_label
 from torchmdnet.errors import DataError
+from torchmdnet.units import normalise_unit
 
 __all__ = ["HDF5"]
 
@@ -24,8 +25,21 @@ logger = logging.getLogger(__name__)
 
 METADATA = "_metadata"
 #: Dataset in a group -> field of a sample, and its shape for n samples of N atoms.
-FIELDS = {"pos": "pos", "types": "z", "energy": "y", "forces": "neg_dy", "partial_charges": "partial_charges"}
+FIELDS = {
+    "pos": "pos",
+    "types": "z",
+    "energy": "y",
+    "forces": "neg_dy",
+    "partial_charges": "partial_charges",
+    "box": "box",
+    "q": "q",
+    "s": "s",
+}
 ATOMS = ("z", "pos", "neg_dy", "partial_charges")
+#: Shapes of one row that are not ().
+ROWS = {"pos": (3,), "neg_dy": (3,), "box": (3, 3)}
+#: Attributes of a file that state what its numbers are.
+FACTS = ("energy_unit", "length_unit", "level_of_theory", "citation")
 
 
 class HDF5(FramesDataset):
@@ -41,12 +55,16 @@ class HDF5(FramesDataset):
     ``energy``          (n,) or (n, 1)           optional
     ``forces``          (n, N, 3)                optional; one of the two labels is needed
     ``partial_charges`` (n, N), or (N,) for all  optional
+    ``box``             (n, 3, 3)                optional; lattice vectors, a row of zeros where not periodic
+    ``q``, ``s``        (n,)                     optional; total charge, unpaired electrons
     any of ``labels``   (n, ...) or (n, N, ...)  NaN where a sample has none
     =================== ======================== =================================================
 
     Datasets in ``_metadata`` become attributes of the data set, as tensors; priors ask for ``atomic_number``,
-    ``distance_scale`` and ``energy_scale``. Units stay as they are in the file. A sample has ``z`` (N,), ``pos``
-    (N, 3), ``y`` (1,), ``neg_dy`` (N, 3), ``partial_charges`` (N,); a batch has ``y`` (S,).
+    ``distance_scale`` and ``energy_scale``. Units stay as they are in the file; it can state them in its attributes
+    ``energy_unit``, ``length_unit``, ``level_of_theory`` and ``citation``. A sample has ``z`` (N,), ``pos`` (N, 3),
+    ``y`` (1,), ``neg_dy`` (N, 3), ``partial_charges`` (N,), ``box`` (1, 3, 3), ``q`` (1,), ``s`` (1,); a batch has
+    ``y`` (S,).
 
     Args:
         filename: A path, a pattern, several separated by semicolons, or a list; ``~`` is expanded.
@@ -81,6 +99,7 @@ class HDF5(FramesDataset):
         for path in self.files:
             with _open(path) as file:
                 self._read_metadata(file, path)
+                self._read_facts(file, path)
                 groups += [_Group(path, name, file[name], labels or {}) for name in file if name != METADATA]
         _check_alike(groups, self.files)
         frames = _preloaded(groups) if preload else JoinedFrames(groups)
@@ -93,6 +112,16 @@ class HDF5(FramesDataset):
             if value.dtype.kind not in "biuf":
                 raise DataError(f"{path}, {METADATA}/{name}: holds {value.dtype} instead of numbers.")
             setattr(self, name, torch.from_numpy(np.array(value)))
+
+    def _read_facts(self, file: Any, path: Path) -> None:
+        for name in FACTS:
+            stated, known = file.attrs.get(name), getattr(self, name)
+            stated = stated.decode() if isinstance(stated, bytes) else stated
+            if stated is None or stated == known:
+                continue
+            if known is not None:
+                raise DataError(f"{path}: {name} is {stated!r}, but {known!r} in the files before it.")
+            setattr(self, name, normalise_unit(stated, name.removesuffix("_unit")) if "_unit" in name else str(stated))
 
 
 class _Group:
@@ -124,6 +153,9 @@ class _Group:
             "energy": [(num,), (num, 1)],
             "forces": [(num, size, 3)],
             "partial_charges": [(size,), (num, size)],
+            "box": [(num, 3, 3)],
+            "q": [(num,)],
+            "s": [(num,)],
         }
         self.field_of = {key: field for key, field in FIELDS.items() if key in group}
         self.labels: dict[str, LabelShape] = {}
@@ -181,7 +213,7 @@ class _Group:
     def row_of(self, key: str) -> tuple[int, ...]:
         """Shape of one row of a dataset."""
         label = self.labels.get(key)
-        return label.row if label is not None else (3,) if self.field_of[key] in ("pos", "neg_dy") else ()
+        return label.row if label is not None else ROWS.get(self.field_of[key], ())
 
     @property
     def num_atoms(self) -> int:

@@ -1,4 +1,4 @@
-"""``torchmd-net``: what one does with a model once there is one."""
+"""``torchmd-net``: what one does before and after training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "info": ("say what is in a model file", "torchmdnet.scripts.info:main"),
     "convert": ("bring a model file into another format, and verify it", "torchmdnet.scripts.convert:main"),
+    "sample": (
+        "sample structures by dynamics, along normal modes or at random",
+        "torchmdnet.scripts.sample:main",
+    ),
+    "label": ("compute energies and forces for structures with any ASE calculator", "torchmdnet.scripts.label:main"),
     "bench": (
         "time a model on every route to its forces, each compared with exact float64",
         "torchmdnet.scripts.bench:main",

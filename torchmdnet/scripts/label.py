@@ -1,0 +1,131 @@
+"""``torchmd-net label``: energies and forces for structures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmdnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torchmdnet.labelling.methods import Method
+
+__all__ = ["add_calculator_options", "get_parser", "interruptible", "main", "method_of", "tell_failed"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compute labels and write them; what failed is told and left out.
+
+    Raises:
+        ConfigError: If an argument or the calculator cannot work.
+        DataError: If a file cannot be read or written, or no structure could be labelled.
+    """
+    args = get_parser().parse_args(argv)
+    method = method_of(args)
+
+    from torchmdnet.labelling.label import journal_of, label
+
+    with interruptible():
+        summary = label(
+            args.structures,
+            args.output,
+            method,
+            properties=args.properties.replace(",", " ").split(),
+            processes=args.processes,
+            retry=args.retry,
+            timeout=args.timeout,
+        )
+    print(f"{args.output}: {summary.written} structures with {method.level_of_theory}, {summary.computed} of them new")
+    tell_failed(summary.failed, str(journal_of(args.output)))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The arguments of ``torchmd-net label``."""
+    parser = argparse.ArgumentParser(
+        prog="torchmd-net label",
+        description="Compute energies and forces for structures, in parallel. Run the same command again after an "
+        "interruption, or when structures have been added: only what is missing is computed.",
+    )
+    parser.add_argument("structures", nargs="+", help="files that ASE reads, or patterns")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="file to write: .extxyz, or .h5 (HDF5)")
+    add_calculator_options(parser, required=True)
+    parser.add_argument(
+        "--properties", default="", help="what to compute: energy,forces,stress,dipole,charges (default: energy and "
+        "forces, the stress of cells, and dipole and charges where they come with the rest)"
+    )  # fmt: skip
+    parser.add_argument("--timeout", type=float, help="seconds after which a structure counts as failed")
+    return parser
+
+
+def add_calculator_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The arguments that ``label`` and ``sample`` share."""
+    parser.add_argument(
+        "-c", "--calculator", required=required, help="gfn2-xtb, gfn1-xtb (both by tblite), emt, lj, or "
+        "package.module:factory, a function or class that returns an ASE calculator"
+    )  # fmt: skip
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of the calculator; may be "
+        "given several times"
+    )  # fmt: skip
+    parser.add_argument("--level-of-theory", help="what to call it in the data (default: name and options)")
+    parser.add_argument(
+        "-p", "--processes", type=_count, default=1, help="how many structures at once; 0: one for each core (default: "
+        "%(default)s)"
+    )  # fmt: skip
+    parser.add_argument("--retry", action="store_true", help="try again what failed before")
+
+
+def method_of(args: argparse.Namespace) -> Method:
+    """The calculator that the arguments name."""
+    from torchmdnet.labelling.methods import Method
+
+    return Method(args.calculator, _options(args.option), args.level_of_theory)
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """``accuracy=0.1`` as ``{"accuracy": 0.1}``; values as in YAML."""
+    import yaml
+
+    from torchmdnet.config.reader import Loader
+
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--option {word}: should be KEY=VALUE, such as accuracy=0.1.")
+        options[key] = yaml.load(value, Loader)
+    return options
+
+
+def tell_failed(failed: Counter[str], journal: str) -> None:
+    """Say what failed and how to go on."""
+    if not failed:
+        return
+    print(f"{failed.total()} failed and are left out; --retry tries them again. They are named in {journal}.")
+    for message, count in failed.most_common(5):
+        print(f"  {count} × {message}")
+    if len(failed) > 5:
+        print(f"  and {len(failed) - 5} other errors")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Say what an interruption means."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("a number of processes, or 0 for one for each core")
+    return number or os.cpu_count() or 1
