@@ -417,7 +417,7 @@ def test_a_faithful_capture_is_replayed(water, monkeypatch) -> None:
 
 def test_files_are_loaded_with_fixed_shapes_for_cuda_graphs(tmp_path, monkeypatch) -> None:
     path = write_checkpoint(tmp_path / "model.ckpt")
-    monkeypatch.setattr("torchmdnet.calculators.external._check_cuda", lambda device: None)
+    monkeypatch.setattr("torchmdnet.calculators.external.check_cuda", lambda device, option: None)
     with pytest.warns(UserWarning, match="static_shapes=True is set"):
         External(path, WATER, use_cuda_graph=True)
     with warnings.catch_warnings():

@@ -16,6 +16,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor, nn
 
 from torchmdnet.calculators.compiled import compiled
+from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
+from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
     ModelSource,
     as_dtype,
@@ -32,11 +34,15 @@ from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
+from torchmdnet.neighbors import VerletList
 from torchmdnet.potential import TorchMD_Net
 
 __all__ = ["TMDNETCalculator"]
 
 log = logging.getLogger(__name__)
+
+#: Atoms up to which calculations on CUDA are captured without being asked to: beyond, launches are not what takes time.
+AUTOMATIC_UP_TO = 2_000
 
 
 class TMDNETCalculator(Calculator):
@@ -59,6 +65,10 @@ class TMDNETCalculator(Calculator):
         compile: Compile the model on first use, which takes about a minute; what it gains depends on the system and the
             machine. If it fails, or gives other numbers, the calculator goes on without and says so.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
+        skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
+            half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not depend on it. 0 turns it off.
+        cuda_graph: Whether to capture a calculation as a CUDA graph and replay it; see
+            :class:`torchmdnet.calculators.External`. None does so on CUDA, for up to 2,000 atoms, without ``compile``.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`. With ``remove_ref_energy``, True unless given,
             a delta-learned model gives energies relative to its reference, with False total energies.
 
@@ -76,10 +86,16 @@ class TMDNETCalculator(Calculator):
         compile: bool = False,
         *,
         units: str | Sequence[str] | Mapping[str, str] | None = None,
+        skin: float = 1.0,
+        cuda_graph: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         self.device = device
+        if cuda_graph:
+            check_cuda(device, "cuda_graph")
+            if compile:
+                raise ConfigError("cuda_graph: compile=True is another way to the same end. Pass one of them.")
         self.dtype = as_dtype(dtype)
         if isinstance(model_file, nn.Module):
             if kwargs:
@@ -98,6 +114,12 @@ class TMDNETCalculator(Calculator):
         ] + list(self.properties)
         if len(self.members) > 1:
             self.implemented_properties += [f"{name}_std" for name in ("energy", "forces", "stress", *self.properties)]
+        self.search = VerletList(skin / self.units.in_angstrom) if skin else None
+        self.cuda_graph = cuda_graph
+        self._steps: dict[bool, FixedStep] = {}  # with and without the virial
+        self._is_read = {option: trained_with(self.model, option) for option in ("charge", "spin")}
+        self._numbers: np.ndarray | None = None
+        self._z = self._batch = torch.empty(0, dtype=torch.long)
         self.compile = compile
         self.compiled: list[nn.Module] | None = None
         #: Number of calculations so far; asking again about unchanged atoms does not add to it.
@@ -143,23 +165,28 @@ class TMDNETCalculator(Calculator):
         if not np.isfinite(positions).all():
             atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
             raise ValueError(f"The position of atom {atom} is {positions[atom]}; the structure has fallen apart.")
-        z = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))
-        check_elements(self.model, z)
-        self._tell(unseen_elements(self.model, z))
+        if self._numbers is None or not np.array_equal(atoms.numbers, self._numbers):
+            z = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))
+            check_elements(self.model, z)
+            self._tell(unseen_elements(self.model, z))
+            self._numbers, self._z = atoms.get_atomic_numbers(), z.to(self.device)
+            self._batch = torch.zeros_like(self._z)
         cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)  # a zero row is an open direction
-        if not cell.any() and any(map(_has_a_box, self.members)):
+        has_cell = bool(cell.any())
+        if not has_cell and any(map(_has_a_box, self.members)):
             self._tell(
                 "The atoms are not periodic, but the model carries a box of its own (box_vecs), which it uses. "
                 "Set cell and pbc of the atoms, or load the model with box_vecs=None."
             )
         return Inputs(
-            z=z.to(self.device),
+            z=self._z,
             pos=self._tensor(positions / self.units.in_angstrom),
-            batch=torch.zeros(len(z), dtype=torch.long, device=self.device),
-            box=self._tensor(cell / self.units.in_angstrom) if cell.any() else None,
+            batch=self._batch,
+            box=self._tensor(cell / self.units.in_angstrom) if has_cell else None,
             q=self._charge(atoms),
             s=self._spin(atoms),
             num_systems=1,
+            search=self.search,
         )
 
     def _tensor(self, values: np.ndarray) -> Tensor:
@@ -167,7 +194,7 @@ class TMDNETCalculator(Calculator):
 
     def _charge(self, atoms: Atoms) -> Tensor | None:
         charge = _stated("charge", atoms)
-        is_read = trained_with(self.model, "charge")
+        is_read = self._is_read["charge"]
         if charge is None and is_read:
             charge = float(atoms.get_initial_charges().sum())
             if not atoms.has("initial_charges"):
@@ -184,7 +211,7 @@ class TMDNETCalculator(Calculator):
 
     def _spin(self, atoms: Atoms) -> Tensor | None:
         spin = _stated("spin", atoms)
-        is_read = trained_with(self.model, "spin")
+        is_read = self._is_read["spin"]
         if spin is None and is_read:
             raise ConfigError(
                 'The model was trained with spin. Set atoms.info["spin"], in the convention of its training data.'
@@ -198,13 +225,11 @@ class TMDNETCalculator(Calculator):
 
     def _ask(self, inputs: Inputs, *, with_virial: bool) -> list[Answer]:
         def ask(*models: nn.Module) -> list[Answer]:
-            options = {"with_properties": bool(self.properties), "by_atom": self.by_atom}
-            return [
-                answer
-                for model in models
-                for answer in predict_members(model, inputs, with_virial=with_virial, **options)
-            ]
+            return [answer for model in models for answer in predict_members(model, inputs, **options)]
 
+        options = {"with_virial": with_virial, "with_properties": bool(self.properties), "by_atom": self.by_atom}
+        if self._is_replayed(inputs):
+            return self._replay(inputs, options)
         if not self.compile:
             return ask(self.model)
         if self.compiled is not None:
@@ -223,23 +248,42 @@ class TMDNETCalculator(Calculator):
             self.compiled = quick
         return plain
 
+    def _is_replayed(self, inputs: Inputs) -> bool:
+        if self.cuda_graph is None:
+            is_small = inputs.z.device.type == "cuda" and len(inputs.z) <= AUTOMATIC_UP_TO
+            return is_small and not self.compile
+        return self.cuda_graph
+
+    def _replay(self, inputs: Inputs, options: dict[str, bool]) -> list[Answer]:
+        has_virial = options["with_virial"]
+        if has_virial not in self._steps:
+            self._steps[has_virial] = FixedStep(self.model, CudaGraph, **options)
+        try:
+            return self._steps[has_virial](inputs)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            log.warning("cuda_graph: the model cannot be captured (%s); it runs without.", reason)
+            self.cuda_graph = False
+            self._steps.clear()
+            return predict_members(self.model, inputs, **options)
+
     def _results(self, answers: list[Answer], atoms: Atoms) -> dict[str, Any]:
         energies = self.units.in_ev * np.array([answer.energy.item() for answer in answers])  # (members,)
         forces = self.units.in_ev / self.units.in_angstrom * _stack([answer.forces for answer in answers])
         results: dict[str, Any] = {
             "energy": float(energies.mean()),
             "free_energy": float(energies.mean()),
-            "forces": forces.mean(axis=0),
+            "forces": _mean(forces),
         }
         if answers[0].virial is not None:
             virial = self.units.in_ev * _stack([answer.virial[0] for answer in answers if answer.virial is not None])
             stress = np.stack([full_3x3_to_voigt_6_stress(one / atoms.get_volume()) for one in virial])
-            results["stress"] = stress.mean(axis=0)
+            results["stress"] = _mean(stress)
             if len(answers) > 1:
                 results["stress_std"] = stress.std(axis=0, ddof=1)
         if self.by_atom:
             atomic = _stack([answer.atomic for answer in answers if answer.atomic is not None])
-            results["energies"] = self.units.in_ev * atomic.mean(axis=0)
+            results["energies"] = self.units.in_ev * _mean(atomic)
         if len(answers) > 1:
             results["energy_std"] = float(energies.std(ddof=1))
             results["forces_std"] = forces.std(axis=0, ddof=1)
@@ -249,10 +293,15 @@ class TMDNETCalculator(Calculator):
             values = values if is_of_atoms else values[:, 0]
             if name == "dipole":
                 values = self.units.in_angstrom * values
-            results[name] = _plain(values.mean(axis=0))
+            results[name] = _plain(_mean(values))
             if len(answers) > 1:
                 results[f"{name}_std"] = _plain(values.std(axis=0, ddof=1))
         return results
+
+
+def _mean(members: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    return members[0] if len(members) == 1 else members.mean(axis=0)
 
 
 def _properties_of(members: list[nn.Module]) -> dict[str, bool]:
@@ -299,7 +348,7 @@ def _stated(kind: Literal["charge", "spin"], atoms: Atoms) -> float | None:
 
 
 def _stack(tensors: list[Tensor]) -> np.ndarray:
-    return torch.stack(tensors).double().cpu().numpy()
+    return (tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)).double().cpu().numpy()
 
 
 def _expect_agreement(quick: list[Answer], plain: list[Answer]) -> None:

@@ -7,7 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["CudaGraph"]
+__all__ = ["CudaGraph", "check_cuda"]
+
+
+def check_cuda(device: str | torch.device, option: str) -> None:
+    """Refuse to capture where there is no GPU, or the model is elsewhere.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError(f"{option}=True needs CUDA, which is not available here. Pass {option}=False.")
+    if torch.device(device).type != "cuda":
+        raise ValueError(f"{option}=True needs the model on the GPU, but device is {device!r}. Pass 'cuda'.")
 
 
 class CudaGraph:

@@ -6,13 +6,14 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.calculators.cuda_graph import CudaGraph
+from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
+from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
     as_dtype,
     check_elements,
@@ -23,10 +24,11 @@ from torchmdnet.calculators.loading import (
     units_or_default,
     unseen_elements,
 )
-from torchmdnet.calculators.predict import predict
+from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.calculators.units import Transform, make_transform, tranforms
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
+from torchmdnet.neighbors import VerletList
 
 __all__ = ["External"]
 
@@ -34,15 +36,6 @@ log = logging.getLogger(__name__)
 
 #: A number shared by all replicas, one per replica, or None.
 PerReplica = float | Sequence[float] | Tensor | None
-
-
-class Call(NamedTuple):
-    """What changes from call to call, in the units of the model."""
-
-    pos: Tensor  # (N, 3)
-    box: Tensor | None  # (3, 3) or (R, 3, 3)
-    q: Tensor | None  # (R,)
-    s: Tensor | None  # (R,)
 
 
 class External:
@@ -56,14 +49,17 @@ class External:
         output_transform: What to do with energies and forces: one of the names in
             :data:`torchmdnet.calculators.tranforms`; the units to convert to, such as ``"kcal/mol/A"`` or
             ``"kJ/mol/nm"``, with exact factors; or a function of both. None leaves them in the units of the model.
-        use_cuda_graph: Capture the call as a CUDA graph on first use and replay it afterwards. A model that cannot be
-            captured, or replays to something else, runs plainly and says so.
+        use_cuda_graph: Capture the call as a CUDA graph on first use, from the search for neighbours to the forces,
+            and replay it afterwards. It is captured anew when more neighbours come than it has room for, or shapes
+            change. A model that cannot be captured, or replays to something else, runs plainly and says so.
         cuda_graph_warmup_steps: Plain calls before the capture.
         dtype: Precision of the calculation, a torch type or its name. A model in another precision is converted; if
             it is a module of yours, a copy of it.
         q: Total charge of each replica in e, or one number for all.
         s: Spin of each replica, as ``q``, in the convention of the training data.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
+        skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
+            half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not depend on it. 0 turns it off.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`.
 
     Raises:
@@ -83,12 +79,13 @@ class External:
         q: PerReplica = None,
         s: PerReplica = None,
         units: str | Sequence[str] | Mapping[str, str] | None = None,
+        skin: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.device = device
         self.dtype = as_dtype(dtype)
         if use_cuda_graph:
-            _check_cuda(device)
+            check_cuda(device, "use_cuda_graph")
             if not isinstance(netfile, nn.Module) and not kwargs.get("static_shapes", False):
                 warnings.warn("use_cuda_graph=True needs arrays of fixed shape; static_shapes=True is set.")
                 kwargs["static_shapes"] = True
@@ -114,9 +111,10 @@ class External:
         if isinstance(output_transform, str) and output_transform not in tranforms:
             self.units = units_or_default(self.units, netfile)
         self.output_transformer = make_transform(output_transform, self.units)
+        self.search = VerletList(self._in_units_of_the_model(skin)) if skin else None
         self.use_cuda_graph = use_cuda_graph
         self.cuda_graph_warmup_steps = cuda_graph_warmup_steps
-        self.cuda_graph: CudaGraph | None = None
+        self.cuda_graph: FixedStep | None = None
         self.pos: Tensor | None = None
         self.box: Tensor | None = None
         self.energy: Tensor | None = None
@@ -130,6 +128,7 @@ class External:
     @model.setter
     def model(self, model: nn.Module) -> None:
         self._model = placed(model, self.device, self.dtype).eval()
+        self._is_read = {option: trained_with(self._model, option) for option in ("charge", "spin")}
         self.cuda_graph = None
 
     def calculate(
@@ -156,45 +155,35 @@ class External:
         """
         with torch.inference_mode(False):
             self.pos, self.box = self._positions(pos), self._boxes(box)
-            call = Call(
+            inputs = Inputs(
+                self.embeddings,
                 self.pos,
+                self.batch,
                 self.box,
                 self._per_replica("q", self.q if q is None else q),
                 self._per_replica("s", self.s if s is None else s),
+                num_systems=self.num_replicas,
+                search=self.search,
             )
-        energy, forces = self._replay(call) if self.use_cuda_graph else self._ask(*call)
-        energy, forces = self.output_transformer(energy, forces)
+        answers = self._replay(inputs) if self.use_cuda_graph else predict_members(self.model, inputs)
+        energy, forces = _mean([answer.energy for answer in answers]), _mean([answer.forces for answer in answers])
+        energy, forces = self.output_transformer(energy, forces.reshape(self.num_replicas, self.n_atoms, 3))
         energy, forces = energy.detach().clone(), forces.detach().clone()
         self.energy, self.forces = energy, forces
         return energy, forces
 
-    def _ask(self, pos: Tensor, box: Tensor | None, q: Tensor | None, s: Tensor | None) -> tuple[Tensor, Tensor]:
-        answer = predict(self.model, Inputs(self.embeddings, pos, self.batch, box, q, s, num_systems=self.num_replicas))
-        return answer.energy, answer.forces.reshape(self.num_replicas, self.n_atoms, 3)
-
-    def _replay(self, call: Call) -> tuple[Tensor, ...]:
+    def _replay(self, inputs: Inputs) -> list[Answer]:
         if self.cuda_graph is None:
-            self.cuda_graph = self._capture(call)
-        if self.cuda_graph is None:
-            self.use_cuda_graph = False
-            return self._ask(*call)
-        return self.cuda_graph(*call)
-
-    def _capture(self, call: Call) -> CudaGraph | None:
-        """Record the call, and see that a replay follows the atoms when they move; None if either fails."""
+            self.cuda_graph = FixedStep(self.model, CudaGraph, self.cuda_graph_warmup_steps)
         try:
-            graph = CudaGraph(self._ask, call, self.cuda_graph_warmup_steps)
-            elsewhere = call._replace(pos=1.05 * call.pos)
-            for replayed, plain in zip(graph(*elsewhere), self._ask(*elsewhere), strict=True):
-                if not torch.allclose(replayed, plain, rtol=1e-5, atol=1e-3):
-                    raise RuntimeError("a replay with atoms elsewhere differs from the plain call")
+            return self.cuda_graph(inputs)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             log.warning(
                 "use_cuda_graph: %s cannot be captured (%s); it runs without.", type(self.model).__name__, reason
             )
-            return None
-        return graph
+            self.use_cuda_graph, self.cuda_graph = False, None
+            return predict_members(self.model, inputs)
 
     def _positions(self, pos: Any) -> Tensor:
         pos = torch.as_tensor(pos).detach().clone().to(device=self.device, dtype=self.dtype)
@@ -212,7 +201,7 @@ class External:
         box = torch.as_tensor(box).detach().clone().to(device=self.device, dtype=self.dtype)
         return self._in_units_of_the_model(box) if bool(box.any()) else None
 
-    def _in_units_of_the_model(self, length: Tensor) -> Tensor:
+    def _in_units_of_the_model(self, length: Any) -> Any:
         if self.units is None or self.units.length == "Å":
             return length
         return length / self.units.in_angstrom
@@ -220,7 +209,7 @@ class External:
     def _per_replica(self, name: Literal["q", "s"], value: PerReplica) -> Tensor | None:
         """Charges or spins as (replicas,), or None where the model needs none."""
         option = {"q": "charge", "s": "spin"}[name]
-        is_read = trained_with(self.model, option)
+        is_read = self._is_read[option]
         if value is None:
             if not is_read:
                 return None
@@ -244,6 +233,10 @@ class External:
             log.warning(message)
 
 
+def _mean(members: list[Tensor]) -> Tensor:
+    return members[0] if len(members) == 1 else torch.stack(members).mean(dim=0)
+
+
 def _atomic_numbers(embeddings: Any) -> Tensor:
     """Atomic numbers as (replicas, atoms) int64 on the CPU."""
     try:
@@ -257,10 +250,3 @@ def _atomic_numbers(embeddings: Any) -> Tensor:
             f"embeddings has shape {tuple(z.shape)}, {z.dtype}. Pass integer atomic numbers, (replicas, atoms)."
         )
     return z.long()
-
-
-def _check_cuda(device: str | torch.device) -> None:
-    if not torch.cuda.is_available():
-        raise ValueError("use_cuda_graph=True needs CUDA, which is not available here. Pass use_cuda_graph=False.")
-    if torch.device(device).type != "cuda":
-        raise ValueError(f"use_cuda_graph=True needs the model on the GPU, but device is {device!r}. Pass 'cuda'.")

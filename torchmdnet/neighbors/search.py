@@ -123,8 +123,7 @@ def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Te
     pair = torch.cat([torch.full_like(atoms, num_pairs), pairs, pairs]).index_select(0, order)
     opposite = torch.cat([atoms, num_loops + num_pairs + pairs, num_loops + pairs])
     reverse = place.index_select(0, opposite.index_select(0, order))
-    row_start = torch.zeros(num_atoms + 1, dtype=torch.long, device=device)
-    torch.cumsum(torch.bincount(receiver, minlength=num_atoms), 0, out=row_start[1:])
+    row_start = torch.searchsorted(index[0].contiguous(), torch.arange(num_atoms + 1, device=device))
     one = torch.ones_like(pairs)
     sign = torch.cat([torch.zeros_like(atoms), one, -one]).index_select(0, order)
     return index, pair, reverse, row_start, sign

@@ -19,6 +19,8 @@ __all__ = ["VerletList"]
 
 #: What rounding may take from a list's range, in Å: lists are searched in the precision of the positions.
 MARGIN = 1e-4
+#: Pairs beyond which a list would take more memory than it is worth.
+MOST_PAIRS = 1 << 24
 
 
 class VerletList:
@@ -50,6 +52,7 @@ class VerletList:
         #: Searches so far, of any kind.
         self.num_searches = 0
         self._known: dict[float, _Known] = {}
+        self._too_long: set[float] = set()
 
     @torch.no_grad()
     def __call__(
@@ -63,7 +66,8 @@ class VerletList:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See :func:`torchmdnet.neighbors.pairs_within`; an atom and its partner come in the order i <= j."""
         is_quick = is_few(pos, box, num_systems)  # and in order, without a list
-        if is_quick or not has_loops(pos) or math.isinf(cutoff) or pos.shape[0] == 0:
+        is_odd = math.isinf(cutoff) or cutoff in self._too_long or pos.shape[0] == 0
+        if is_quick or is_odd or not has_loops(pos):
             return pairs_within(pos, batch, box, num_systems, cutoff, lower)
         known = self._known.get(cutoff)
         is_near = known is not None and known.serves(pos, batch, box, cutoff, self.skin)
@@ -71,6 +75,9 @@ class VerletList:
             skin = self.skin if is_near or (known is not None and known.was_of_use) else 0.0
             self.num_searches += 1
             known = self._known[cutoff] = _Known(pos, batch, box, num_systems, cutoff, skin)
+            if len(known.i) > MOST_PAIRS:
+                self._too_long.add(cutoff)
+                del self._known[cutoff]
         else:
             known.was_of_use = True
         return known.pairs_within(pos, box, cutoff, lower)
