@@ -45,10 +45,10 @@ def test_each_listed_file_has_its_weight_its_part_its_keys_and_its_units():
     )
     np.testing.assert_allclose(data.frames["y"][:, 0], [-3, -5, -2, -4, -2], rtol=1e-9)
     np.testing.assert_allclose(data.frames["neg_dy"], 0.5, rtol=1e-6)
-    assert data.frames["weight"].tolist() == [1, 1, 2.5, 0.5, 0.5]
+    assert data.frames["config_weight"].tolist() == [1, 1, 2.5, 0.5, 0.5]
     assert {name: rows.tolist() for name, rows in data.splits.items()} == {"idx_train": [0, 1, 2], "idx_test": [3, 4]}
     assert data.runs.tolist() == [2, 1, 1, 1]
-    assert data[2].weight.tolist() == [2.5]
+    assert data[2].config_weight.tolist() == [2.5]
 
 
 def test_an_index_may_be_of_one_file():
@@ -59,7 +59,7 @@ def test_an_index_may_be_of_one_file():
 
 def test_without_weights_samples_have_none():
     write("a.extxyz", ["H2O"], config_weight=1.0)
-    assert not {"weight", "y_weight", "neg_dy_weight"} & set(ASE("a.extxyz").frames.fields)
+    assert not {"config_weight", "y_weight", "neg_dy_weight"} & set(ASE("a.extxyz").frames.fields)
 
 
 def test_weights_in_the_frames_multiply_that_of_the_file(caplog):
@@ -67,7 +67,7 @@ def test_weights_in_the_frames_multiply_that_of_the_file(caplog):
     write("a.extxyz", ["H2O", "CO"], config_weight=[2.0, 3.0], energy_weight=[0.0, 1.0], config_forces_weight=4.0)
     write("b.extxyz", ["CH4"])
     data = ASE(files=[{"path": "a.extxyz", "weight": 10}, "b.extxyz"])
-    assert data.frames["weight"].tolist() == [20, 30, 1]
+    assert data.frames["config_weight"].tolist() == [20, 30, 1]
     assert data.frames["y_weight"].tolist() == [0, 1, 1]
     assert data.frames["neg_dy_weight"].tolist() == [4, 4, 1]
     assert "Weights ('config_weight') of 1 to 30 multiply losses" in caplog.text
@@ -76,9 +76,9 @@ def test_weights_in_the_frames_multiply_that_of_the_file(caplog):
 def test_weights_of_other_names_are_named_and_others_can_be_ignored(caplog):
     caplog.set_level(logging.INFO)
     write("a.extxyz", ["H2O", "CO"], weight=[2.0, 3.0], config_weight=7.0)
-    assert ASE("a.extxyz", weight_keys={"configuration": "weight"}).frames["weight"].tolist() == [2, 3]
-    assert "weight" not in ASE("a.extxyz", weight_keys=False).frames.fields
-    assert ASE("a.extxyz").frames["weight"].tolist() == [7, 7]
+    assert ASE("a.extxyz", weight_keys={"configuration": "weight"}).frames["config_weight"].tolist() == [2, 3]
+    assert "config_weight" not in ASE("a.extxyz", weight_keys=False).frames.fields
+    assert ASE("a.extxyz").frames["config_weight"].tolist() == [7, 7]
     assert "The frames have 'weight', which is not used" in caplog.text
     with pytest.raises(DataError, match=r"weight_keys: no frame has 'wieght'.*Did you mean 'weight'"):
         ASE("a.extxyz", weight_keys={"energy": "wieght"})

@@ -143,7 +143,7 @@ def test_a_file_of_ase_db_backends_is_read(tmp_path):
     xx, yy, zz, yz, _, _ = data[1].stress[0].numpy()[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
     np.testing.assert_allclose([xx, yy, zz, yz], [0.3515101, 0.9034702, 0.0940123, -0.7434993], rtol=1e-6)
     assert data[0].q.item() == 1.0
-    assert data[0].weight.item() == 2.0  # config_weight among the key-value pairs
+    assert data[0].config_weight.item() == 2.0  # config_weight among the key-value pairs
 
 
 def test_a_pickled_lmdb_is_refused_and_never_unpickled(tmp_path):

@@ -55,8 +55,8 @@ class ASE(FramesDataset):
     ``stress`` (1, 3, 3) eV/Å³ with tension positive, ``box`` (1, 3, 3) Å, ``q`` (1,) e, ``s`` (1,). A zero row of
     ``box`` is a direction that is not periodic. ``s`` is the number of unpaired electrons, 0 for a closed shell,
     whichever way the file counts spin. Every frame needs an energy and forces if the first one has them; a stress, or
-    one of ``labels``, may be missing (or NaN) in some frames, and is NaN in their samples. ``weight``, ``y_weight``,
-    ``neg_dy_weight`` and ``stress_weight`` (1,) multiply the losses of a sample, where there are any.
+    one of ``labels``, may be missing (or NaN) in some frames, and is NaN in their samples. ``config_weight``,
+    ``y_weight``, ``neg_dy_weight`` and ``stress_weight`` (1,) multiply the losses of a sample, where there are any.
 
     Single atoms in open space, or marked ``config_type=IsolatedAtom``, are no samples (unless there is nothing else),
     but can state the reference energies of their elements. By default these are fitted by least squares, which leaves
@@ -231,7 +231,7 @@ def _unrolled(runs: Sequence[tuple[str, int]]) -> np.ndarray:
 #: Names in a sample that are already spoken for.
 _TAKEN = frozenset(
     {"z", "pos", "y", "neg_dy", "box", "q", "s", "stress", "batch", "ptr"}
-    | {"weight", "y_weight", "neg_dy_weight", "stress_weight"}
+    | {"config_weight", "y_weight", "neg_dy_weight", "stress_weight"}
 )
 #: What a listed file may have of its own.
 _OWN_KEYS = {"energy_key": "energy", "forces_key": "forces", "stress_key": "stress"}

@@ -57,7 +57,9 @@ FIELDS: dict[str, Field] = {
     "stress": Field("system", (3, 3), "float32"),
     "dp": Field("system", (3,), "float32"),
     "dipole": Field("system", (3,), "float32"),
-    **{name: Field("system", (), "float32") for name in ("weight", "y_weight", "neg_dy_weight", "stress_weight")},
+    **{
+        name: Field("system", (), "float32") for name in ("config_weight", "y_weight", "neg_dy_weight", "stress_weight")
+    },
 }
 
 

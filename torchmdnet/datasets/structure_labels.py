@@ -61,7 +61,7 @@ USUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
 }
 #: The fields of a sample that hold them.
 _WEIGHT_FIELDS = {
-    "configuration": "weight",
+    "configuration": "config_weight",
     "energy": "y_weight",
     "forces": "neg_dy_weight",
     "stress": "stress_weight",

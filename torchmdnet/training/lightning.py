@@ -29,8 +29,10 @@ __all__ = ["LNNP", "Comparison", "EnergyRefRemover", "FloatCastDatasetWrapper", 
 
 NamedLoss = tuple[str, Callable[[Tensor, Tensor], Tensor]]
 
+#: Fields of a batch that multiply losses.
+WEIGHT_FIELDS = frozenset({"config_weight", "y_weight", "neg_dy_weight", "stress_weight"})
 #: Fields of a batch that are labels or named arguments of the model; every other field travels in ``extra_args``.
-NAMED_FIELDS = frozenset({"y", "neg_dy", "z", "pos", "batch", "box", "q", "s"})
+NAMED_FIELDS = frozenset({"y", "neg_dy", "z", "pos", "batch", "box", "q", "s"}) | WEIGHT_FIELDS
 
 #: Options a module can do without; the established defaults.
 DEFAULTS: dict[str, Any] = {
@@ -71,6 +73,7 @@ class Comparison(NamedTuple):
     batch: Tensor | None  # (N,) molecule of each atom; None is one molecule
     num_atoms: int
     others: Mapping[str, tuple[Tensor, Tensor]] = {}  # (R, ...) predictions and labels
+    weights: Mapping[str, Tensor] = {}  # (rows of the term,) factors of the loss, where the data have them
 
     @property
     def atoms_per_molecule(self) -> Tensor:
@@ -111,7 +114,8 @@ class LNNP(LightningModule):
         \qquad F = -\nabla y
 
     with the stress if ``stress_weight`` is above 0, and a term for each of ``properties``. A stress or property that
-    is NaN in the data is missing and counts neither in the loss nor in its mean.
+    is NaN in the data is missing and counts neither in the loss nor in its mean. Where samples have weights, each
+    multiplies the training loss of its sample, in training and validation; errors are never weighted.
 
     With ``0 < ema_alpha < 1`` each term is smoothed over steps, :math:`\alpha L + (1 - \alpha) E`, where E is the
     previous smoothed value. The gradient of a smoothed term is :math:`\alpha` times the plain one, and what is logged
@@ -383,7 +387,7 @@ class LNNP(LightningModule):
             total = None
             for term, (prediction, label, weight) in pairs.items():
                 own = self._own_loss(stage, term, name)
-                loss = (own or loss_fn)(prediction, label) if weight else prediction.sum() * 0
+                loss = _loss(own or loss_fn, prediction, label, comparison.weights.get(term))
                 if counts:
                     loss = self._smooth(loss, stage, term, name)
                     self._mean_of(stage, term, name).update(loss, weight)
@@ -440,7 +444,24 @@ class LNNP(LightningModule):
                     f"{tuple(prediction.shape)}. One label per molecule (y) or three per atom (neg_dy) are expected."
                 )
         index = batch.batch if "batch" in batch else None
-        return Comparison(y, y_label, neg_dy, neg_dy_label, index, batch.z.shape[0], others)
+        weights = self._weights(batch, index, labels) if WEIGHT_FIELDS & set(batch.keys()) else {}
+        return Comparison(y, y_label, neg_dy, neg_dy_label, index, batch.z.shape[0], others, weights)
+
+    def _weights(
+        self, batch: Any, index: Tensor | None, labels: Mapping[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, Tensor]:
+        """Factors of the losses, (rows,): the weight of the configuration times that of its label."""
+        weights: dict[str, Tensor] = {}
+        for term in ("y", "neg_dy", *labels):
+            found = [batch[name].reshape(-1) for name in ("config_weight", f"{term}_weight") if name in batch]
+            if not found:
+                continue
+            weight = found[0] * found[1] if len(found) > 1 else found[0]  # (S,)
+            if term == "neg_dy" or (term in labels and self.targets[term].level == "atom"):
+                weight = weight.expand(batch.z.shape[0]) if index is None else weight[index]  # (N,)
+            present = labels[term][1] if term in labels else None
+            weights[term] = weight if present is None else weight[present]
+        return weights
 
     def _labels(self, batch: Any) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Labels of the stress and the properties, (rows, ...), each with the rows that have one; None is all."""
@@ -653,6 +674,15 @@ class LNNP(LightningModule):
             torch.set_rng_state(state["rng"])
         if state.get("cuda_rng") is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _loss(function: Callable[..., Tensor], prediction: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """A loss, of which only the one that is trained is weighted; of no rows at all it is zero."""
+    if not label.shape[0]:
+        return prediction.sum() * 0
+    if weight is None or not isinstance(function, LossFunction):
+        return function(prediction, label)
+    return function(prediction, label, weight)
 
 
 def with_defaults(hparams: Mapping[str, Any] | Namespace) -> dict[str, Any]:

@@ -1,4 +1,12 @@
-"""What a wrong prediction costs: functions of (prediction, target) -> mean over all elements."""
+r"""What a wrong prediction costs: functions of (prediction, target) -> mean over all elements.
+
+With weights (R,), one for each row, the element (r, c) of R rows and C columns counts :math:`w_r` times:
+
+.. math:: \ell = \frac{1}{R C} \sum_{r c} w_r\, \ell(d_{rc})
+
+The divisor is the number of elements, not the sum of weights. So a weight is what multiplies the loss of a row,
+whatever else is in its batch, and the gradient over an epoch does not depend on how the batches were drawn.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +23,36 @@ if TYPE_CHECKING:
 __all__ = ["LOSSES", "LossFunction", "huber_loss", "l1_loss", "loss_class_mapping", "loss_name", "mse_loss"]
 
 
-def mse_loss(prediction: Tensor, target: Tensor) -> Tensor:
+def mse_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Mean of d², d = prediction - target."""
     from torch.nn.functional import mse_loss
 
-    return mse_loss(prediction, target)
+    if weight is None:
+        return mse_loss(prediction, target)
+    return _weighted_mean(mse_loss(prediction, target, reduction="none"), weight)
 
 
-def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
+def l1_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Mean of |d|, d = prediction - target."""
     from torch.nn.functional import l1_loss
 
-    return l1_loss(prediction, target)
+    if weight is None:
+        return l1_loss(prediction, target)
+    return _weighted_mean(l1_loss(prediction, target, reduction="none"), weight)
 
 
-def huber_loss(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+def huber_loss(prediction: Tensor, target: Tensor, delta: float = 1.0, *, weight: Tensor | None = None) -> Tensor:
     """Mean of d²/2 where |d| <= delta and of delta (|d| - delta/2) beyond, d = prediction - target."""
     from torch.nn.functional import huber_loss
 
-    return huber_loss(prediction, target, delta=delta)
+    if weight is None:
+        return huber_loss(prediction, target, delta=delta)
+    return _weighted_mean(huber_loss(prediction, target, reduction="none", delta=delta), weight)
+
+
+def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Mean over all elements of (R, ...) times the weight of their row, (R,)."""
+    return (weight.reshape(-1, *[1] * (loss.dim() - 1)) * loss).mean()
 
 
 #: The losses as established by name.
@@ -58,17 +77,31 @@ class LossFunction:
     def __init__(self, loss_fn: Callable[..., Tensor], extra_args: Mapping[str, Any] | None = None) -> None:
         self.loss_fn = loss_fn
         self.extra_args = dict(extra_args or {})
+        parameters = inspect.signature(loss_fn).parameters
+        #: Whether rows can have weights: the loss has an argument ``weight``, (R,).
+        self.takes_weights = "weight" in parameters
         try:
+            if "weight" in self.extra_args:
+                raise TypeError("weights come with the data")
             inspect.signature(loss_fn).bind(None, None, **self.extra_args)
         except TypeError as error:
-            known = [name for name in list(inspect.signature(loss_fn).parameters)[2:] if not name.startswith("_")]
+            known = [name for name in list(parameters)[2:] if not name.startswith("_") and name != "weight"]
             raise ConfigError(
                 f"train_loss_arg: {self.extra_args} does not fit {getattr(loss_fn, '__name__', loss_fn)} ({error}). "
                 f"It takes {', '.join(known) if known else 'no arguments'}."
             ) from error
 
-    def __call__(self, x: Tensor, target: Tensor) -> Tensor:
-        return self.loss_fn(x, target, **self.extra_args)
+    def __call__(self, x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss of (R, ...) predictions; ``weight`` (R,) multiplies rows."""
+        if weight is None:
+            return self.loss_fn(x, target, **self.extra_args)
+        if not self.takes_weights:
+            raise ConfigError(
+                f"train_loss: {getattr(self.loss_fn, '__name__', self.loss_fn)} takes no weights, but the data have "
+                "them. Give it an argument 'weight', (rows,), that multiplies the loss of each row, or leave weights "
+                "out with dataset_arg: {weight_keys: false}."
+            )
+        return self.loss_fn(x, target, weight=weight, **self.extra_args)
 
 
 def loss_name(train_loss: str) -> str:
