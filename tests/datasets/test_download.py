@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_file_that_is_there_is_not_fetched_again(publisher, tmp_path):
     assert len(publisher.requests) == 1
 
 
-@pytest.mark.parametrize("fault", ["truncate", "stall", "reset", 500, 503])
+@pytest.mark.parametrize("fault", ["truncate", "stall", "reset", "abort", "unsized", "redirect", 408, 429, 500, 503])
 def test_passing_faults_are_survived(publisher, tmp_path, fault):
     publisher.faults = [fault]
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
@@ -72,6 +73,38 @@ def test_an_interrupted_download_goes_on_where_it_stopped(publisher, tmp_path):
     publisher.faults = ["truncate"]
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
     assert [span for _, span in publisher.requests] == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_reset_in_the_middle_costs_only_the_rest(publisher, tmp_path):
+    publisher.faults = ["abort"]
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+    assert [span for _, span in publisher.requests] == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_the_rest_is_asked_for_behind_a_redirect_too(publisher, tmp_path):
+    publisher.faults = ["redirect", "truncate", "redirect"]
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+    assert [span for _, span in publisher.requests[-2:]] == [f"bytes={len(CONTENT) // 2}-"] * 2
+
+
+def test_a_run_that_was_killed_is_taken_up_by_the_next(publisher, tmp_path):
+    publisher.faults = ["stall"]
+    script = (
+        "import sys; from torchmdnet.datasets.download import Remote, fetch;"
+        "fetch(Remote('sub/data.h5', (sys.argv[1],)), sys.argv[2], what='Set')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, f"{publisher.address}/data.h5", str(tmp_path)])
+    part, deadline = tmp_path / "sub" / "data.h5.part", time.monotonic() + 60
+    while not part.exists() or part.stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    size = part.stat().st_size
+    publisher.requests.clear()
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+    assert publisher.requests == [("/data.h5", f"bytes={size}-")]
+    assert names(tmp_path) == {"data.h5", "data.h5.sha256"}
 
 
 def test_a_later_run_goes_on_where_an_earlier_one_stopped(publisher, tmp_path):
@@ -90,6 +123,80 @@ def test_a_start_from_another_version_of_the_file_is_not_used(publisher, tmp_pat
         fetch(remote(publisher), tmp_path, what="Set")
     publisher.files["data.h5"], publisher.etag = CONTENT[::-1], '"two"'
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("validator", ["etag", "modified", "deaf"])
+def test_a_file_that_changes_between_two_attempts_is_fetched_from_its_start(
+    publisher, tmp_path, monkeypatch, validator
+):
+    if validator == "modified":
+        publisher.etag, publisher.modified = None, "Wed, 21 Oct 2015 07:28:00 GMT"
+    publisher.faults = ["truncate", "deaf" if validator == "deaf" else 500]
+
+    def change(_: float) -> None:
+        publisher.files["data.h5"] = CONTENT[::-1]
+        publisher.etag, publisher.modified = (None, "later") if publisher.modified else ('"two"', None)
+
+    monkeypatch.setattr(download.time, "sleep", change)
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT[::-1]
+
+
+def test_without_a_checksum_nor_a_version_every_attempt_starts_anew(publisher, tmp_path):
+    publisher.etag, publisher.faults = None, ["truncate"]
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+    assert [span for _, span in publisher.requests] == [None, None]
+
+
+def test_a_checksum_makes_up_for_a_server_that_states_no_version(publisher, tmp_path):
+    publisher.etag, publisher.faults = None, ["truncate"]
+    assert fetch(remote(publisher, md5(CONTENT)), tmp_path, what="Set").read_bytes() == CONTENT
+    assert [span for _, span in publisher.requests] == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_mixture_of_two_versions_is_seen_by_the_checksum_and_fetched_anew(publisher, tmp_path, monkeypatch):
+    publisher.etag, publisher.faults = None, ["truncate"]
+    publisher.files["data.h5"] = CONTENT[::-1]
+    monkeypatch.setattr(download.time, "sleep", lambda _: publisher.files.update({"data.h5": CONTENT}))
+    assert fetch(remote(publisher, md5(CONTENT)), tmp_path, what="Set").read_bytes() == CONTENT
+
+
+def test_a_length_that_is_too_long_is_never_taken_for_a_complete_file(publisher, tmp_path):
+    publisher.faults = ["longer"] * 20
+    with pytest.raises(DataError, match="closed early"):
+        fetch(remote(publisher), tmp_path, what="Set")
+    assert "data.h5" not in names(tmp_path)
+
+
+def test_a_length_that_is_too_short_is_seen_by_the_checksum(publisher, tmp_path):
+    publisher.faults = ["shorter"] * 20
+    with pytest.raises(DataError, match="wrong checksum"):
+        fetch(remote(publisher, md5(CONTENT)), tmp_path, what="Set")
+    assert names(tmp_path) == set()
+
+
+def test_an_empty_answer_is_not_taken_for_the_file(publisher, tmp_path):
+    publisher.faults = ["empty"]
+    with pytest.raises(DataError, match="sends an empty file"):
+        fetch(remote(publisher), tmp_path, what="Set")
+    assert names(tmp_path) == set()
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+
+
+def test_a_bar_shows_how_much_of_how_much_has_come(publisher, tmp_path, monkeypatch):
+    import tqdm
+
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def close(self) -> None:
+            bars.append((self.n, self.total, self.desc))
+            super().close()
+
+    monkeypatch.setattr(tqdm, "tqdm", lambda **options: Bar(**{**options, "disable": False, "file": io.StringIO()}))
+    publisher.faults = ["truncate"]
+    fetch(remote(publisher), tmp_path, what="Set")
+    assert bars[0][:2] == (len(CONTENT), len(CONTENT))
+    assert "Set: data.h5" in bars[0][2]
 
 
 def test_a_web_page_is_not_taken_for_the_file(publisher, tmp_path):
@@ -242,6 +349,35 @@ def test_a_disk_that_fills_up_keeps_what_came_and_goes_on_later(publisher, tmp_p
     publisher.requests.clear()
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
     assert publisher.requests == [("/data.h5", "bytes=1000-")]
+
+
+def test_a_file_that_cannot_grow_keeps_what_came_and_goes_on_later(publisher, tmp_path):
+    script = (
+        "import resource, sys; from torchmdnet.datasets.download import Remote, fetch\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "fetch(Remote('sub/data.h5', (sys.argv[1],)), sys.argv[2], what='Set')"
+    )
+    command = [sys.executable, "-c", script, f"{publisher.address}/data.h5", str(tmp_path)]
+    end = subprocess.run(command, capture_output=True, text=True)
+    assert "is full, or takes no file so large. Free some space and run again" in end.stderr
+    assert (tmp_path / "sub" / "data.h5.part").stat().st_size == 100_000
+    publisher.requests.clear()
+    assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
+    assert publisher.requests == [("/data.h5", "bytes=100000-")]
+
+
+def test_a_disk_that_fills_up_while_unpacking_is_told_and_leaves_no_half_file(tmp_path, monkeypatch):
+    archive = tmp_path / "a.tar.gz"
+    make_tar(archive, {"good": b"1" * 1000})
+
+    def full(source, target, size):
+        target.write(source.read(10))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download.shutil, "copyfileobj", full)
+    with pytest.raises(DataError, match=r"disk of .* is full"):
+        unpack(archive, tmp_path / "out", ["good"], what="Set")
+    assert names(tmp_path) == {"a.tar.gz"}
 
 
 def test_two_processes_fetch_once(publisher, tmp_path):

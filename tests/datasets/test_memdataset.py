@@ -366,3 +366,17 @@ def test_two_processes_may_start_at_once(tmp_path):
 def test_processing_prints_nothing(tmp_path, capfd):
     Blocks(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_while_storing_leaves_no_arrays_and_says_so(tmp_path):
+    class Made(MemmappedDataset):
+        def blocks(self):
+            yield conformers(np.array([1, 8]), np.zeros((5000, 2, 3)), y=np.zeros(5000))
+
+    (tmp_path / "processed").mkdir()
+    (tmp_path / "processed" / "Made.pos.mmap.tmp").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"Made: the disk of .*processed is full"):
+        Made(tmp_path, properties=("y",))
+    assert [path.name for path in (tmp_path / "processed").iterdir() if path.suffix in (".mmap", ".tmp", ".json")] == []
+    assert len(Made(tmp_path, properties=("y",))) == 5000

@@ -32,7 +32,7 @@ from torchmdnet._version import __version__
 from torchmdnet.datasets.files import expand
 from torchmdnet.errors import DataError
 
-__all__ = ["Remote", "damaged", "fetch", "locked", "noted", "sha256", "unpack", "verify"]
+__all__ = ["FULL", "Remote", "damaged", "disk_full", "fetch", "locked", "noted", "sha256", "unpack", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ TIMEOUT = 60.0
 RETRIES = 5
 #: Seconds before the second attempt; doubled for each further one, up to a minute.
 WAIT = 1.0
+
+#: Numbers of the errors for a disk, a share of it, or a largest file size that is used up.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _BLOCK = 1 << 20
 
@@ -92,11 +95,8 @@ def fetch(remote: Remote, folder: str | Path, *, what: str, mirror: str | None =
                     _take(Path(source), target, remote, what)
                 return target
             except (_Refused, OSError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise DataError(
-                        f"{what}: the disk of {target.parent} is full. Free some space and run again: what has come "
-                        "so far is kept, and the rest will be fetched."
-                    ) from error
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise disk_full(target.parent, what) from error
                 reasons.append(f"{source} ({_reason(error)})")
         raise DataError(
             f"{what}: {target.name} cannot be fetched from {'; nor from '.join(reasons)}. Get it elsewhere"
@@ -148,6 +148,14 @@ def damaged(path: str | Path, error: object, what: str) -> DataError:
     return DataError(f"{what}: {path} is damaged or of another kind ({error}). Delete it to fetch it again.")
 
 
+def disk_full(folder: str | Path, what: str) -> DataError:
+    """The error for a folder where nothing more can be written."""
+    return DataError(
+        f"{what}: the disk of {folder} is full, or takes no file so large. Free some space and run again: what was "
+        "downloaded so far is kept, and only the rest will be fetched."
+    )
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, as hexadecimal text."""
     return _digests(Path(path), {"sha256"})["sha256"]
@@ -183,6 +191,8 @@ def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str, op
                 if not left:
                     return
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise disk_full(folder, what) from error
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise
         raise damaged(archive, error, what) from error
@@ -279,7 +289,7 @@ def _download(url: str, target: Path, remote: Remote, what: str) -> None:
         logger.warning("%s: %s is not encrypted; only the checksum protects it.", what, url)
     part = _part(target)
     for again in (True, False):
-        resumed = _collect(url, part, what, trusts_parts=remote.checksum is not None)
+        resumed = _collect(url, part, what, has_checksum=remote.checksum is not None)
         found = _digests(part, {"sha256"} | ({remote.checksum.partition(":")[0]} if remote.checksum else set()))
         reason = _mismatch(found, remote.checksum, target)
         if reason is None:
@@ -306,21 +316,21 @@ def _mismatch(found: dict[str, str], stated: str | None, target: Path) -> str | 
     return None
 
 
-def _collect(url: str, part: Path, what: str, trusts_parts: bool) -> bool:
-    """Download until complete, going on where the last attempt stopped. Returns whether an old part was used."""
+def _collect(url: str, part: Path, what: str, has_checksum: bool) -> bool:
+    """Download until complete, going on where the last attempt stopped. Returns whether a part was used."""
     from tqdm import tqdm
 
     state = _read_state(part, url)
-    if not (state.get("validator") or trusts_parts):
-        part.unlink(missing_ok=True)  # nothing would show that the rest belongs to this start
-    resumed = part.exists() and part.stat().st_size > 0
-    best, failures, error = _size(part), 0, None
+    resumed, best, failures, error = False, _size(part), 0, None
     with tqdm(desc=f"{what}: {part.name.removesuffix('.part')}", unit="B", unit_scale=True, delay=2.0, leave=False,
               disable=None) as bar:  # fmt: skip
         while failures < RETRIES:
             if error is not None:
                 logger.info("%s: %s, trying again.", url, _reason(error))
                 time.sleep(min(WAIT * 2.0 ** max(failures - 1, 0), 60.0))
+            if not (state.get("validator") or has_checksum):
+                part.unlink(missing_ok=True)  # nothing would show that the rest belongs to this start
+            resumed |= _size(part) > 0
             try:
                 if _attempt(url, part, state, bar):
                     return resumed
@@ -359,7 +369,9 @@ def _attempt(url: str, part: Path, state: dict[str, Any], bar: Any) -> bool:
         _discard(part)  # longer than the file: start again
         return False
     with response:
+        validator = _validator(response.headers)
         continues = response.status == 206 and _starts_at(response.headers.get("Content-Range"), have, state)
+        continues &= validator in (None, state.get("validator"))  # some servers pay no heed to If-Range
         if have and not continues:
             have = 0
             if response.status == 206:  # the server has another file by now
@@ -368,22 +380,31 @@ def _attempt(url: str, part: Path, state: dict[str, Any], bar: Any) -> bool:
                 return False
         length = response.headers.get("Content-Length")
         state["total"] = have + int(length) if length else None
-        tag = response.headers.get("ETag")
-        state["validator"] = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+        state["validator"] = validator or (state.get("validator") if have else None)
         state["url"] = url
         if response.headers.get_content_type() == "text/html":
+            _discard(part)
             raise _Refused("the server sends a web page instead of the file")
         _check_space(part, state["total"], have)
         part.with_name(part.name + ".json").write_text(json.dumps(state))
         bar.reset(total=state["total"])
         bar.update(have)
         with open(part, "ab" if have else "wb") as file:
-            while block := response.read(_BLOCK):
+            while block := response.read1(_BLOCK):  # what has come, also when the rest never does
                 file.write(block)
                 bar.update(len(block))
             file.flush()
             os.fsync(file.fileno())
+    if not _size(part) and not state["total"]:
+        _discard(part)
+        raise _Refused("the server sends an empty file")
     return state["total"] is None or _size(part) == state["total"]
+
+
+def _validator(headers: Any) -> str | None:
+    """What a server says by which two versions of a file can be told apart."""
+    tag = headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
 def _starts_at(content_range: str | None, have: int, state: dict[str, Any]) -> bool:

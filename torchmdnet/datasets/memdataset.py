@@ -35,7 +35,7 @@ import torch
 from torch_geometric.data import Dataset as GeometricDataset
 
 from torchmdnet.datasets.base import FramesDataset
-from torchmdnet.datasets.download import Remote, damaged, fetch, locked, noted, sha256
+from torchmdnet.datasets.download import FULL, Remote, damaged, disk_full, fetch, locked, noted, sha256
 from torchmdnet.datasets.files import expand
 from torchmdnet.datasets.frames import Field, Frames, Indices, JoinedFrames
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
@@ -331,6 +331,10 @@ class MemmappedDataset(FramesDataset, GeometricDataset):
             if not writer.num_systems:
                 raise NothingLeft(f"{type(self).__name__}: {self.nothing_left}")
             writer.finish({"sources": sources, **self._description()})
+        except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(self.processed_dir, type(self).__name__) from error
+            raise
         finally:
             writer.discard()
         logger.info(
@@ -484,8 +488,8 @@ class _Writer:
                 )
             if self.types[name].kind == "i":
                 self._make_room(name, values)
-            np.ascontiguousarray(values, dtype=self.types[name]).tofile(self.files[name])
-        (self.num_atoms + np.cumsum(block.counts)).astype("<i8").tofile(self.files["idx"])
+            self.files[name].write(np.ascontiguousarray(values, dtype=self.types[name]).tobytes())
+        self.files["idx"].write((self.num_atoms + np.cumsum(block.counts)).astype("<i8").tobytes())
         self.num_systems += num
         self.num_atoms += num_atoms
 
@@ -516,7 +520,8 @@ class _Writer:
 
     def discard(self) -> None:
         for prop, file in self.files.items():
-            file.close()
+            with contextlib.suppress(OSError):  # what waits in memory may find no room either
+                file.close()
             self._path(prop, ".tmp").unlink(missing_ok=True)
 
 
