@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
 from torchmdnet.data.labels import check_targets, complete_targets, targets_of
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader
 from torchmdnet.data.splits import load_splits, make_splits, save_splits
@@ -48,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "log_dir": None,
     "splits": None,
     "split_by": None,
+    "split_gap": 0,
     "standardize": False,
     "prior_model": None,
     "test_interval": -1,
@@ -126,6 +128,15 @@ class DataModule(LightningDataModule):
         self._is_set_up = True
 
     def _build(self) -> Any:
+        kind, positional, keywords = self.source()
+        return kind(*positional, **keywords)
+
+    def source(self) -> tuple[Any, list[Any], dict[str, Any]]:
+        """The class of the data set that the options ask for, and its arguments.
+
+        Raises:
+            ConfigError: If there is no such class, or it does not take these arguments.
+        """
         options = self.options
         name = options["dataset"]
         if name is None:
@@ -140,17 +151,29 @@ class DataModule(LightningDataModule):
             positional = [options[key] for key in files]
         else:
             positional = [options["dataset_root"]]
+            if name == "ASE" and "files" in keywords:
+                if options["dataset_root"] != DEFAULTS["dataset_root"]:
+                    raise ConfigError(
+                        f"dataset_root: {options['dataset_root']!r} is given beside files in dataset_arg. List all there."
+                    )
+                positional = []
             if name == "HDF5":
                 keywords.setdefault("dataset_preload_limit", options["dataset_preload_limit"])
         labels = {t.label: t.shape for t in self.targets.values() if t.head is not None}
         if labels and "labels" not in keywords and "labels" in _parameters(kind):
             keywords["labels"] = labels
+        by = options["split_by"]
+        named = by is not None and by not in GROUPINGS and by not in (keywords.get("extra_keys") or ())
+        if named and "group_key" in _parameters(kind):
+            keywords.setdefault("group_key", by)
         _check_arguments(name, kind, positional, keywords)
-        return kind(*positional, **keywords)
+        return kind, positional, keywords
 
     def _divide(self) -> None:
         options, total = self.options, len(self.dataset)
         splits = options["splits"]
+        if splits is None and getattr(self.dataset, "is_divided", False):
+            splits = "dataset"
         if splits == "dataset":
             splits = getattr(self.dataset, "splits", None)
             if splits is None:
@@ -160,27 +183,39 @@ class DataModule(LightningDataModule):
                 )
         path = None if options["log_dir"] is None else Path(options["log_dir"]) / "splits.npz"
         sizes = [options[f"{part}_size"] for part in ("train", "val", "test")]
-        parts = make_splits(total, sizes[0], sizes[1], sizes[2], options["seed"], splits=splits, groups=self._groups())
+        by = options["split_by"]
+        groups = None if by is None else groups_of(self.dataset, by)
+        gap = int(options["split_gap"]) if by == "time" else None
+        parts = make_splits(total, sizes[0], sizes[1], sizes[2], options["seed"], splits=splits, groups=groups, gap=gap)
         if path is not None and _is_first_process():
             self._compare_with_earlier(path, parts, total)
             save_splits(path, parts[0].numpy(), parts[1].numpy(), parts[2].numpy())
         self.idx_train, self.idx_val, self.idx_test = parts
         self.train_dataset, self.val_dataset, self.test_dataset = (IndexedSubset(self.dataset, p) for p in parts)
         if _is_first_process():
-            logger.info("train %d, val %d, test %d", *(len(part) for part in parts))
+            numbers = [f"{name} {len(part)}" for name, part in zip(("train", "val", "test"), parts, strict=True)]
+            if groups is not None:
+                numbers = [f"{n} ({len(np.unique(groups[p]))})" for n, p in zip(numbers, parts, strict=True)]
+            logger.info("%s%s", ", ".join(numbers), f", in brackets groups by {by}" if by else "")
+            if splits is None and by is None:
+                self._look_for_a_trajectory(parts)
 
-    def _groups(self) -> np.ndarray | None:
-        """Labels of samples that must stay together, for ``split_by``."""
-        name = self.options["split_by"]
-        if name is None:
-            return None
-        values = getattr(self.dataset, name, None)
+    def _look_for_a_trajectory(self, parts: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Warn if a random division puts neighbours of test samples into training."""
         frames = getattr(self.dataset, "frames", None)
-        if values is None and frames is not None and name in frames and name not in frames.atom_fields:
-            values = frames[name]
-        if values is None or callable(values) or len(values) != len(self.dataset):
-            raise ConfigError(f"split_by: the data set has no {name!r} with one value for each sample.")
-        return np.asarray(values)
+        arguments = self.options["dataset_arg"]
+        if isinstance(arguments, Mapping) and self.options["dataset"] == "ASE" and {"val", "test"} & set(arguments):
+            logger.warning(
+                "dataset_arg names files for val or test, but all samples are divided at random. Set splits: dataset."
+            )
+        steps = None if frames is None or not (len(parts[1]) or len(parts[2])) else steps_between(frames)
+        if steps is not None and steps[0] < 0.5 * steps[1]:
+            logger.warning(
+                "The samples look like a trajectory: from one to the next atoms move by %.2g, between samples far apart "
+                "by %.2g. A random division trains on the neighbours of test samples, so errors come out too low. "
+                "Consider split_by: time.",
+                *steps,
+            )
 
     def _compare_with_earlier(self, path: Path, parts: tuple[Tensor, Tensor, Tensor], total: int) -> None:
         if not (self.options["load_model"] and path.exists()):

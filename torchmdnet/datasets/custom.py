@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from torchmdnet.datasets.base import FramesDataset
+from torchmdnet.datasets.faults import faults_are_refused
 from torchmdnet.datasets.files import find_files, natural_key, progress
 from torchmdnet.datasets.frames import Field as FrameField
 from torchmdnet.datasets.frames import FrameBuilder, Frames, JoinedFrames
@@ -193,6 +194,8 @@ class _Molecule:
 
     def check_numbers(self) -> None:
         """Refuse NaN and infinity, except in further labels, which may be missing."""
+        if not faults_are_refused():
+            return
         for what, array in self.arrays.items():
             if what in self.further:
                 continue

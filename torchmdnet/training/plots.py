@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, new_figure
 from torchmdnet.training.evaluate import Evaluation
 from torchmdnet.training.files import draft_of
 from torchmdnet.training.terminal import Units
@@ -19,37 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_learning_curves", "draw_parity"]
 
-BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#8a8f98"
-
 #: Above this many points a cloud is drawn as its density.
 MANY_POINTS = 3_000
-
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#5a6069",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
-
-
-def _figure(panels: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of several panels in rows; two rows where one would be too wide."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = -(-panels // columns)
-    columns = -(-panels // rows)
-    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(np.atleast_1d(figure.subplots(rows, columns)).flat)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -87,7 +59,7 @@ def draw_learning_curves(
         if _series(errors, column, "val")[0].size or _series(errors, column, "test")[0].size
     ]
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(2 + len(terms), width=4.8, height=3.4)
+        figure, axes = new_figure(2 + len(terms), width=4.8, height=3.4)
         for split, colour in (("train", GREY), ("val", BLUE)):
             _line(axes[0], *_series(metrics, f"{split}_total_{loss}"), colour, split)
         axes[0].set_title(f"Loss ({loss.removesuffix('_loss')})")
@@ -164,7 +136,7 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
     if not panels:
         return False
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(len(panels), width=4.8, height=4.6)
+        figure, axes = new_figure(len(panels), width=4.8, height=4.6)
         for axis, (term, title, unit, words) in zip(axes, panels, strict=False):
             _cloud(axis, *evaluation.points[term])
             axis.set_title(title)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import importlib.metadata
 import math
 import platform
@@ -14,6 +12,7 @@ from typing import Any
 
 from torchmdnet import __version__
 from torchmdnet.elements import SYMBOLS
+from torchmdnet.page import document, escape, image, table
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
 from torchmdnet.training.terminal import Units, significant
@@ -182,33 +181,6 @@ def write_summary(facts: RunFacts) -> Path:
 
 # ------------------------------------------------------------------------------------------------ report.html
 
-_CSS = """
-:root { color-scheme: light dark;
-  --ink: #1d2126; --dim: #5d6570; --line: #dfe3e8; --paper: #fff; --card: #f5f7f9; --accent: #2f6fb0 }
-@media (prefers-color-scheme: dark) { :root {
-  --ink: #e7eaee; --dim: #a2abb6; --line: #3a414a; --paper: #16191d; --card: #1f242a; --accent: #7fb2e6 } }
-* { box-sizing: border-box }
-body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  margin: 0 auto; max-width: 1080px; padding: 2rem 1.2rem 4rem }
-h1 { font-size: 1.6rem; margin: 0 }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .7rem }
-p.sub { color: var(--dim); margin: .2rem 0 1.4rem }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem }
-.card { background: var(--card); border-radius: 10px; padding: .8rem 1.1rem; min-width: 11rem; flex: 1 }
-.card b { display: block; font-size: 1.35rem }
-.card span { color: var(--dim); font-size: .85rem }
-table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { color: var(--dim); font-weight: 600 }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-tr.set td:first-child { font-weight: 600; color: var(--accent) }
-img { max-width: 100%; border-radius: 8px; background: #fff; border: 1px solid var(--line) }
-pre { background: var(--card); padding: .9rem 1.1rem; border-radius: 8px; overflow-x: auto; font-size: .88rem }
-code { font-size: .9em; overflow-wrap: anywhere }
-details summary { cursor: pointer; color: var(--dim) }
-.scroll { overflow-x: auto }
-"""
-
 _FILES = {
     "potential.safetensors": "the potential to use: the tested weights with units, elements and ranges of the data",
     "best.ckpt": "the epoch with the lowest monitored loss",
@@ -235,29 +207,21 @@ def write_report(facts: RunFacts, defaults: Mapping[str, Any]) -> Path:
     """
     folder = facts.folder
     parts = [
-        f"<h1>{_text(_title(facts))}</h1>",
-        f'<p class="sub">{_text(_subtitle(facts))}</p>',
+        f"<h1>{escape(_title(facts))}</h1>",
+        f'<p class="sub">{escape(_subtitle(facts))}</p>',
         _cards(facts),
         _errors_section(facts),
         _image(folder / "learning_curves.png", "Learning curves"),
         _image(folder / "parity.png", "Predictions against labels"),
-        "<h2>Data</h2>" + _table(data_summary(facts).items()),
+        "<h2>Data</h2>" + table(data_summary(facts).items()),
         "<h2>Use it</h2>" + _usage(facts),
         "<h2>Settings</h2>" + _settings(facts.options, defaults),
         "<h2>Files</h2>" + _files(folder),
-        "<h2>Versions</h2>" + _table({**versions(), "device": facts.device}.items()),
+        "<h2>Versions</h2>" + table({**versions(), "device": facts.device}.items()),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_text(_title(facts))}</title><style>{_CSS}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
     path = folder / "report.html"
-    write_text(path, page)
+    write_text(path, document(_title(facts), parts))
     return path
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
 
 
 def _title(facts: RunFacts) -> str:
@@ -299,7 +263,7 @@ def _cards(facts: RunFacts) -> str:
     cards.append((f"{significant(facts.samples_per_second)}/s", "systems trained per second"))
     return (
         '<div class="cards">'
-        + "".join(f'<div class="card"><b>{_text(big)}</b><span>{_text(small)}</span></div>' for big, small in cards)
+        + "".join(f'<div class="card"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in cards)
         + "</div>"
     )
 
@@ -313,14 +277,14 @@ def _errors_section(facts: RunFacts) -> str:
     means = ", ".join(facts.evaluation.errors.others)
     header = "".join(f'<th class="n">{name}</th>' for name in ("MAE", "RMSE", "trivial MAE"))
     body = "".join(
-        f"<tr><td>{_text(row[0])}</td>"
+        f"<tr><td>{escape(row[0])}</td>"
         + "".join(f'<td class="n">{number}</td>' for number in row[1:4])
-        + f"<td>{_text(row[4])}</td></tr>"
+        + f"<td>{escape(row[4])}</td></tr>"
         for row in rows
     )
     return (
         f"<h2>Errors on the {'test' if split == 'test' else 'validation'} set</h2>"
-        f'<p class="sub">Of {_text(facts.tested)}, on {systems:,} systems. The trivial prediction is the mean energy '
+        f'<p class="sub">Of {escape(facts.tested)}, on {systems:,} systems. The trivial prediction is the mean energy '
         f"of the same composition in the training set, and zero force{f'; of {means} it is the mean' if means else ''}."
         "</p>"
         f"<table><tr><th>quantity</th>{header}<th>unit</th></tr>{body}</table>"
@@ -330,13 +294,7 @@ def _errors_section(facts: RunFacts) -> str:
 def _image(path: Path, title: str) -> str:
     if not path.is_file():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
-
-
-def _table(rows: Any) -> str:
-    body = "".join(f"<tr><td>{_text(key)}</td><td>{_text(value)}</td></tr>" for key, value in rows)
-    return f'<div class="scroll"><table>{body}</table></div>'
+    return f"<h2>{title}</h2>{image(path.read_bytes(), title)}"
 
 
 def _usage(facts: RunFacts) -> str:
@@ -348,7 +306,7 @@ def _usage(facts: RunFacts) -> str:
         f'atoms.calc = TMDNETCalculator("{facts.folder / name}")    # ASE'
     )
     command = f"torchmd-train --load-model {facts.folder / 'last.ckpt'} --num-epochs ..."
-    return f"<pre>{_text(code)}</pre><p>Train on:</p><pre>{_text(command)}</pre>"
+    return f"<pre>{escape(code)}</pre><p>Train on:</p><pre>{escape(command)}</pre>"
 
 
 def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -356,7 +314,7 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     for key in sorted(options):
         is_set = key not in defaults or options[key] != defaults[key]
         mark = ' class="set"' if is_set else ""
-        rows[is_set] += f"<tr{mark}><td>{_text(key)}</td><td><code>{_text(options[key])}</code></td></tr>"
+        rows[is_set] += f"<tr{mark}><td>{escape(key)}</td><td><code>{escape(options[key])}</code></td></tr>"
     return (
         f'<div class="scroll"><table>{rows[True]}</table></div>'
         f"<details><summary>at their defaults</summary><table>{rows[False]}</table></details>"
@@ -371,7 +329,7 @@ def _files(folder: Path) -> str:
             size = sum(path.stat().st_size for path in found)
             name = pattern if len(found) == 1 else f"{pattern} ({len(found)})"
             rows.append((name, f"{meaning} ({_size(size)})"))
-    return _table(rows)
+    return table(rows)
 
 
 def _size(size: float) -> str:
