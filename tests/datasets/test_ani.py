@@ -15,7 +15,7 @@ from file_server import serve
 
 from torchmdnet.datasets.ani import ANI1, ANI1CCX, ANI1X, ANI2X, ANI1XBase, ANIBase
 from torchmdnet.datasets.memdataset import MemmappedDataset
-from torchmdnet.errors import DataError
+from torchmdnet.errors import ConfigError, DataError
 
 HARTREE = 27.211386246
 
@@ -202,6 +202,50 @@ def test_a_file_of_another_layout_is_named(tmp_path, ani1x):
         file["C1/coordinates"] = np.zeros((1, 1, 3))
     with pytest.raises(DataError, match=r"ANI1X: .*ani1x-release.h5 does not have the expected layout"):
         ANI1X(tmp_path)
+
+
+def test_dipoles_and_charges_are_stored_when_asked_for_and_nan_where_there_are_none(tmp_path, ani1x):
+    rng = np.random.default_rng(5)
+    with h5py.File(ani1x, "r+") as file:
+        for molecule in file.values():
+            count, size, _ = molecule["coordinates"].shape
+            dipoles, charges = rng.normal(size=(count, 3)), rng.normal(size=(count, size))
+            dipoles[0], charges[-1] = np.nan, 0.0  # as the published file marks what was not computed
+            molecule["wb97x_dz.dipole"], molecule["wb97x_dz.cm5_charges"] = dipoles, charges
+    with h5py.File(ani1x) as file:
+        dipoles, charges = file["C1H2/wb97x_dz.dipole"][()], file["C1H2/wb97x_dz.cm5_charges"][()]
+    data = ANI1X(tmp_path, labels=["dipole", "charges"])
+    assert data[0].dp.shape == (1, 3)
+    for sample, row in zip([data[0], data[1], data[2]], [0, 2, 3], strict=True):  # row 1 has no energy
+        np.testing.assert_allclose(sample.dp[0], dipoles[row], rtol=1e-6)
+        np.testing.assert_allclose(sample.pq, charges[row] if row < 3 else [np.nan] * 3, rtol=1e-6)
+    assert ANI1X(tmp_path, labels=["charges"])[0].pq.shape == (3,)
+    assert "dp" not in ANI1X(tmp_path)[0]
+
+
+def test_labels_a_set_does_not_have_are_refused_with_those_it_has(tmp_path):
+    with pytest.raises(ConfigError, match="ANI1X has no 'polarizability' to learn. It has dipole and charges"):
+        ANI1X(tmp_path, labels=["polarizability"])
+    with pytest.raises(ConfigError, match="ANI2X has no 'dipole' to learn. It has nothing beside energies and forces"):
+        ANI2X(tmp_path, labels=["dipole"])
+
+
+def test_dipoles_of_the_published_file_are_in_the_unit_of_its_charges(tmp_path):
+    """In Debye they would be 4.8 times what MBIS charges give."""
+    (tmp_path / "raw").mkdir()
+    shutil.copy(shared("data/raw/ani1x/ani1_n5.hdf5"), tmp_path / "raw" / "ani1x-release.h5")
+    data = ANI1X(tmp_path, labels=["dipole", "charges"])
+    with h5py.File(tmp_path / "raw" / "ani1x-release.h5") as file:
+        charges = [row for molecule in file.values() for row in molecule["wb97x_tz.mbis_charges"][()]]
+    samples = list(data)
+    assert len(samples) == len(charges) == 8
+    products = squares = 0.0
+    for sample, q in zip(samples, charges, strict=True):
+        assert sample.pq.isnan().all() or abs(float(sample.pq.sum())) < 1e-3
+        if sample.dp.isfinite().all():
+            products += float(sample.dp[0] @ (torch.from_numpy(q).float() @ sample.pos))
+            squares += float(sample.dp.square().sum())
+    assert 0.8 < products / squares < 1.3
 
 
 def test_only_the_energy_is_stored_when_only_it_is_asked_for(tmp_path, ani1x):

@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 
 from torchmdnet.datasets.ani import ANI1, ANI2X
 from torchmdnet.datasets.comp6 import ANIMD, S66X8, COMP6Base, COMP6v1, COMP6v2, DrugBank, GDB07to09, GDB10to13
-from torchmdnet.errors import DataError
+from torchmdnet.errors import ConfigError, DataError
 
 HARTREE = 27.211386246
 
@@ -30,7 +30,8 @@ def hdf5(seed: int, molecules: int = 2, count: int = 3, symbols: str = "CHHO") -
             group["coordinates"] = rng.normal(size=(count, size, 3)).astype(np.float32)
             group["energies"] = rng.normal(size=count) - 100
             group["forces"] = rng.normal(size=(count, size, 3)).astype(np.float32)
-            group["cm5"] = np.zeros((count, size + 1), dtype=np.float32)
+            charges = rng.normal(size=(count, size)).astype(np.float32)
+            group["cm5"] = np.concatenate([charges, charges.sum(axis=1, keepdims=True)], axis=1)
             group["lot"] = np.array([b"wb97x/6-31g*"])
     return content.getvalue()
 
@@ -54,6 +55,17 @@ def test_gradients_become_forces(root):
         assert data[4].y.item() == molecule["energies"][1] * HARTREE
         np.testing.assert_array_equal(data[4].pos, molecule["coordinates"][1])
     assert data[4].z.tolist() == [6, 1, 1, 8]
+
+
+def test_charges_are_stored_when_asked_for_in_every_part(root):
+    data = DrugBank(root, labels=["charges"])
+    with h5py.File(root / "raw" / "drugbank_testset.h5") as file:
+        np.testing.assert_array_equal(data[4].pq, file["top/mol01/cm5"][1, :-1])  # the last column is the sum
+    whole = COMP6v1(root, labels=["charges"])
+    assert all(sample.pq.shape == sample.z.shape for sample in whole)
+    assert torch.equal(whole[-1].pq, S66X8(root, labels=["charges"])[-1].pq)
+    with pytest.raises(ConfigError, match="S66X8 has no 'dipole' to learn. It has charges"):
+        S66X8(root, labels=["dipole"])
 
 
 def test_molecules_are_named_by_file_and_group(root):
@@ -128,11 +140,12 @@ def test_version_2_stores_forces_as_forces(tmp_path):
             group["coordinates"] = rng.normal(size=(5, size, 3)).astype(np.float32)
             group["energies"] = rng.normal(size=5)
             group["forces"] = rng.normal(size=(5, size, 3))
-            group["cm5_atomic_charges"] = np.zeros((5, size))
-    data = COMP6v2(tmp_path)
+            group["cm5_atomic_charges"] = rng.normal(size=(5, size))
+    data = COMP6v2(tmp_path, labels=["charges"])
     with h5py.File(path) as file:
         np.testing.assert_allclose(data[7].neg_dy, file["012/forces"][2] * HARTREE, rtol=1e-6)
         assert data[7].z.tolist() == file["012/species"][2].tolist()
+        np.testing.assert_allclose(data[7].pq, file["012/cm5_atomic_charges"][2], rtol=1e-6)
 
 
 def test_the_published_s66x8_is_read_in_full(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -18,9 +18,10 @@ from torch import Tensor
 from torchmdnet.datasets.base import atomref_table
 from torchmdnet.datasets.download import Remote, fetch, unpack, verify
 from torchmdnet.datasets.files import progress
+from torchmdnet.datasets.labels import Labels, find_label
 from torchmdnet.datasets.memdataset import Block, MemmappedDataset, conformers, open_hdf5, rows
 from torchmdnet.elements import ATOMIC_NUMBERS
-from torchmdnet.errors import DataError
+from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.units import HARTREE_TO_EV
 
 if TYPE_CHECKING:
@@ -39,9 +40,13 @@ class ANIBase(MemmappedDataset):
         pre_filter: Says of each sample whether to store it.
         properties: Labels to store.
         mirror: Where to get the files instead of from their publisher.
+        labels: "dipole" or "charges", or both, to store them too, where the files have them; training fills this in
+            from its ``properties``.
     """
 
     HARTREE_TO_EV: ClassVar[float] = HARTREE_TO_EV
+    #: Names in the files of what can be stored beside energies and forces, by the name in a sample; in Å and e.
+    FURTHER: ClassVar[dict[str, str]] = {}
     #: Energy of each element in Hartree.
     _ELEMENT_ENERGIES: ClassVar[dict[int, float]] = {}
 
@@ -58,9 +63,36 @@ class ANIBase(MemmappedDataset):
         properties: Sequence[str] = ("y", "neg_dy"),
         *,
         mirror: str | None = None,
+        labels: Labels | Sequence[str] = (),
     ) -> None:
         self.reference_energies = {z: energy * HARTREE_TO_EV for z, energy in self._ELEMENT_ENERGIES.items()}
-        super().__init__(root, transform, pre_transform, pre_filter, properties, mirror=mirror)
+        further = [self._field_of(label) for label in labels]
+        chosen = tuple(dict.fromkeys([*properties, *sorted(further)]))
+        super().__init__(root, transform, pre_transform, pre_filter, chosen, mirror=mirror)
+
+    @classmethod
+    def _field_of(cls, label: str) -> str:
+        field = find_label(label, cls.FURTHER)
+        if field is None:
+            names = {"dp": "dipole", "pq": "charges"}
+            offered = " and ".join(names[name] for name in cls.FURTHER) or "nothing beside energies and forces"
+            raise ConfigError(f"labels: {cls.__name__} has no {label!r} to learn. It has {offered}.")
+        return field
+
+    def _further(self, molecule: Any, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
+        """Dipoles (n, 3) and charges (n, N) of some conformers, as far as they are wanted; NaN where there are none."""
+        num, size = molecule["coordinates"].shape[:2]
+        found: dict[str, np.ndarray] = {}
+        for field, key in self.FURTHER.items():
+            if field not in self.properties:
+                continue
+            width = 3 if field == "dp" else size
+            values = molecule[key][()] if key in molecule else np.full((num, width), np.nan)
+            values = values.reshape(num, -1)[rows, :width]
+            if field == "pq" and size > 1:  # charges that were not computed are zeros in the files
+                values = np.where((values == 0).all(axis=1, keepdims=True), np.nan, values)
+            found[field] = values
+        return found
 
     def get_atomref(self, max_z: int = 100) -> Tensor:
         """Energy of each element in eV, (max_z, 1) float32, zero for elements that the set does not have."""
@@ -160,6 +192,7 @@ class ANI1XBase(ANIBase):
                     molecule["coordinates"][()][valid],
                     y=y[valid],
                     neg_dy=None if forces is None else forces[valid],
+                    **self._further(molecule, valid),
                     notes={"mol_id": [name] * int(valid.sum())},
                 )
 
@@ -167,7 +200,8 @@ class ANI1XBase(ANIBase):
 class ANI1X(ANI1XBase):
     """ANI-1x: 4,956,005 conformers of organic molecules (H C N O), chosen by active learning.
 
-    Samples: ``z``, ``pos``, ``y``, ``neg_dy``.
+    Samples: ``z``, ``pos``, ``y``, ``neg_dy``. With ``labels``, also ``dp`` (1, 3) in e Å, the dipole moment, and ``pq``
+    (N,) in e, CM5 charges; many conformers have only one of the two, or none, and NaN in its place.
 
     Smith et al., J. Chem. Phys. 148, 241733 (2018), https://doi.org/10.1063/1.5023802; the data are described in
     Sci. Data 7, 134 (2020), https://doi.org/10.1038/s41597-020-0473-z.
@@ -175,6 +209,7 @@ class ANI1X(ANI1XBase):
 
     energy_key = "wb97x_dz.energy"
     forces_key = "wb97x_dz.forces"
+    FURTHER: ClassVar[dict[str, str]] = {"dp": "wb97x_dz.dipole", "pq": "wb97x_dz.cm5_charges"}
 
     _ELEMENT_ENERGIES: ClassVar[dict[int, float]] = {
         1: -0.60095298000,
@@ -241,6 +276,7 @@ class BySizeBase(ANIBase):
                     group["coordinates"][part],
                     y=group["energies"][part] * HARTREE_TO_EV,
                     neg_dy=group["forces"][part] * HARTREE_TO_EV,
+                    **self._further(group, part),
                     notes={"mol_id": [f"{name}_{i}" for i in range(part.start, part.stop)]},
                 )
 

@@ -16,6 +16,7 @@ from torchmdnet.datasets.ani import ANI1, ANIBase, BySizeBase, element_numbers
 from torchmdnet.datasets.download import Remote
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Frames, JoinedFrames
+from torchmdnet.datasets.labels import Labels
 from torchmdnet.datasets.memdataset import Block, NothingLeft, conformers, open_hdf5
 from torchmdnet.units import HARTREE_TO_EV
 
@@ -40,7 +41,7 @@ class COMP6Base(ANIBase):
 
     The files call gradients ``forces``; samples have forces.
 
-    Samples: ``z``, ``pos``, ``y``, ``neg_dy``.
+    Samples: ``z``, ``pos``, ``y``, ``neg_dy``. With ``labels``, also ``pq`` (N,) in e, CM5 charges.
 
     Smith et al., J. Chem. Phys. 148, 241733 (2018), https://doi.org/10.1063/1.5023802.
 
@@ -50,6 +51,7 @@ class COMP6Base(ANIBase):
         pre_transform: Called with each sample before it is stored.
         pre_filter: Says of each sample whether to store it.
         mirror: Where to get the files instead of from their publisher.
+        labels: "charges", to store them too; training fills this in from ``properties``.
     """
 
     citation = "Smith et al., J. Chem. Phys. 148, 241733 (2018), doi:10.1063/1.5023802"
@@ -59,6 +61,7 @@ class COMP6Base(ANIBase):
     folder: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     _ELEMENT_ENERGIES: ClassVar[dict[int, float]] = ANI1._ELEMENT_ENERGIES
+    FURTHER: ClassVar[dict[str, str]] = {"pq": "cm5"}  # the last column is their sum
 
     def __init__(
         self,
@@ -68,8 +71,10 @@ class COMP6Base(ANIBase):
         pre_filter: Callable[[Data], bool] | None = None,
         *,
         mirror: str | None = None,
+        labels: Labels | Sequence[str] = (),
     ) -> None:
-        super().__init__(root, transform, pre_transform, pre_filter, ("y", "neg_dy"), mirror=mirror)
+        self.labels = tuple(labels)
+        super().__init__(root, transform, pre_transform, pre_filter, ("y", "neg_dy"), mirror=mirror, labels=labels)
 
     @property
     def remotes(self) -> Sequence[Remote]:
@@ -87,6 +92,7 @@ class COMP6Base(ANIBase):
                             molecule["coordinates"][()],
                             y=y,
                             neg_dy=-molecule["forces"][()] * HARTREE_TO_EV,
+                            **self._further(molecule),
                             notes={"mol_id": [f"{os.path.basename(path)}_{name}"] * len(y)},
                         )
 
@@ -144,6 +150,7 @@ class COMP6v1(COMP6Base):
         pre_transform: Called with each sample before it is stored.
         pre_filter: Says of each sample whether to store it.
         mirror: Where to get the files instead of from their publisher.
+        labels: "charges", to store them too; training fills this in from ``properties``.
     """
 
     PARTS: ClassVar[tuple[type[COMP6Base], ...]] = (ANIMD, DrugBank, GDB07to09, GDB10to13, Tripeptides, S66X8)
@@ -157,7 +164,9 @@ class COMP6v1(COMP6Base):
         self.subsets: list[COMP6Base] = []
         for part in self.PARTS:
             try:
-                subset = part(self.root, None, self.pre_transform, self.pre_filter, mirror=self.mirror)
+                subset = part(
+                    self.root, None, self.pre_transform, self.pre_filter, mirror=self.mirror, labels=self.labels
+                )
             except NothingLeft:
                 continue
             self.subsets.append(subset)
@@ -177,7 +186,7 @@ class COMP6v1(COMP6Base):
 class COMP6v2(BySizeBase):
     """COMP6v2: conformers of molecules of H C N O F S Cl, the successor of COMP6v1.
 
-    Samples: ``z``, ``pos``, ``y``, ``neg_dy``.
+    Samples: ``z``, ``pos``, ``y``, ``neg_dy``. With ``labels``, also ``pq`` (N,) in e, CM5 charges.
 
     Devereux et al., J. Chem. Theory Comput. 16, 4192 (2020), https://doi.org/10.1021/acs.jctc.0c00121.
 
@@ -188,8 +197,10 @@ class COMP6v2(BySizeBase):
         pre_filter: Says of each sample whether to store it.
         properties: Labels to store.
         mirror: Where to get the file instead of from its publisher.
+        labels: "charges", to store them too; training fills this in from its ``properties``.
     """
 
+    FURTHER: ClassVar[dict[str, str]] = {"pq": "cm5_atomic_charges"}
     citation = "Devereux et al., J. Chem. Theory Comput. 16, 4192 (2020), doi:10.1021/acs.jctc.0c00121"
 
     @property
