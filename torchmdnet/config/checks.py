@@ -74,6 +74,11 @@ def _input_files(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _sizes(args: argparse.Namespace, settings: Settings) -> None:
+    if args.split_gap and args.split_by != "time":
+        raise ConfigError(
+            f"{settings.source('split_gap')}: split_gap={args.split_gap} is for blocks of time. Set split_by: time, or "
+            "leave it out."
+        )
     if args.splits is not None:
         return
     sizes = {key: getattr(args, key) for key in ("train_size", "val_size", "test_size")}

@@ -180,6 +180,12 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("train_size", "size", None, "Training set: a count, a fraction, or None for the rest.", ge=0),
         Option("val_size", "size", 0.05, "Validation set: the same.", nullable=True, ge=0),
         Option("test_size", "size", 0.1, "Test set: the same.", nullable=True, ge=0),
+        Option("split_by", "text", None,
+               "Keep samples together: those of one file, formula, connectivity (the same molecules by their bonds), "
+               "or of one value of a quantity of that name; time cuts each trajectory into blocks.",
+               established=False),
+        Option("split_gap", "int", 0,
+               "With split_by: time, leave out so many samples before each cut.", ge=0, established=False),
         Option("test_interval", "int", -1, "Also evaluate the test set every so many epochs; -1 for only at the end."),
         Option("save_interval", "int", 10, "Write a ranked checkpoint every so many epochs.", ge=1),
     ),

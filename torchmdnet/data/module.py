@@ -154,7 +154,7 @@ class DataModule(LightningDataModule):
             if name == "ASE" and "files" in keywords:
                 if options["dataset_root"] != DEFAULTS["dataset_root"]:
                     raise ConfigError(
-                        f"dataset_root: {options['dataset_root']!r} is given beside files in dataset_arg. List all there."
+                        f"dataset_root: {options['dataset_root']!r} stands beside files in dataset_arg. List all there."
                     )
                 positional = []
             if name == "HDF5":
@@ -211,9 +211,9 @@ class DataModule(LightningDataModule):
         steps = None if frames is None or not (len(parts[1]) or len(parts[2])) else steps_between(frames)
         if steps is not None and steps[0] < 0.5 * steps[1]:
             logger.warning(
-                "The samples look like a trajectory: from one to the next atoms move by %.2g, between samples far apart "
-                "by %.2g. A random division trains on the neighbours of test samples, so errors come out too low. "
-                "Consider split_by: time.",
+                "The samples look like a trajectory: from one to the next atoms move by %.2g, between samples far "
+                "apart by %.2g. A random division trains on the neighbours of test samples, so errors come out too "
+                "low. Consider split_by: time.",
                 *steps,
             )
 

@@ -34,6 +34,7 @@ def train_val_test_split(
     seed: int,
     order: Any = None,
     groups: Sequence[Any] | np.ndarray | None = None,
+    gap: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Divide ``0 ... dset_len - 1`` at random.
 
@@ -49,6 +50,8 @@ def train_val_test_split(
         order: Samples in the order to divide them, (n,), instead of a random one.
         groups: Label of each sample, (n,); samples of one group stay in one part, and the sizes are met as nearly as
             whole groups allow.
+        gap: Groups are trajectories instead, and each is cut into a block for training, one for validation and one for
+            testing, in this order; so many samples before each cut are left out.
 
     Returns:
         int64 indices of the three parts.
@@ -63,6 +66,8 @@ def train_val_test_split(
     if groups is not None:
         if order is not None:
             raise ConfigError("splits: groups and order cannot be combined.")
+        if gap is not None:
+            return _in_time(np.asarray(groups), sizes, gap)
         return _grouped(np.asarray(groups), sizes, seed)
     rows = np.random.default_rng(seed).permutation(dset_len) if order is None else np.arange(dset_len)
     ends = np.cumsum(sizes)
@@ -83,6 +88,7 @@ def make_splits(
     splits: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     order: Any = None,
     groups: Sequence[Any] | np.ndarray | None = None,
+    gap: int | None = None,
 ) -> Splits:
     """The three parts of a data set, from sizes and a seed or as given, and kept in a file.
 
@@ -97,15 +103,17 @@ def make_splits(
             ``idx_test`` is absent, it is drawn from the training part as its size says.
         order: Likewise.
         groups: Likewise.
+        gap: Likewise.
 
     Returns:
         int64 tensors train, val, test.
     """
     if splits is None:
-        parts = train_val_test_split(dataset_len, train_size, val_size, test_size, seed, order, groups)
+        parts = train_val_test_split(dataset_len, train_size, val_size, test_size, seed, order, groups, gap)
     else:
         given = load_splits(splits, dataset_len)
-        parts = _complete(given, {"train_size": train_size, "val_size": val_size, "test_size": test_size}, seed)
+        sizes = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
+        parts = _complete(given, sizes, seed, groups, gap)
     if filename is not None:
         save_splits(filename, *parts)
     train, val, test = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in parts)
@@ -241,8 +249,41 @@ def _grouped(groups: np.ndarray, sizes: list[int], seed: int) -> tuple[np.ndarra
     return train, val, test
 
 
+def _in_time(trajectories: np.ndarray, sizes: list[int], gap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of each trajectory: first for training, then for validation, then for testing."""
+    total = len(trajectories)
+    _, member = np.unique(trajectories, return_inverse=True)
+    member = member.reshape(-1)
+    order = np.argsort(member, kind="stable")
+    part = np.full(total, -1)
+    done = 0
+    for rows in np.split(order, np.cumsum(np.bincount(member))[:-1]):
+        # where a part ends, if all trajectories before and this one are cut alike; rounding errors do not add up
+        ends = [round((done + len(rows)) * e / total) - round(done * e / total) for e in np.cumsum(sizes).tolist()]
+        ends = np.minimum(np.maximum.accumulate(ends), len(rows))
+        part[rows] = np.searchsorted(ends, np.arange(len(rows)), side="right")
+        for end in ends[:2]:
+            if end < len(rows) and end < ends[-1]:
+                part[rows[max(0, end - gap) : end]] = -1
+        done += len(rows)
+    train, val, test = (np.flatnonzero(part == number).astype(np.int64) for number in range(3))
+    for name, rows, size in zip(PARTS, (train, val, test), sizes, strict=True):
+        if size and not len(rows):
+            why = f"the gap of {gap} samples before each cut leaves none" if gap else "the trajectories are too short"
+            raise ConfigError(
+                f"split_by: time: {why} for {name}. Make the part larger, the gap smaller, or divide by file."
+            )
+    if gap:
+        logger.info("%d samples are left out as gaps of %d.", total - len(train) - len(val) - len(test), gap)
+    return train, val, test
+
+
 def _complete(
-    given: dict[str, np.ndarray], sizes: Mapping[str, Size], seed: int
+    given: dict[str, np.ndarray],
+    sizes: Mapping[str, Size],
+    seed: int,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    gap: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the parts a split does not name from its training part."""
     train = given["idx_train"]
@@ -251,7 +292,9 @@ def _complete(
         wanted: dict[str, Size] = {
             f"{part}_size": (sizes[f"{part}_size"] or 0) if part in absent else 0 for part in ("val", "test")
         }
-        parts = train_val_test_split(len(train), None, wanted["val_size"], wanted["test_size"], seed, None)
+        within = None if groups is None else np.asarray(groups)[train]
+        val, test = wanted["val_size"], wanted["test_size"]
+        parts = train_val_test_split(len(train), None, val, test, seed, None, within, gap)
         drawn = dict(zip(PARTS, parts, strict=True))
         for part in absent:
             given[f"idx_{part}"] = train[drawn[part]]

@@ -199,6 +199,7 @@ class ASE(FramesDataset):
             part or "train": [path for source in sources if source.part == part for path in source.paths]
             for part in dict.fromkeys(source.part for source in sources)
         }
+        self.group_key = group_key
         #: Number of samples from each file, in a row.
         self.runs = np.array([count for _, count in notes["files"]])
         self._parts: list[tuple[str, int]] = [(part, count) for part, count in notes["parts"]]

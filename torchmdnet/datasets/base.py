@@ -58,6 +58,8 @@ class FramesDataset(Dataset):
     ) -> None:
         self.frames = frames
         self.transform = transform
+        #: Number of samples from each file or trajectory, in a row; None where the source does not say.
+        self.runs: np.ndarray | None = None
         self.reference_energies = dict(reference_energies) if reference_energies else None
 
     def __len__(self) -> int:
