@@ -16,8 +16,8 @@ from torchmdnet.datasets.structure_labels import USUAL_NAMES
 
 
 def rows(page: str) -> list[list[str]]:
-    """Cells of all rows of all tables."""
-    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    """Cells of all rows of all tables, without the links around names."""
+    lines = re.sub(r"\[(`\w+`)\]\(\S+\)", r"\1", (DOCS / page).read_text(encoding="utf-8")).splitlines()
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("| ")]
 
 

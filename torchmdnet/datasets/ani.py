@@ -200,8 +200,8 @@ class ANI1XBase(ANIBase):
 class ANI1X(ANI1XBase):
     """ANI-1x: 4,956,005 conformers of organic molecules (H C N O), chosen by active learning.
 
-    Samples: ``z``, ``pos``, ``y``, ``neg_dy``. With ``labels``, also ``dp`` (1, 3) in e Å, the dipole moment, and ``pq``
-    (N,) in e, CM5 charges; many conformers have only one of the two, or none, and NaN in its place.
+    Samples: ``z``, ``pos``, ``y``, ``neg_dy``. With ``labels``, also ``dp`` (1, 3) in e Å, the dipole moment, and
+    ``pq`` (N,) in e, CM5 charges; many conformers have only one of the two, or none, and NaN in its place.
 
     Smith et al., J. Chem. Phys. 148, 241733 (2018), https://doi.org/10.1063/1.5023802; the data are described in
     Sci. Data 7, 134 (2020), https://doi.org/10.1038/s41597-020-0473-z.
