@@ -202,3 +202,46 @@ def test_it_says_what_was_found(tmp_path, caplog):
     Custom(*globs(write(tmp_path)))
     assert "12 samples of 3 molecules" in caplog.text
     assert "in memory" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [1024, 0], ids=["in memory", "mapped"])
+def test_boxes_stresses_weights_and_charges_belong_to_each_frame(tmp_path, limit):
+    rng = np.random.default_rng(6)
+    write(tmp_path)
+    found = {}
+    for label, (frames, _) in SIZES.items():
+        boxes = rng.normal(size=(frames, 3, 3)) if label != 2 else np.eye(3) * 9
+        stress = rng.normal(size=(frames, 3, 3))
+        stress[0] = np.nan
+        arrays = {"box": boxes, "stress": stress, "config_weight": rng.uniform(size=frames), "q": np.arange(frames)}
+        for name, array in arrays.items():
+            np.save(tmp_path / f"{name}_{label}.npy", array)
+        found[label] = arrays
+    files = {name: f"{tmp_path}/{name}_*.npy" for name in ("box", "stress", "config_weight", "q")}
+    data = Custom(*globs(tmp_path), limit, label_files=files)
+    assert data.runs.tolist() == [4, 3, 5]  # in the established order: 1, 10, 2
+    np.testing.assert_array_equal(data[1].box[0], found[1]["box"][1])
+    np.testing.assert_array_equal(data[5].box[0], found[10]["box"][1])
+    np.testing.assert_array_equal(data[9].box[0], np.eye(3) * 9)
+    np.testing.assert_array_equal(data[10].stress[0], found[2]["stress"][3])
+    assert torch.isnan(data[0].stress).all()
+    batch = data.batch([0, 6, 11])
+    assert batch.box.shape == batch.stress.shape == (3, 3, 3)
+    weights = [found[1]["config_weight"][0], found[10]["config_weight"][2], found[2]["config_weight"][4]]
+    np.testing.assert_array_equal(batch.config_weight, weights)
+    assert batch.q.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("limit", [1024, 0], ids=["in memory", "mapped"])
+def test_a_box_that_does_not_fit_or_is_not_finite_is_refused(tmp_path, limit):
+    write(tmp_path)
+    boxes = {label: np.ones((frames, 3, 3)) for label, (frames, _) in SIZES.items()}
+    boxes[2][3, 1, 1] = np.nan
+    for label, box in boxes.items():
+        np.save(tmp_path / f"box_{label}.npy", box)
+    files = {"box": f"{tmp_path}/box_*.npy"}
+    with pytest.raises(DataError, match=r"label_files: box: .*box_2\.npy, frame 3: a number is NaN"):
+        Custom(*globs(tmp_path), limit, label_files=files)
+    np.save(tmp_path / "box_2.npy", np.ones((4, 3, 3)))
+    with pytest.raises(DataError, match=r"box_2\.npy has shape \(4, 3, 3\).*so \(5, 3, 3\) is needed"):
+        Custom(*globs(tmp_path), limit, label_files=files)

@@ -201,3 +201,31 @@ def test_files_that_cannot_be_read_are_refused(path, tmp_path):
 def test_unknown_arguments_are_reported(path, caplog):
     HDF5(path, molecules="aspirin")
     assert "molecules have no effect" in caplog.text
+
+
+@LIMITS
+def test_boxes_stresses_and_weights_belong_to_each_sample(tmp_path, limit):
+    rng = np.random.default_rng(3)
+    first, second = ({"box": rng.normal(size=(n, 3, 3)), "stress": rng.normal(size=(n, 3, 3))} for n in (4, 5))
+    second["stress"][1] = np.nan
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group(file, "first", 4, 3, 1, **first, config_weight=np.arange(4.0))
+        group(file, "second", 5, 6, 2, **second, config_weight=np.ones(5))
+    data = HDF5(tmp_path / "a.h5", limit)
+    assert data.runs.tolist() == [4, 5]
+    batch = data.batch([3, 5])
+    np.testing.assert_allclose(batch.box, [first["box"][3], second["box"][1]], rtol=1e-6)
+    np.testing.assert_allclose(batch.stress[0], first["stress"][3], rtol=1e-6)
+    assert torch.isnan(batch.stress[1]).all()
+    assert batch.config_weight.tolist() == [3.0, 1.0]
+    assert data[8].box.shape == data[8].stress.shape == (1, 3, 3)
+
+
+@LIMITS
+def test_a_box_of_nan_is_refused_by_sample(tmp_path, limit):
+    box = np.ones((4, 3, 3))
+    box[2, 0, 0] = np.nan
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group(file, "first", 4, 3, 1, box=box)
+    with pytest.raises(DataError, match=r"a\.h5, group 'first', sample 2: box is NaN"):
+        HDF5(tmp_path / "a.h5", limit).batch([0, 1, 2, 3])

@@ -25,6 +25,14 @@ __all__ = ["Custom"]
 
 logger = logging.getLogger(__name__)
 
+#: Names in ``label_files`` that need not be properties to be read.
+OF_FRAMES = {
+    "box": LabelShape("system", (3, 3)),
+    "stress": LabelShape("system", (3, 3)),
+    "config_weight": LabelShape("system", ()),
+    "q": LabelShape("system", ()),
+    "s": LabelShape("system", ()),
+}
 CHUNK = 2**24  # numbers looked at in one go
 
 
@@ -55,7 +63,9 @@ class Custom(FramesDataset):
         transform: Called with each sample.
         pre_transform: Accepted for compatibility; does nothing.
         pre_filter: Accepted for compatibility; does nothing.
-        label_files: Pattern of the files of each further label, ``{"dipole": "dipole_*.npy"}``.
+        label_files: Pattern of the files of each further label, ``{"dipole": "dipole_*.npy"}``. Without being asked for
+            as labels, ``box`` (frames, 3, 3), or (3, 3) for all frames, ``stress`` (frames, 3, 3), ``config_weight``,
+            which multiplies losses, and total charge and spin, ``q`` and ``s`` (frames,), are read.
         labels: Shape of each further label; training fills this in from ``properties``.
 
     Raises:
@@ -87,10 +97,11 @@ class Custom(FramesDataset):
                     f"properties: Custom has no files for {name!r}. Name them: dataset_arg: {{label_files: {{{name}: "
                     f'"{name}_*.npy"}}}}.'
                 )
+        labels = {**labels, **{name: OF_FRAMES[name] for name in label_files or {} if name in OF_FRAMES}}
         unused = [name for name in label_files or {} if name not in labels]
         if unused:
             logger.warning("Custom: label_files: %s are not read, no property is trained on them.", ", ".join(unused))
-        if energyglob is None and forceglob is None and not labels:
+        if energyglob is None and forceglob is None and not labels.keys() - (OF_FRAMES.keys() - {"stress"}):
             raise DataError("Custom: give energy_files, force_files or both; there is nothing to learn otherwise.")
         if pre_transform is not None or pre_filter is not None:
             logger.warning("Custom: pre_transform and pre_filter do nothing; use transform.")
@@ -112,6 +123,7 @@ class Custom(FramesDataset):
         self.files = files
         # the established shape of y in a sample depends on the file it comes from
         self._y_shapes = [molecule.y_shape for molecule in molecules]
+        self.runs = np.array([molecule.num_frames for molecule in molecules])
         self._first_frame = np.cumsum([0] + [molecule.num_frames for molecule in molecules])
         logger.info(
             "Custom: %d samples of %d molecules, %.1f MB, %s.",
@@ -160,6 +172,8 @@ class _Molecule:
         array = _load(self.names[what], what)
         rows = self.coordinates.shape[:2] if label.level == "atom" else (self.num_frames,)
         whole = (*rows, *label.row)
+        if name == "box" and array.shape == (3, 3):
+            array = np.broadcast_to(array, whole)
         if array.shape not in (whole, (*whole, 1) if label.shape == (1,) else whole):
             raise self._misfit(what, array.shape, str(whole))
         return array.reshape(whole)
@@ -197,13 +211,14 @@ class _Molecule:
         if not faults_are_refused():
             return
         for what, array in self.arrays.items():
-            if what in self.further:
+            if what in self.further and (what == "stress" or what not in OF_FRAMES):
                 continue
             step = max(1, CHUNK // max(1, int(np.prod(array.shape[1:]))))
             for first in range(0, len(array), step):
                 finite = np.isfinite(array[first : first + step])
                 if not finite.all():
                     frame = first + int(np.argwhere(~finite)[0][0])
+                    what = what if what in self.names else f"label_files: {what}"
                     raise DataError(f"{what}: {self.names[what]}, frame {frame}: a number is NaN or infinite.")
 
     def mapped(self) -> Frames:

@@ -35,10 +35,12 @@ FIELDS = {
     "box": "box",
     "q": "q",
     "s": "s",
+    "stress": "stress",
+    "config_weight": "config_weight",
 }
 ATOMS = ("z", "pos", "neg_dy", "partial_charges")
 #: Shapes of one row that are not ().
-ROWS = {"pos": (3,), "neg_dy": (3,), "box": (3, 3)}
+ROWS = {"pos": (3,), "neg_dy": (3,), "box": (3, 3), "stress": (3, 3)}
 #: Attributes of a file that state what its numbers are.
 FACTS = ("energy_unit", "length_unit", "level_of_theory", "citation")
 
@@ -58,6 +60,8 @@ class HDF5(FramesDataset):
     ``partial_charges`` (n, N), or (N,) for all  optional
     ``box``             (n, 3, 3)                optional; lattice vectors, a row of zeros where not periodic
     ``q``, ``s``        (n,)                     optional; total charge, unpaired electrons
+    ``stress``          (n, 3, 3)                optional; tension positive, NaN where a sample has none
+    ``config_weight``   (n,)                     optional; multiplies the losses of a sample
     any of ``labels``   (n, ...) or (n, N, ...)  NaN where a sample has none
     =================== ======================== =================================================
 
@@ -106,6 +110,7 @@ class HDF5(FramesDataset):
         frames = _preloaded(groups) if preload else JoinedFrames(groups)
         super().__init__(frames, transform)
         self.gathers_in_process = preload
+        self.runs = np.array([len(group) for group in groups])
 
     def _read_metadata(self, file: Any, path: Path) -> None:
         for name in file.get(METADATA, ()):
@@ -157,6 +162,8 @@ class _Group:
             "box": [(num, 3, 3)],
             "q": [(num,)],
             "s": [(num,)],
+            "stress": [(num, 3, 3)],
+            "config_weight": [(num,)],
         }
         self.field_of = {key: field for key, field in FIELDS.items() if key in group}
         self.labels: dict[str, LabelShape] = {}
@@ -240,7 +247,7 @@ class _Group:
         else:
             unique, inverse = np.unique(rows, return_inverse=True)  # HDF5 wants ascending numbers
             found = dataset[unique][inverse]
-        is_checked = found.dtype.kind == "f" and key not in self.labels and faults_are_refused()
+        is_checked = found.dtype.kind == "f" and key not in (*self.labels, "stress") and faults_are_refused()
         if is_checked and not np.isfinite(found).all():
             first = int(np.argwhere(~np.isfinite(found))[0][0])
             row = range(self.num)[rows][first] if isinstance(rows, slice) else int(rows[first])
