@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import Listed, Search, edge_geometry, edges_of_pairs, length, pairs_within
+from torchmdnet.neighbors import Listed, Search, by_receiver, edge_geometry, edges_of_pairs, length, pairs_within
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -292,10 +292,8 @@ def graph_of_edges(
     kept = is_within.nonzero()[:, 0]
     atoms = torch.arange(num_atoms if loop else 0, device=device)
     receiver = torch.cat([atoms, edge_index[0, kept]])
-    order = torch.argsort(receiver, stable=True)
+    order, row_start = by_receiver(receiver, num_atoms)
     sender = torch.cat([atoms, edge_index[1, kept]]).index_select(0, order)
-    row_start = torch.zeros(num_atoms + 1, dtype=torch.long, device=device)
-    torch.cumsum(torch.bincount(receiver, minlength=num_atoms), 0, out=row_start[1:])
 
     place = torch.cat([torch.full_like(atoms, kept.shape[0]), torch.arange(kept.shape[0], device=device)])
     of_edge = place.index_select(0, order)  # the self loops share the last row

@@ -589,7 +589,7 @@ class Ensemble(nn.ModuleList):
         """What calling each member returns."""
         inputs = Inputs(*args, **kwargs) if extra_args is None else Inputs(*args, extra=extra_args, **kwargs)
         if not (all(model.derivative for model in self.members) or stress) or not self._share_edges():
-            return [model(*inputs[:-1], stress=stress, properties=properties) for model in self.members]
+            return [model(*inputs[:8], stress=stress, properties=properties) for model in self.members]
         forces = self.members[0].derivative
         found = self.evaluate(inputs, forces=forces, virial=stress, properties=properties)
         box = self.members[0]._box(inputs.box)

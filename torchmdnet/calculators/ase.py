@@ -118,6 +118,7 @@ class TMDNETCalculator(Calculator):
         self.cuda_graph = cuda_graph
         self._steps: dict[bool, FixedStep] = {}  # with and without the virial
         self._is_read = {option: trained_with(self.model, option) for option in ("charge", "spin")}
+        self._carries_a_box = any(map(_has_a_box, self.members))
         self._numbers: np.ndarray | None = None
         self._z = self._batch = torch.empty(0, dtype=torch.long)
         self.compile = compile
@@ -161,7 +162,7 @@ class TMDNETCalculator(Calculator):
         self.evals += 1
 
     def _inputs(self, atoms: Atoms) -> Inputs:
-        positions = atoms.get_positions()
+        positions = atoms.positions
         if not np.isfinite(positions).all():
             atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
             raise ValueError(f"The position of atom {atom} is {positions[atom]}; the structure has fallen apart.")
@@ -173,7 +174,7 @@ class TMDNETCalculator(Calculator):
             self._batch = torch.zeros_like(self._z)
         cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)  # a zero row is an open direction
         has_cell = bool(cell.any())
-        if not has_cell and any(map(_has_a_box, self.members)):
+        if not has_cell and self._carries_a_box:
             self._tell(
                 "The atoms are not periodic, but the model carries a box of its own (box_vecs), which it uses. "
                 "Set cell and pbc of the atoms, or load the model with box_vecs=None."
@@ -268,13 +269,11 @@ class TMDNETCalculator(Calculator):
             return predict_members(self.model, inputs, **options)
 
     def _results(self, answers: list[Answer], atoms: Atoms) -> dict[str, Any]:
-        energies = self.units.in_ev * np.array([answer.energy.item() for answer in answers])  # (members,)
-        forces = self.units.in_ev / self.units.in_angstrom * _stack([answer.forces for answer in answers])
-        results: dict[str, Any] = {
-            "energy": float(energies.mean()),
-            "free_energy": float(energies.mean()),
-            "forces": _mean(forces),
-        }
+        energies = [self.units.in_ev * answer.energy.item() for answer in answers]
+        energy = sum(energies) / len(energies)
+        forces = _stack([answer.forces for answer in answers])
+        forces *= self.units.in_ev / self.units.in_angstrom
+        results: dict[str, Any] = {"energy": energy, "free_energy": energy, "forces": _mean(forces)}
         if answers[0].virial is not None:
             virial = self.units.in_ev * _stack([answer.virial[0] for answer in answers if answer.virial is not None])
             stress = np.stack([full_3x3_to_voigt_6_stress(one / atoms.get_volume()) for one in virial])
@@ -285,7 +284,7 @@ class TMDNETCalculator(Calculator):
             atomic = _stack([answer.atomic for answer in answers if answer.atomic is not None])
             results["energies"] = self.units.in_ev * _mean(atomic)
         if len(answers) > 1:
-            results["energy_std"] = float(energies.std(ddof=1))
+            results["energy_std"] = float(np.std(energies, ddof=1))
             results["forces_std"] = forces.std(axis=0, ddof=1)
         for name, is_of_atoms in self.properties.items():
             values = _stack([answer.properties[name] for answer in answers])  # (members, 1 | N, ...)
@@ -348,7 +347,8 @@ def _stated(kind: Literal["charge", "spin"], atoms: Atoms) -> float | None:
 
 
 def _stack(tensors: list[Tensor]) -> np.ndarray:
-    return (tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)).double().cpu().numpy()
+    stacked = tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+    return stacked.to("cpu", torch.float64, copy=True).numpy()
 
 
 def _expect_agreement(quick: list[Answer], plain: list[Answer]) -> None:

@@ -43,7 +43,7 @@ def with_ghosts(inputs: Inputs, num_ghosts: int, distance: float) -> Inputs:
         num_ghosts: An even number.
         distance: Between the two ghosts of a pair, in the unit of the positions.
     """
-    z, pos, batch, box, q, s, extra, num_systems, _ = inputs
+    z, pos, batch, box, q, s, extra, num_systems, *_ = inputs
     assert batch is not None
     assert num_systems is not None
     apart = torch.zeros_like(pos[:1]).expand(num_ghosts // 2, 3)
@@ -57,7 +57,7 @@ def with_ghosts(inputs: Inputs, num_ghosts: int, distance: float) -> Inputs:
         return torch.cat([value, value.new_zeros(more, *value.shape[1:])])
 
     return inputs._replace(
-        z=torch.cat([z, z[:1].expand(num_ghosts)]),
+        z=torch.cat([z, z.max().expand(num_ghosts)]),  # an element that every part knows, and no filter hides
         pos=torch.cat([pos, ghosts]),
         batch=torch.cat([batch, batch.new_full((num_ghosts,), num_systems)]),
         box=box,

@@ -285,7 +285,7 @@ class ModelCall:
         self._ask(self.next)
 
     def _ask(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        energy, forces = self.model(*inputs[:-1])[:2]
+        energy, forces = self.model(*inputs[:8])[:2]
         return energy, forces
 
 

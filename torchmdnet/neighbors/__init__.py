@@ -1,8 +1,18 @@
 """Neighbours within a cutoff, for any lattice and any batch of systems."""
 
 from torchmdnet.neighbors.fixed import FixedSearch
-from torchmdnet.neighbors.search import Search, edges_of_pairs, pairs_within
+from torchmdnet.neighbors.search import Search, by_receiver, edges_of_pairs, pairs_within
 from torchmdnet.neighbors.vectors import Listed, edge_geometry, length
 from torchmdnet.neighbors.verlet import VerletList
 
-__all__ = ["FixedSearch", "Listed", "Search", "VerletList", "edge_geometry", "edges_of_pairs", "length", "pairs_within"]
+__all__ = [
+    "FixedSearch",
+    "Listed",
+    "Search",
+    "VerletList",
+    "by_receiver",
+    "edge_geometry",
+    "edges_of_pairs",
+    "length",
+    "pairs_within",
+]

@@ -63,19 +63,20 @@ class OptimizedDistance(nn.Module):
         self.include_transpose = include_transpose
         self.resize_to_fit = resize_to_fit
         self.long_edge_index = long_edge_index
-        self._looked_at: object = None
-        self._has_box = False
+        self._looked_at: tuple[Tensor | None, int, bool] = (None, 0, False)
         self.register_buffer("box", torch.zeros(3, 3) if box is None else torch.as_tensor(box).clone())
 
     @property
     def stored_box(self) -> Tensor | None:
         """The box given at construction or read from a checkpoint; None when it is all zeros."""
-        if self.box.device.type == "cpu" or torch.compiler.is_compiling():
-            return self.box if bool(self.box.any()) else None
-        stamp = (self.box.data_ptr(), self.box._version)
-        if stamp != self._looked_at:  # looking waits for the device
-            self._has_box, self._looked_at = bool(self.box.any()), stamp
-        return self.box if self._has_box else None
+        box = self.box
+        if torch.compiler.is_compiling() or box.is_inference():
+            return box if bool(box.any()) else None
+        seen, version, is_box = self._looked_at
+        if seen is not box or version != box._version:  # looking waits for the device
+            is_box = bool(box.any())
+            self._looked_at = (box, box._version, is_box)
+        return box if is_box else None
 
     def forward(
         self, pos: Positions, batch: SystemIndex | None = None, box: Boxes | None = None

@@ -16,7 +16,7 @@ from torchmdnet.neighbors.lattice import lattice_of
 from torchmdnet.neighbors.vectors import has_loops
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
-__all__ = ["Search", "edges_of_pairs", "pairs_within"]
+__all__ = ["Search", "by_receiver", "edges_of_pairs", "pairs_within"]
 
 #: Atoms per system up to which a compiled loop over all pairs is quickest.
 LOOP_LIMIT = 200
@@ -116,17 +116,22 @@ def edges_of_pairs(i: Tensor, j: Tensor, num_atoms: int, loop: bool) -> tuple[Te
     atoms = torch.arange(num_atoms if loop else 0, device=device)
     pairs, num_loops = torch.arange(num_pairs, device=device), atoms.shape[0]
     receiver = torch.cat([atoms, i, j])
-    order = torch.argsort(receiver, stable=True)
+    order, row_start = by_receiver(receiver, num_atoms)
     place = torch.empty_like(order)
     place[order] = torch.arange(order.shape[0], device=device)
     index = torch.stack([receiver, torch.cat([atoms, j, i])]).index_select(1, order)
     pair = torch.cat([torch.full_like(atoms, num_pairs), pairs, pairs]).index_select(0, order)
     opposite = torch.cat([atoms, num_loops + num_pairs + pairs, num_loops + pairs])
     reverse = place.index_select(0, opposite.index_select(0, order))
-    row_start = torch.searchsorted(index[0].contiguous(), torch.arange(num_atoms + 1, device=device))
     one = torch.ones_like(pairs)
     sign = torch.cat([torch.zeros_like(atoms), one, -one]).index_select(0, order)
     return index, pair, reverse, row_start, sign
+
+
+def by_receiver(receiver: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
+    """The order that sorts edges by their receivers (E,), and where those of each begin in it (N + 1,)."""
+    rows, order = torch.sort(receiver, stable=True)
+    return order, torch.searchsorted(rows, torch.arange(num_atoms + 1, device=receiver.device))
 
 
 def _loops() -> ModuleType:

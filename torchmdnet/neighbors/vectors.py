@@ -70,7 +70,8 @@ def length(vec: Tensor) -> Tensor:
 
 
 def _array(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
+    x = x.detach() if x.requires_grad else x
+    return x.numpy() if x.is_contiguous() else x.contiguous().numpy()
 
 
 def _loops() -> Any:
