@@ -24,7 +24,7 @@ from torch.autograd import Function
 __all__ = ["TWINS", "Form", "Stage", "needed"]
 
 #: Packages with a twin of every form and stage, by device.
-TWINS: dict[str, str] = {}
+TWINS = {"cuda": "torchmdnet.ops.triton"}
 
 
 def _twin(operator: Any, tensor: Tensor) -> Any:

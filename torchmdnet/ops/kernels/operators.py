@@ -76,7 +76,7 @@ def has_triton() -> bool:
         return False
     try:
         found = importlib.import_module("triton").__version__
-    except ImportError:
+    except (ImportError, AttributeError):  # a folder of that name on the path has no version
         found = "none"
     is_recent = found != "none" and tuple(int(number) for number in found.split(".")[:2]) >= OLDEST_TRITON
     if not is_recent:
