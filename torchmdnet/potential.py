@@ -231,13 +231,14 @@ class TorchMD_Net(nn.Module):
             return Evaluation(energy, None, None, values, atomic)
         with torch.inference_mode(False), torch.enable_grad():
             pos = inputs.pos
+            inner = not pos.requires_grad and (inputs.box is None or not inputs.box.requires_grad)
             if forces and not pos.requires_grad:
                 pos = (pos.clone() if pos.is_inference() else pos.detach()).requires_grad_()
             place, box, wanted = pos, inputs.box, [pos] if forces else []
             if virial:
                 place, box, strain = strained(pos, inputs.batch, self._box(box), inputs.num_systems)
                 wanted.append(strain)
-            moved = inputs._replace(pos=place, box=box)
+            moved = inputs._replace(pos=place, box=box, inner=inner)
             energy, values, atomic = self._values(moved, properties=properties, by_atom=by_atom)
             slopes = derivatives_of(energy, wanted, differentiable=self.training and keep)
         if not keep:
@@ -445,10 +446,11 @@ class TorchMD_Net(nn.Module):
 
     def _features(self, inputs: Inputs) -> tuple[Features, Graph]:
         model = self.representation_model
-        z, pos, batch, box, q, s, extra, num_systems, search = inputs
+        z, pos, batch, box, q, s, extra, num_systems, search, inner = inputs
         if hasattr(model, "encode"):
             found_by = {} if search is None else {"search": search}
             graph = model.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, **found_by)
+            graph = graph._replace(inner=inner)
             return model.select(model.encode(graph), graph)
         # an architecture written for older releases: no graph, five results
         batch = torch.zeros_like(z) if batch is None else batch
@@ -621,7 +623,7 @@ class Ensemble(nn.ModuleList):
         with torch.inference_mode(False), torch.enable_grad():
             if self._stack is None:
                 self._stack = Stack([model.representation_model for model in self.members])
-            z, pos, batch, box, q, s, extra, num_systems, search = inputs
+            z, pos, batch, box, q, s, extra, num_systems, search, _ = inputs
             pos = pos.clone() if pos.is_inference() else pos.detach()
             box = self.members[0]._box(box)
             graph = first.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, search=search)

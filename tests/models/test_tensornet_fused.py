@@ -8,8 +8,9 @@ import pickle
 import pytest
 import torch
 
+from torchmdnet.models.base import set_radial_mode
 from torchmdnet.models.tensornet import TensorNet
-from torchmdnet.models.tensornet_fused import FusedTensorNet
+from torchmdnet.models.tensornet_fused import Encoder
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
 
@@ -28,10 +29,10 @@ def ask(model: TorchMD_Net, systems: Systems, monkeypatch: pytest.MonkeyPatch, *
     calls = []
     with monkeypatch.context() as patch:
         if fused:
-            forward = FusedTensorNet.forward
-            patch.setattr(FusedTensorNet, "forward", lambda *args: calls.append(1) or forward(*args))
+            forward = Encoder.forward
+            patch.setattr(Encoder, "forward", lambda *args: calls.append(1) or forward(*args))
         else:
-            patch.setattr(TensorNet, "_fused", lambda *args: None)
+            patch.setattr(TensorNet, "_encoder", lambda *args: None)
         z, pos, batch, box, q = systems
         found = model(z, pos, batch, box=box, q=q)
     assert bool(calls) is fused
@@ -67,7 +68,7 @@ def test_second_derivatives_and_gradients_of_weights_come_from_the_layers(monkey
     for fused in (True, False):
         with monkeypatch.context() as patch:
             if not fused:
-                patch.setattr(TensorNet, "_fused", lambda *args: None)
+                patch.setattr(TensorNet, "_encoder", lambda *args: None)
             x = pos.clone().requires_grad_()
             energy = model(z, x, batch, q=q).energy.sum()
             (slope,) = torch.autograd.grad(energy, x, create_graph=True)
@@ -104,9 +105,9 @@ def test_arrays_are_lent_anew_although_an_energy_is_kept() -> None:
     z, pos, batch, _, q = SYSTEMS["charged molecules"]
     kept = [model(z, pos, batch, q=q) for _ in range(4)]
     assert kept[0].energy.requires_grad
-    fused = model.representation_model._fused_network
-    assert fused is not None
-    assert len(fused._spare) == 1
+    frozen = model.representation_model._frozen
+    assert frozen is not None
+    assert len(frozen.spare) == 1
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
@@ -116,11 +117,11 @@ def test_gradients_take_the_place_of_what_is_not_read_any_more(num_layers: int) 
     z, pos, batch, _, q = SYSTEMS["charged molecules"]
     for _ in range(2):
         model(z, pos, batch, q=q)
-        (spare,) = model.representation_model._fused_network._spare
+        (spare,) = model.representation_model._frozen.spare
         assert len({tensor.ctypes.data for tensor in spare.tensors}) == len(spare.tensors) == 4 + 4 * num_layers
     model(z[:4], pos[:4])
-    (spare,) = model.representation_model._fused_network._spare
-    assert {tensor.shape[0] for tensor in spare.tensors} == {4}
+    (spare,) = model.representation_model._frozen.spare
+    assert {tensor.size for tensor in spare.tensors} == {4 * 9 * model.representation_model.hidden_channels}
 
 
 def test_a_changed_weight_is_noticed(monkeypatch) -> None:
@@ -162,4 +163,119 @@ def test_another_activation_takes_the_layers() -> None:
     model = tiny_model("tensornet", activation="tanh")
     z, pos, batch, box, q = SYSTEMS["cell"]
     assert torch.isfinite(model(z, pos, batch, box=box, q=q).energy).all()
-    assert model.representation_model._fused_network is None
+    assert model.representation_model._frozen is None
+
+
+TRAINED = {
+    **MODELS,
+    "another activation": {"activation": "tanh"},
+    "trained basis": {"trainable_rbf": True, "rbf_type": "gauss"},
+    "single precision": {"precision": 32},
+}
+
+
+def train_once(model: TorchMD_Net, systems: Systems, monkeypatch: pytest.MonkeyPatch, *, fused: bool, **way) -> dict:
+    """Gradients of a loss in energies and forces, by name of the weight, with or without the one operation."""
+    calls = []
+    with monkeypatch.context() as patch:
+        if fused:
+            reverse = Encoder.reverse
+            patch.setattr(Encoder, "reverse", lambda *args: calls.append(1) or reverse(*args))
+        else:
+            patch.setattr(TensorNet, "_encoder", lambda *args: None)
+        model.train().zero_grad()
+        dtype = next(model.parameters()).dtype
+        z, pos, batch, box, q = systems
+        box, q = (None if x is None else x.to(dtype) for x in (box, q))
+        energy, forces = model(z, pos.to(dtype), batch, box=box, q=q)
+        loss = (energy - 1).square().mean() + (forces - 0.1).square().sum()
+        loss.backward(**way)
+    assert bool(calls) is fused
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("radial", ["grid", "exact"])
+@pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
+@pytest.mark.parametrize("options", TRAINED.values(), ids=TRAINED)
+def test_training_on_forces_has_the_gradients_of_the_layers(
+    options: dict, systems: Systems, radial: str, monkeypatch
+) -> None:
+    model = tiny_model("tensornet", **options)
+    set_radial_mode(model, radial)
+    ours = train_once(model, systems, monkeypatch, fused=True)
+    theirs = train_once(model, systems, monkeypatch, fused=False)
+    assert ours.keys() == theirs.keys()
+    tolerance = 1e-10 if options.get("precision") != 32 else 2e-4
+    for name, gradient in theirs.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=tolerance * scale + 1e-14, msg=name)
+
+
+def test_gradients_of_weights_are_the_slope_of_the_loss() -> None:
+    """Against finite differences, which know nothing of how it is done."""
+    model = tiny_model("tensornet").train()
+    set_radial_mode(model, "exact")
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+
+    def loss() -> torch.Tensor:
+        energy, forces = model(z, pos, batch, box=box)
+        return energy.square().mean() + forces.square().sum()
+
+    loss().backward()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.representation_model.named_parameters():
+        step = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.add_(step, alpha=sign * 1e-5)
+            values.append(loss().item())
+            with torch.no_grad():
+                weight.add_(step, alpha=-sign * 1e-5)
+        slope = (values[0] - values[1]) / 2e-5
+        assert float((weight.grad * step).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+
+
+def test_a_second_loss_on_the_same_graph_does_not_use_what_the_first_left(monkeypatch) -> None:
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    results = []
+    for fused in (True, False):
+        model = tiny_model("tensornet").train()
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(TensorNet, "_encoder", lambda *args: None)
+            energy, forces = model(z, pos, batch, box=box)
+            head = list(model.output_model.parameters())
+            forces.square().sum().backward(inputs=head, retain_graph=True)
+            energy.sum().backward(retain_graph=True)
+            forces.square().sum().backward()
+        results.append([weight.grad for weight in model.parameters()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_positions_of_the_caller_still_have_second_derivatives_in_training(monkeypatch) -> None:
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    results = []
+    for fused in (True, False):
+        model = tiny_model("tensornet").train()
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(TensorNet, "_encoder", lambda *args: None)
+            x = pos.clone().requires_grad_()
+            forces = model(z, x, batch, box=box).forces
+            forces.square().sum().backward()
+        results.append([x.grad, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_training_takes_its_memory_from_the_step_before() -> None:
+    model = tiny_model("tensornet").train()
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    addresses = []
+    for _ in range(3):
+        model(z, pos, batch, box=box).forces.square().sum().backward()
+        (spare,) = model.representation_model._trained.spare
+        addresses.append({tensor.ctypes.data for tensor in spare.tensors})
+    assert addresses[0] == addresses[1] == addresses[2]

@@ -52,7 +52,7 @@ def predict(
     """
     if isinstance(model, TorchMD_Net):
         return _ask_potential(model, inputs, with_virial, with_properties, by_atom)
-    z, pos, batch, box, q, s, _, num_systems, _ = inputs
+    z, pos, batch, box, q, s, _, num_systems, *_ = inputs
     assert batch is not None
     assert num_systems is not None
     options: dict[str, Any] = {name: value for name, value in (("q", q), ("s", s)) if value is not None}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
-from torchmdnet.models.tensornet_fused import FusedTensorNet
+from torchmdnet.models.tensornet_fused import Encoder, FrozenTensorNet, TrainedTensorNet, encode
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.filters import Radial, RadialFunction
@@ -139,16 +139,18 @@ class TensorNet(Representation):
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
         self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
         self.act = make_activation(activation)
-        self._fused_network: FusedTensorNet | None = None
-        self._fused_of: object = None
+        self._frozen: FrozenTensorNet | None = None
+        self._frozen_of: object = None
+        self._trained = TrainedTensorNet()
         self.reset_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fused_network": None, "_fused_of": None}
+        return {**super().__getstate__(), "_frozen": None, "_frozen_of": None, "_trained": TrainedTensorNet()}
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; what was made from the weights is forgotten."""
-        self._fused_network = self._fused_of = None
+        self._frozen = self._frozen_of = None
+        self._trained = TrainedTensorNet()
         return super().train(mode)
 
     def reset_parameters(self) -> None:
@@ -169,16 +171,17 @@ class TensorNet(Representation):
                 X = layer(X, radial(function), edges, charge)
             return X
 
-        fused = self._fused(graph, charge, radial)
-        if fused is None:
+        encoder = self._encoder(graph, charge, radial)
+        if encoder is None:
             X = layer_by_layer(graph, radial)
         else:
 
-            def plain(graph: Graph) -> AtomTensors:
+            def layers(graph: Graph) -> AtomTensors:
                 again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
                 return layer_by_layer(graph, again)
 
-            X = fused(graph, charge, plain)
+            modules = (self.distance_expansion, self.tensor_embedding, *self.layers)
+            X = encode(encoder, graph, charge, layers, [weight for module in modules for weight in module.parameters()])
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         return Features(x, v=X[:, 1:4], S=X[:, 4:9])
 
@@ -187,24 +190,27 @@ class TensorNet(Representation):
         """The functions of distance: of the embedding and of each layer."""
         return [RadialFunction(module, "radial") for module in (self.tensor_embedding, *self.layers)]
 
-    def _fused(self, graph: Graph, charge: Tensor, radial: Radial) -> FusedTensorNet | None:
-        """The whole encoder as one operation, where the loops can run and weights are not about to change."""
+    def _encoder(self, graph: Graph, charge: Tensor, radial: Radial) -> Encoder | None:
+        """The whole encoder as one operation, where the loops can run; for training, only where it is about forces."""
         assert graph.pairs is not None
-        is_fit = (
-            radial.tables is not None
-            and isinstance(self.act, nn.SiLU)
-            and not charge.requires_grad
+        can_run = (
+            not charge.requires_grad
             and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
+            and graph.num_atoms > 0
             and kernels.can_loop(self.linear.weight)
         )
-        if not is_fit:
+        if not can_run:
             return None
-        assert radial.tables is not None
-        assert radial.spline is not None
-        if self._fused_of is not radial.tables:  # the tables are made anew whenever a weight has changed
+        if radial.tables is None:
+            is_about_forces = self.training and graph.edge_vec.requires_grad and torch.is_grad_enabled()
+            return self._trained.encoder(self, graph, charge, radial) if is_about_forces else None
+        if not isinstance(self.act, nn.SiLU):
+            return None
+        if self._frozen is None or self._frozen_of is not radial.tables:  # made anew whenever a weight has changed
+            assert radial.spline is not None
             tables = [radial.tables[function].values for function in self.radial_functions]
-            self._fused_network, self._fused_of = FusedTensorNet(self, radial.spline, tables), radial.tables
-        return self._fused_network
+            self._frozen, self._frozen_of = FrozenTensorNet(self, radial.spline, tables), radial.tables
+        return self._frozen.encoder(graph, charge)
 
 
 class TensorEmbedding(nn.Module):

@@ -1,15 +1,20 @@
-"""TensorNet's tensors and their derivatives in the geometry as one operation, for inference on the CPU.
+r"""TensorNet's tensors and their derivatives as one operation, for the CPU.
 
 The layers are those of :mod:`torchmdnet.models.tensornet`; here they call the compiled loops one after another on
-arrays that are kept between calls, and their gradient in the edges is written out, so that a small molecule does not
-wait for the bookkeeping of a hundred operations. Whoever asks for anything else than first derivatives in the geometry
-(gradients of weights, second derivatives) is answered by the ordinary layers.
+arrays that are kept between calls, and their derivatives are written out.
+
+Inference asks for the gradient in the geometry: :meth:`Encoder.forward` and :meth:`Encoder.backward`. Training on
+forces asks, for a direction v that depends on the loss, for the gradient of :math:`c E + v \cdot \nabla E` in the
+weights. The derivative along v runs ahead through the layers (:meth:`Encoder.tangent`), and one pass back collects the
+gradients of values and of their derivatives together (:meth:`Encoder.reverse`); the gradients of the derivatives are
+those that made the forces, so they are at hand. Whoever asks for anything else, such as second derivatives in the
+geometry, is answered by the ordinary layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from torchmdnet.graph import Graph
+from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.modules import weights_of
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
@@ -26,302 +32,667 @@ from torchmdnet.ops import kernels
 if TYPE_CHECKING:
     from torchmdnet.models.tensornet import TensorNet
 
-__all__ = ["FusedTensorNet"]
+__all__ = ["FrozenTensorNet", "TrainedTensorNet", "encode"]
 
 #: Atoms from which PyTorch's matrix products beat the loop that mixes channels.
 MANY_ATOMS = 96
 
+#: Ordinary layers: the tensors of a graph, (N, 9, F).
+Layers = Callable[[Graph], Tensor]
 
-class FusedTensorNet:
-    """Weights of a TensorNet, as the loops want them.
+
+class FrozenTensorNet:
+    """What evaluation keeps of a TensorNet between calls.
 
     Args:
-        model: Where the weights come from; it answers what this cannot.
+        model: Where the weights come from.
         spline: The grid its radial filters are read from.
         tables: Spline coefficients of the embedding's and each layer's filter, (R, 3, F).
     """
 
     def __init__(self, model: TensorNet, spline: Spline, tables: list[Tensor]) -> None:
-        self.spline = spline
+        self.frame = _frame(model, spline)
         self.tables = [_array(table.flatten(1)) for table in tables]
-        embedding = model.tensor_embedding
-        self.handedness = -1.0 if embedding.handedness == "mirror" else 1.0
-        self.is_symmetric = model.equivariance_invariance_group == "O(3)"
-        dtype = tables[0].dtype
-        self.basis = np.asarray(BASIS, dtype=np.float64) / 120
-        self.starts = np.array([0, 1, 4, 9])
-        gates = [linear.get_parameter for linear in embedding.linears_scalar]
-        self.gates = [(get("weight").detach(), get("bias").detach()) for get in gates]
-        self.norm = (embedding.init_norm.weight.detach(), embedding.init_norm.bias.detach(), embedding.init_norm.eps)
+        embedding: Any = model.tensor_embedding
         every = torch.arange(model.max_z, device=tables[0].device)
         with torch.no_grad():
-            self.factors = embedding.element_factors(every).to(dtype)  # (max_z, 2, F)
-            mixing = [weights_of(embedding.linears_tensor)]
-            for layer in model.layers:
-                weights = weights_of(cast(nn.ModuleList, layer.linears_tensor))
-                mixing += [weights[:3], weights[3:]]
-            self.mixers = [_Mixer(torch.stack(weights)) for weights in mixing]
-        modules = (model.distance_expansion, embedding, *model.layers)
-        self.parameters = [weight for module in modules for weight in module.parameters()]
-        self._spare: list[_Arrays] = []
+            self.factors = embedding.element_factors(every).to(tables[0].dtype)  # (max_z, 2, F)
+            self.mixers = [_Mixer(torch.stack(weights), packs=True) for weights in _mixing(model)]
+        norm = embedding.init_norm
+        self.gates = [(linear.weight.detach(), linear.bias.detach()) for linear in embedding.linears_scalar]
+        self.norm = (norm.weight.detach(), norm.bias.detach(), norm.eps)
+        self.spare: list[_Arrays] = []
 
-    def __call__(self, graph: Graph, charge: Tensor, plain: Callable[[Graph], Tensor]) -> Tensor:
-        """Tensors X of all atoms, (N, 9, F).
+    def encoder(self, graph: Graph, charge: Tensor) -> Encoder:
+        """The network on one graph."""
+        Z, gate = self.factors.index_select(0, graph.z), _FrozenGate(self.gates, self.norm)
+        return Encoder(self.frame, graph, charge, self.tables, Z, self.mixers, gate, self.spare)
 
-        Args:
-            graph: Differentiated in its edges' vectors and pairs' distances.
-            charge: The factor κ of each atom, (N,).
-            plain: The same by ordinary layers, from which weights receive gradients if somebody waits for them.
-        """
+
+class TrainedTensorNet:
+    """What training keeps of a TensorNet between calls: memory."""
+
+    def __init__(self) -> None:
+        self.spare: list[_Arrays] = []
+
+    def encoder(self, model: TensorNet, graph: Graph, charge: Tensor, radial: Radial) -> Encoder:
+        """The network on one graph, with the weights as they are now."""
+        embedding = model.tensor_embedding
+        with torch.enable_grad():
+            tables = [_rows(radial, function) for function in model.radial_functions]
+            Z = embedding.element_factors(graph.z)
+        mixing = _mixing(model)
+        mixers = [_Mixer(torch.stack(weights).detach(), packs=False) for weights in mixing]
+        gate = _TrainedGate(embedding)
+        made = _Made([*tables, Z], [weight for weights in mixing for weight in weights], gate)
+        arrays = [_array(table.flatten(1)) for table in tables]
+        frame = _frame(model, radial.spline)
+        return Encoder(frame, graph, charge, arrays, Z.detach(), mixers, gate, self.spare, made)
+
+
+def encode(encoder: Encoder, graph: Graph, charge: Tensor, layers: Layers, parameters: Sequence[Tensor]) -> Tensor:
+    """Tensors of all atoms, (N, 9, F).
+
+    Args:
+        encoder: Does the work.
+        graph: Differentiated in its edges' vectors and pairs' distances.
+        charge: The factor κ of each atom, (N,).
+        layers: The same by ordinary layers.
+        parameters: Weights that may receive gradients.
+    """
+    assert graph.pairs is not None
+    weights = [weight for weight in parameters if weight.requires_grad]
+    call = _Call(encoder, graph, charge, layers)
+    return _Encode.apply(call, graph.edge_vec, graph.pairs.dist, *weights)  # type: ignore[return-value]
+
+
+class _Frame(NamedTuple):
+    """What an encoder is, apart from its weights."""
+
+    grid: tuple[Any, ...]  # as the loop over the geometry takes it
+    num_rows: int  # that a pair reads
+    is_symmetric: bool  # O(3) rather than SO(3)
+    handedness: float
+    starts: Any
+
+
+def _frame(model: TensorNet, spline: Spline | None) -> _Frame:
+    handedness = -1.0 if model.tensor_embedding.handedness == "mirror" else 1.0
+    basis = np.asarray(BASIS, dtype=np.float64) / 120
+    if spline is None:
+        grid = (float(model.cutoff_lower), float(model.cutoff_upper), 0, basis, handedness)
+    else:
+        grid = (spline.start, spline.stop, spline.num_cells, basis, handedness)
+    is_symmetric = model.equivariance_invariance_group == "O(3)"
+    return _Frame(grid, 2 if spline is None else 6, is_symmetric, handedness, np.array([0, 1, 4, 9]))
+
+
+def _mixing(model: TensorNet) -> list[list[Tensor]]:
+    """The matrices that mix channels, one for each part, in the order in which they are applied."""
+    mixing = [weights_of(model.tensor_embedding.linears_tensor)]
+    for layer in model.layers:
+        weights = weights_of(cast(nn.ModuleList, layer.linears_tensor))
+        mixing += [weights[:3], weights[3:]]
+    return mixing
+
+
+def _rows(radial: Radial, function: RadialFunction) -> Tensor:
+    """What pairs read their weights from, (R, 3, F), as it depends on the weights of the function alone.
+
+    On a grid the coefficients of the spline. Otherwise value and slope of each pair at its distance, which is a table
+    in itself: next to that distance the function is value plus slope times the change.
+    """
+    if radial.spline is not None:
+        return radial.spline.coefficients(function(radial.rows))
+    dist = radial.dist.detach().requires_grad_()
+    value = function(radial.basis(dist))
+    any_way = torch.zeros_like(value, requires_grad=True)
+    (along,) = torch.autograd.grad(value, dist, any_way, create_graph=True)  # linear in any_way: its slope is ours
+    (slope,) = torch.autograd.grad(along, any_way, torch.ones_like(along), create_graph=True)
+    return torch.stack([value, slope], dim=1).flatten(0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ the network
+
+
+class Encoder:
+    """The layers of a TensorNet on one graph, and their derivatives; call them in the order they stand in.
+
+    Args:
+        frame: What it is.
+        graph: The atoms.
+        charge: The factor κ of each atom, (N,).
+        tables: What the filters are read from, (R, 3 F).
+        Z: Factors of the elements, (N, 2, F).
+        mixers: Matrices that mix channels.
+        gate: What scales the parts of the embedding.
+        spare: Where memory comes from and goes to.
+        made: How tables and factors depend on weights; None if no gradient of weights will be asked for.
+    """
+
+    def __init__(
+        self,
+        frame: _Frame,
+        graph: Graph,
+        charge: Tensor,
+        tables: list[Any],
+        Z: Tensor,
+        mixers: list[_Mixer],
+        gate: _FrozenGate | _TrainedGate,
+        spare: list[_Arrays],
+        made: _Made | None = None,
+    ) -> None:
         assert graph.pairs is not None
-        weights = [weight for weight in self.parameters if weight.requires_grad]
-        return _Encode.apply(self, graph, charge, plain, graph.edge_vec, graph.pairs.dist, *weights)  # type: ignore[return-value]
+        pairs = graph.pairs
+        self.frame, self.tables, self.Z, self.mixers, self.gate, self.made = frame, tables, Z, mixers, gate, made
+        self.shape = (graph.num_atoms, 9, Z.shape[2])
+        self.sender, self.row = graph.edge_index[1].numpy(), pairs.of_edge.numpy()
+        self.reverse_edge, self.row_start = pairs.reverse.numpy(), pairs.row_start.numpy()
+        self.charge = _array(charge)
+        self.both = self.charge if frame.is_symmetric else np.ones_like(self.charge)
+        self.spare = spare
+        self.notes: _Notes | None = None
+        self.taken: list[np.ndarray] = []
+        self.tangents: list[_Layer] = []
+        self.stamp: Any = None
 
-    # ------------------------------------------------------------------------------------------ forward and back
+    def _get(self, name: str, *shape: int) -> np.ndarray:
+        """An array of one use."""
+        assert self.notes is not None
+        return self.notes.get(name, shape, self.Z.dtype)
 
-    def forward(self, graph: Graph, vec: Tensor, dist: Tensor, charge: Tensor) -> tuple[Tensor, _Notes]:
-        """Tensors (N, 9, F), and what the way back needs to know."""
+    def _flat(self, X: np.ndarray) -> np.ndarray:
+        return X.reshape(self.shape[0], 9 * self.shape[2])
+
+    def _edges(self) -> tuple[Any, ...]:
+        return self.sender, self.row, self.row_start, self.frame.starts
+
+    def forward(self, vec: Tensor, dist: Tensor) -> Tensor:
+        """Tensors of all atoms, (N, 9, F), from the vectors of the edges (E, 3) and distances of the pairs (P,)."""
         loops, nodes, network = kernels.edge_loops(), kernels.node_loops(), kernels.network_loops()
-        assert graph.pairs is not None
-        N, channels, dtype = graph.num_atoms, self.factors.shape[2], vec.dtype
-        E, P = vec.shape[0], dist.shape[0]
-        notes = _Notes(self._spare, (N, 9, channels), dtype)
-        pairs, at = graph.pairs, notes
-        at.work = E * channels * 27
-        at.sender, at.row, at.row_start = graph.edge_index[1].numpy(), pairs.of_edge.numpy(), pairs.row_start.numpy()
-        at.dist, at.charge = _array(dist), _array(charge)
-        at.both = charge if self.is_symmetric else torch.ones_like(charge)
-        get, take = notes.get, notes.take
-        at.u, at.Y = get("u", (E, 3), dtype), get("Y", (E, 9), dtype)
-        at.coef, at.slope = get("coef", (P, 6), dtype), get("slope", (P, 6), dtype)
-        at.cell = get("cell", (P,), torch.int64)
-        grid = (self.spline.start, self.spline.stop, self.spline.num_cells, self.basis, self.handedness)
-        network.geometry(40 * E, _array(vec), at.dist, at.row, *grid, at.Y, at.u, at.coef, at.slope, at.cell)
-        indices = (at.sender, at.row, at.row_start, self.starts)
+        N, _, channels = self.shape
+        E, P, size, num = vec.shape[0], dist.shape[0], math.prod(self.shape), self.frame.num_rows
+        self.notes = _Notes(self.spare, self.shape, self.Z.dtype, keeps=self.made is not None)
+        take = self.notes.take
+        self.work = E * channels * 27
+        self.dist = _array(dist)
+        self.u, self.Y = self._get("u", E, 3), self._get("Y", E, 9)
+        self.coef, self.slope = self._get("coef", P, num), self._get("slope", P, num)
+        self.cell = self.notes.get("cell", (P,), torch.int64)
+        out_geometry = (self.Y, self.u, self.coef, self.slope, self.cell)
+        network.geometry(40 * E, _array(vec), self.dist, self.row, *self.frame.grid, *out_geometry)
 
-        at.Z = _array(self.factors.index_select(0, graph.z))
-        at.X0, flat = take(), (N, 9 * channels)
-        arrays = (at.coef, at.cell, self.tables[0], at.Y, at.Z)
-        loops.embed_sum(at.work, *arrays, *indices, at.X0.reshape(flat))
-
-        size = N * 9 * channels
-        norms = get("norms", (N, channels), dtype)
-        network.squared_norms(size, at.X0, norms)
-        at.norms = torch.from_numpy(norms)
-        hidden, *at.moments = torch.native_layer_norm(at.norms, (channels,), *self.norm)
-        at.before = []
-        for weight, bias in self.gates:
-            before = F.linear(hidden, weight, bias)
-            at.before.append(before)
-            hidden = F.silu(before)
-        at.gate = _array(hidden)
-        at.mixed = take()
-        self.mixers[0].forward(at.X0, at.mixed)
+        self.X0 = take()
+        arrays = (self.coef, self.cell, self.tables[0], self.Y, self.Z.numpy())
+        loops.embed_sum(self.work, *arrays, *self._edges(), self._flat(self.X0))
+        norms = self._get("norms", N, channels)
+        network.squared_norms(size, self.X0, norms)
+        self.gated_by = self.gate.forward(torch.from_numpy(norms))
+        self.mixed = take()
+        self.mixers[0].forward(self.X0, self.mixed)
         last = len(self.tables) - 2
-        out = torch.empty(N, 9, channels, dtype=dtype)
+        out = torch.empty(self.shape, dtype=self.Z.dtype)
         X = take() if last >= 0 else out.numpy()
-        network.scale(size, at.mixed, at.gate, X)
+        network.scale(size, self.mixed, self.gated_by, X)
 
-        normed, P_ = take(), take()
-        at.layers = []
+        self.layers: list[_Layer] = []
         for k, table in enumerate(self.tables[1:]):
-            Y, M, D = take(), take(), take()
+            normed, Y, M, P_, D = take(), take(), take(), take(), take()
             nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
-            arrays = (at.coef, at.cell, table, Y.reshape(flat))
-            loops.message_sum(at.work, *arrays, *indices, M.reshape(flat))
-            nodes.interact(16 * size, Y, M, at.both.numpy(), self.is_symmetric, P_)
+            arrays = (self.coef, self.cell, table, self._flat(Y))
+            loops.message_sum(self.work, *arrays, *self._edges(), self._flat(M))
+            nodes.interact(16 * size, Y, M, self.both, self.frame.is_symmetric, P_)
             self.mixers[2 * k + 2].forward(P_, D)
-            at.layers.append((X, Y, M, D))
+            self.layers.append(_Layer(X, normed, Y, M, P_, D))
             X = out.numpy() if k == last else take()
-            nodes.refine(16 * size, normed, D, at.charge, X)
-        notes.give(normed, P_)
-        return out, notes
+            nodes.refine(16 * size, normed, D, self.charge, X)
+            self.notes.give(P_, normed)
+        return out
 
-    def backward(self, notes: _Notes, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients in the vectors of the edges (E, 3) and the distances of the pairs (P,)."""
         loops, nodes, network = kernels.edge_loops(), kernels.node_loops(), kernels.network_loops()
-        at, get, take, dtype = notes, notes.get, notes.take, grad.dtype
-        N, _, channels = grad.shape
-        size, flat, E = grad.numel(), (N, 9 * channels), at.u.shape[0]
-        indices = (at.sender, at.row, at.row_start, self.starts)
+        assert self.notes is not None
+        N, _, channels = self.shape
+        size, E, notes = math.prod(self.shape), self.u.shape[0], self.notes
         g = _array(grad)
-        per_edge = get("per_edge", (len(self.tables), E, 6), dtype)
-        for k in reversed(range(len(at.layers))):  # a gradient takes the place of what nobody reads any more
-            X, Y, M, D = at.layers[k]
-            of_D = take()
-            nodes.refine_backward(16 * size, D, at.charge, g, of_D)
-            of_P = D
+        per_edge = notes.get("per_edge", (len(self.tables), E, self.frame.num_rows), self.Z.dtype)
+        self.slopes: list[_Layer] = []
+        for k in reversed(range(len(self.layers))):  # a gradient takes the place of what nobody reads any more
+            X, _, Y, M, _, D = self.layers[k]
+            of_D = notes.take()
+            nodes.refine_backward(16 * size, D, self.charge, g, of_D)
+            of_P = notes.instead_of(D)
             self.mixers[2 * k + 2].backward(of_D, of_P)
-            of_Y, of_M = of_D, take()
-            nodes.interact_backward(48 * size, Y, M, at.both.numpy(), self.is_symmetric, of_P, of_Y, of_M)
-            more, of_normed = M, of_P
-            arrays = (at.coef, at.cell, self.tables[k + 1], of_M.reshape(flat), Y.reshape(flat))
-            where = (at.sender, at.row, at.row, at.row_start, self.starts)
-            loops.message_both(2 * at.work, *arrays, *where, more.reshape(flat), per_edge[k + 1])
+            of_Y, of_M = notes.instead_of(of_D), notes.take()
+            nodes.interact_backward(48 * size, Y, M, self.both, self.frame.is_symmetric, of_P, of_Y, of_M)
+            more, of_normed = notes.instead_of(M), notes.instead_of(of_P)
+            arrays = (self.coef, self.cell, self.tables[k + 1], self._flat(of_M), self._flat(Y))
+            where = (self.sender, self.row, self.row, self.row_start, self.frame.starts)
+            loops.message_both(2 * self.work, *arrays, *where, self._flat(more), per_edge[k + 1])
             np.add(of_Y, more, out=of_Y)
             self.mixers[2 * k + 1].backward(of_Y, of_normed)
             np.add(of_normed, g, out=of_normed)
+            self.slopes.append(_Layer(g, of_normed, of_Y, of_M, of_P, of_D))
             g = more
             nodes.normalize_backward(8 * size, X, of_normed, g)
             notes.give(of_Y, of_M, of_normed, X, Y)
+        self.slopes.reverse()
 
-        of_gate = get("of_gate", (N, 3 * channels), dtype)
-        of_mixed, of_X0 = take(), take()
-        network.scale_backward(size, at.mixed, at.gate, g, of_mixed, of_gate)
-        hidden = torch.from_numpy(of_gate)
-        for (weight, _), before in zip(reversed(self.gates), reversed(at.before), strict=True):
-            hidden = torch.ops.aten.silu_backward(hidden, before) @ weight
-        weight, bias, _ = self.norm
-        norms = torch.ops.aten.native_layer_norm_backward(
-            hidden, at.norms, (channels,), *at.moments, weight, bias, [True, False, False]
-        )[0]
+        of_gate, of_mixed, of_X0 = self._get("of_gate", N, 3 * channels), notes.take(), notes.take()
+        network.scale_backward(size, self.mixed, self.gated_by, g, of_mixed, of_gate)
+        of_norms = self.gate.backward(torch.from_numpy(of_gate))
         self.mixers[0].backward(of_mixed, of_X0)
-        network.add_norms_backward(size, at.X0, norms.numpy(), of_X0)
-        of_Y_ = get("of_directions", (E, 9), dtype)
-        arrays = (at.coef, at.cell, self.tables[0], of_X0.reshape(flat), at.Y, at.Z)
-        loops.embed_both(2 * at.work, *arrays, *indices, of_Y_, per_edge[0])
-        of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(at.dist.shape)
-        edges = (at.u, at.dist, at.row, self.handedness, at.slope, of_Y_, per_edge)
+        network.add_norms_backward(size, self.X0, of_norms, of_X0)
+        self.of_embedding = (g, of_mixed, of_norms, of_X0)
+        of_Y_ = self._get("of_directions", E, 9)
+        arrays = (self.coef, self.cell, self.tables[0], self._flat(of_X0), self.Y, self.Z.numpy())
+        loops.embed_both(2 * self.work, *arrays, *self._edges(), of_Y_, per_edge[0])
+        of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(self.dist.shape)
+        edges = (self.u, self.dist, self.row, self.frame.handedness, self.slope, of_Y_, per_edge)
         network.geometry_backward(40 * E, *edges, of_vec.numpy(), of_dist.numpy())
         return of_vec, of_dist
+
+    def tangent(self, dvec: Tensor, ddist: Tensor) -> Tensor:
+        """Derivative of :meth:`forward` as vectors and distances change, (N, 9, F)."""
+        further, nodes, network = kernels.further_edge_loops(), kernels.node_loops(), kernels.network_loops()
+        assert self.notes is not None
+        N, _, channels = self.shape
+        size, E, take = math.prod(self.shape), self.u.shape[0], self.notes.take
+        self._forget_tangent()
+        self.dY, self.dcoef = self._get("dY", E, 9), self._get("dcoef", *self.coef.shape)
+        arrays = (self.u, self.dist, self.row, self.frame.handedness, self.slope, _array(dvec), _array(ddist))
+        network.geometry_tangent(40 * E, *arrays, self.dY, self.dcoef)
+        self.dX0, self.dmixed, dX = take(), take(), take()
+        where = (self.sender, self.row, self.row_start)
+        arrays = (self.coef, self.dcoef, self.cell, self.tables[0], self.Y, self.dY, self.Z.numpy())
+        further.embed_tangent(2 * self.work, *arrays, *where, self.dX0)
+        dnorms = self._get("dnorms", N, channels)
+        network.squared_norms_tangent(size, self.X0, self.dX0, dnorms)
+        self.dnorms = torch.from_numpy(dnorms)
+        self.dgate = self.gate.tangent(self.dnorms)
+        self.mixers[0].forward(self.dX0, self.dmixed)
+        network.scale_tangent(size, self.mixed, self.dmixed, self.gated_by, self.dgate, dX)
+        self.taken += [self.dX0, self.dmixed, dX]
+        for k, (X, _, Y, M, _, D) in enumerate(self.layers):
+            dnormed, dY, dM, dP, dD, after = take(), take(), take(), take(), take(), take()
+            nodes.normalize_backward(8 * size, X, dX, dnormed)  # its Jacobian is symmetric
+            self.mixers[2 * k + 1].forward(dnormed, dY)
+            arrays = (self.coef, self.dcoef, self.cell, self.tables[k + 1], Y, dY)
+            further.gather_tangent(2 * self.work, *arrays, *where, dM)
+            nodes.interact_tangent(32 * size, Y, M, dY, dM, self.both, self.frame.is_symmetric, dP)
+            self.mixers[2 * k + 2].forward(dP, dD)
+            nodes.refine_tangent(32 * size, D, dnormed, dD, self.charge, after)
+            self.tangents.append(_Layer(dX, dnormed, dY, dM, dP, dD))
+            self.taken += [dnormed, dY, dM, dP, dD, after]
+            dX = after
+        return torch.from_numpy(dX.copy())
+
+    def _forget_tangent(self) -> None:
+        assert self.notes is not None
+        self.notes.free(*self.taken)
+        self.taken, self.tangents = [], []
+
+    def reverse(self, grad: Tensor, wanted: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients in weights of ⟨grad, forward⟩ and of the derivative that :meth:`tangent` took, together."""
+        further, nodes, network = kernels.further_edge_loops(), kernels.node_loops(), kernels.network_loops()
+        assert self.made is not None
+        assert self.notes is not None
+        size, channels, take = math.prod(self.shape), self.shape[2], self.notes.take
+        groups = torch.get_num_threads() if self.work >= kernels.WORTH_THREADS else 1
+        h = _array(grad)
+        of_tables: list[Tensor] = []
+        of_mixers: list[Tensor] = []
+        scratch = [take() for _ in range(7)]
+        of_D, of_P, of_Y, of_M, more, *turns = scratch
+        where = (self.sender, self.row, self.row_start)
+        for k in reversed(range(len(self.layers))):
+            at, d, g = self.layers[k], self.tangents[k], self.slopes[k]
+            nodes.refine_reverse(32 * size, at.D, d.D, self.charge, h, g.X, of_D)
+            of_mixers.append(self._outer(of_D, at.P, g.D, d.P))
+            self.mixers[2 * k + 2].backward(of_D, of_P)
+            arrays = (at.Y, at.M, d.Y, d.M, self.both, self.frame.is_symmetric, of_P, g.P)
+            nodes.interact_reverse(96 * size, *arrays, of_Y, of_M)
+            arrays = (self.coef, self.dcoef, self.cell, self.tables[k + 1])
+            further.gather_tangent(2 * self.work, *arrays, g.M, of_M, *where, more)
+            np.add(of_Y, more, out=of_Y)
+            table = self._get("of_table", groups, *self.tables[k + 1].shape)
+            arrays = (self.coef, self.dcoef, self.cell, of_M, g.M, at.Y, d.Y, self.sender, self.row)
+            further.table_reverse(3 * self.work, *arrays, self.reverse_edge, self.row_start, table)
+            of_tables.append(_total(table))
+            of_mixers.append(self._outer(of_Y, at.normed, g.Y, d.normed))
+            self.mixers[2 * k + 1].backward(of_Y, of_D)
+            np.add(of_D, h, out=of_D)
+            h = turns[k % 2]
+            nodes.normalize_reverse(16 * size, at.X, d.X, of_D, g.normed, h)
+
+        g_out, g_mixed, g_norms, g_X0 = self.of_embedding
+        of_gate = self._get("of_gate", self.shape[0], 3 * channels)
+        arrays = (self.mixed, self.dmixed, self.gated_by, self.dgate, h, g_out)
+        network.scale_reverse(2 * size, *arrays, of_P, of_gate)
+        of_norms, found = cast(_TrainedGate, self.gate).reverse(torch.from_numpy(of_gate), self.dnorms)
+        of_mixers.append(self._outer(of_P, self.X0, g_mixed, self.dX0))
+        self.mixers[0].backward(of_P, of_Y)
+        network.add_norms_backward(size, self.X0, of_norms, of_Y)
+        network.add_norms_backward(size, self.dX0, g_norms, of_Y)
+        table = self._get("of_table", groups, *self.tables[0].shape)
+        of_Z = self._get("of_Z", groups, *self.Z.shape)
+        arrays = (self.coef, self.dcoef, self.cell, self.tables[0], of_Y, g_X0, self.Y, self.dY, self.Z.numpy())
+        indices = (self.sender, self.row, self.reverse_edge, self.row_start)
+        further.embed_reverse(4 * self.work, *arrays, *indices, table, of_Z)
+        of_tables.append(_total(table))
+        self.notes.free(*scratch)
+        return self.made.gradients([*reversed(of_tables), _total(of_Z)], of_mixers[::-1], found, wanted)
+
+    def _outer(self, O: np.ndarray, X: np.ndarray, dO: np.ndarray, dX: np.ndarray) -> Tensor:
+        """Gradient of mixing and of its derivative in the matrices, (3, F, F)."""
+        left, right, dleft, dright = (torch.from_numpy(x).transpose(0, 1) for x in (O, X, dO, dX))  # (9, N, F)
+        each = torch.baddbmm(torch.bmm(left.transpose(1, 2), right), dleft.transpose(1, 2), dright)  # (9, F, F)
+        return torch.stack([each[first:last].sum(dim=0) for first, last in _PARTS])
+
+
+class _Layer(NamedTuple):
+    """Features in the order in which a layer makes them, their derivatives, or gradients in these."""
+
+    X: Any  # of what comes in; gradients: in what goes out
+    normed: Any
+    Y: Any
+    M: Any
+    P: Any
+    D: Any
+
+
+_PARTS = ((0, 1), (1, 4), (4, 9))
 
 
 class _Mixer:
     """Channel mixing of the three parts and its adjoint, (3, F, F)."""
 
-    def __init__(self, weights: Tensor) -> None:
-        network = kernels.network_loops()
+    def __init__(self, weights: Tensor, *, packs: bool) -> None:
         self.weights = weights  # (3, out, in)
-        self.ahead, self.back = network.pack(_array(weights.transpose(1, 2))), network.pack(_array(weights))
+        self.packed: tuple[np.ndarray, np.ndarray] | None = None
+        if packs:
+            pack = kernels.network_loops().pack
+            self.packed = pack(_array(weights.transpose(1, 2))), pack(_array(weights))
 
     def forward(self, X: np.ndarray, out: np.ndarray) -> None:
-        self._run(X, self.ahead, self.weights.transpose(1, 2), out)
+        self._run(X, 0, self.weights.transpose(1, 2), out)
 
     def backward(self, grad: np.ndarray, out: np.ndarray) -> None:
-        self._run(grad, self.back, self.weights, out)
+        self._run(grad, 1, self.weights, out)
 
-    def _run(self, X: np.ndarray, packed: np.ndarray, weights: Tensor, out: np.ndarray) -> None:
-        if X.shape[0] < MANY_ATOMS:
-            kernels.network_loops().mix(X.size * X.shape[2], X, packed, out)
+    def _run(self, X: np.ndarray, way: int, weights: Tensor, out: np.ndarray) -> None:
+        if self.packed is not None and X.shape[0] < MANY_ATOMS:
+            kernels.network_loops().mix(X.size * X.shape[2], X, self.packed[way], out)
             return
         values, target = torch.from_numpy(X).transpose(0, 1), torch.from_numpy(out).transpose(0, 1)
-        for part, (first, last) in enumerate(((0, 1), (1, 4), (4, 9))):
+        for part, (first, last) in enumerate(_PARTS):
             matrix = weights[part].expand(last - first, *weights.shape[1:])
             torch.bmm(values[first:last], matrix, out=target[first:last])
 
 
-class _Arrays(NamedTuple):
-    """Memory that evaluations lend one another."""
+class _FrozenGate:
+    """The network that makes gates of norms, (N, F) -> (N, 3 F), with SiLU and without gradients of its weights."""
 
-    named: dict[str, np.ndarray]
-    tensors: list[np.ndarray]  # each (N, 9, F)
+    def __init__(self, layers: list[tuple[Tensor, Any]], norm: tuple[Tensor, Tensor, float]) -> None:
+        self.layers, self.norm = layers, norm
+
+    def forward(self, norms: Tensor) -> np.ndarray:
+        self.norms = norms
+        hidden, *self.moments = torch.native_layer_norm(norms, (norms.shape[1],), *self.norm)
+        self.before = []
+        for weight, bias in self.layers:
+            before = F.linear(hidden, weight, bias)
+            self.before.append(before)
+            hidden = F.silu(before)
+        return hidden.numpy()
+
+    def backward(self, grad: Tensor) -> np.ndarray:
+        for (weight, _), before in zip(reversed(self.layers), reversed(self.before), strict=True):
+            grad = torch.ops.aten.silu_backward(grad, before) @ weight
+        weight, bias, _ = self.norm
+        shape, mask = (self.norms.shape[1],), [True, False, False]
+        return torch.ops.aten.native_layer_norm_backward(grad, self.norms, shape, *self.moments, weight, bias, mask)[
+            0
+        ].numpy()
+
+    def tangent(self, change: Tensor) -> np.ndarray:
+        raise NotImplementedError  # nobody trains what is frozen
+
+
+class _TrainedGate:
+    """The same through the layers of the model, which PyTorch differentiates."""
+
+    def __init__(self, embedding: Any) -> None:
+        self.embedding = embedding
+        modules = (embedding.init_norm, *embedding.linears_scalar)
+        self.parameters = [weight for module in modules for weight in module.parameters()]
+
+    def forward(self, norms: Tensor) -> np.ndarray:
+        with torch.enable_grad():
+            self.norms = norms.requires_grad_()
+            gate = self.embedding.init_norm(self.norms)
+            for linear in self.embedding.linears_scalar:
+                gate = self.embedding.act(linear(gate))
+        self.gate = gate
+        return gate.detach().numpy()
+
+    def backward(self, grad: Tensor) -> np.ndarray:
+        with torch.enable_grad():
+            self.grad = grad.clone().requires_grad_()
+            (self.of_norms,) = torch.autograd.grad(self.gate, self.norms, self.grad, create_graph=True)
+        return _array(self.of_norms)
+
+    def tangent(self, change: Tensor) -> np.ndarray:
+        (found,) = torch.autograd.grad(self.of_norms, self.grad, change, retain_graph=True)
+        return _array(found)
+
+    def reverse(self, grad: Tensor, change: Tensor) -> tuple[np.ndarray, Sequence[Tensor | None]]:
+        """Gradients in the norms, and in the weights, of gates and of their change with the norms."""
+        outputs, weights = [self.gate, self.of_norms], [weight for weight in self.parameters if weight.requires_grad]
+        of_norms, *found = torch.autograd.grad(
+            outputs, [self.norms, *weights], [grad, change], retain_graph=True, allow_unused=True
+        )
+        return _array(of_norms), found
+
+
+class _Made(NamedTuple):
+    """How what an encoder reads depends on the weights of the model."""
+
+    tensors: list[Tensor]  # tables and factors
+    mixing: list[Tensor]  # matrices, three for each mixer
+    gate: _TrainedGate
+
+    def gradients(
+        self,
+        of_tensors: list[Tensor],
+        of_mixers: list[Tensor],
+        of_gate: Sequence[Tensor | None],
+        wanted: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """Gradients in the wanted weights."""
+        found: dict[int, Tensor | None] = {}
+        gated = (weight for weight in self.gate.parameters if weight.requires_grad)
+        found.update((id(weight), grad) for weight, grad in zip(gated, of_gate, strict=True))
+        matrices = (matrix for mixer in of_mixers for matrix in mixer)
+        found.update((id(weight), grad) for weight, grad in zip(self.mixing, matrices, strict=True))
+        rest = [weight for weight in wanted if id(weight) not in found]
+        pairs = [(x, grad) for x, grad in zip(self.tensors, of_tensors, strict=True) if x.requires_grad]
+        if rest and pairs:
+            grads = [grad.view(x.shape) for x, grad in pairs]
+            more = torch.autograd.grad([x for x, _ in pairs], rest, grads, retain_graph=True, allow_unused=True)
+            found.update((id(weight), grad) for weight, grad in zip(rest, more, strict=True))
+        return [found.get(id(weight)) for weight in wanted]
+
+
+class _Arrays(NamedTuple):
+    """Memory that waits for the next evaluation."""
+
+    named: dict[str, np.ndarray]  # of one use each, flat
+    tensors: list[np.ndarray]  # for tensors of all atoms, flat
 
 
 class _Notes:
     """Arrays of one evaluation; they go back to where they came from when nobody needs them.
 
-    Tensors of all atoms are what memory goes to, so they have no names: one that is not read any more is given back,
-    and taken for something else. An evaluation with L layers needs 4 + 4 L of them.
+    Tensors of all atoms are taken and, unless they are kept for training, given back as soon as they have been read
+    and taken for something else. An evaluation of L layers needs 4 + 4 L of them.
 
     Args:
         spare: Where memory comes from and goes to.
         shape: Of a tensor of all atoms, (N, 9, F).
         dtype: Of the tensors.
+        keeps: Whether derivatives of derivatives will read everything again.
     """
 
-    work: int
-    sender: Any
-    row: Any
-    row_start: Any
-    dist: Any
-    charge: Any
-    both: Any
-    u: Any
-    Y: Any
-    coef: Any
-    slope: Any
-    cell: Any
-    Z: Any
-    X0: Any
-    norms: Any
-    moments: list[Tensor]
-    before: list[Tensor]
-    gate: Any
-    mixed: Any
-    layers: list[tuple[Any, Any, Any, Any]]
-
-    def __init__(self, spare: list[_Arrays], shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-        self._home, self._shape, self._dtype = spare, shape, dtype
-        self._named, self._tensors = spare.pop() if spare else _Arrays({}, [])
-        if self._tensors and self._tensors[0].shape != shape:
-            self._tensors = []
-        self._free = self._tensors[:]
+    def __init__(self, spare: list[_Arrays], shape: tuple[int, int, int], dtype: torch.dtype, *, keeps: bool) -> None:
+        self._home, self._shape, self._dtype, self.keeps = spare, shape, dtype, keeps
+        self._named, tensors = spare.pop() if spare else _Arrays({}, [])
+        self._size = math.prod(shape)
+        self._tensors = [flat for flat in tensors if self._size <= flat.size <= 2 * self._size]
+        self._free = [flat[: self._size].reshape(shape) for flat in self._tensors]
 
     def take(self) -> np.ndarray:
         """A tensor of all atoms, with anything in it."""
-        if not self._free:
-            self._tensors.append(torch.empty(self._shape, dtype=self._dtype).numpy())
-            return self._tensors[-1]
-        return self._free.pop()
+        if self._free:
+            return self._free.pop()
+        self._tensors.append(torch.empty(self._size, dtype=self._dtype).numpy())
+        return self._tensors[-1].reshape(self._shape)
+
+    def instead_of(self, tensor: np.ndarray) -> np.ndarray:
+        """A tensor to write to, the given one itself unless that is kept."""
+        return self.take() if self.keeps else tensor
 
     def give(self, *tensors: np.ndarray) -> None:
+        """Let others have tensors of all atoms, unless they are kept."""
+        if not self.keeps:
+            self._free += tensors
+
+    def free(self, *tensors: np.ndarray) -> None:
         """Let others have tensors of all atoms that nobody reads any more."""
         self._free += tensors
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
         """An array of the given shape, with anything in it."""
-        array = self._named.get(name)
-        if array is None or array.shape != shape:
-            size = math.prod(shape)
-            if array is None or array.size != size:
-                array = torch.empty(size, dtype=dtype).numpy()
-            array = self._named[name] = array.reshape(shape)
-        return array
+        size = math.prod(shape)
+        flat = self._named.get(name)
+        if flat is None or not size <= flat.size <= 2 * size:
+            flat = self._named[name] = torch.empty(size, dtype=dtype).numpy()
+        return flat[:size].reshape(shape)
 
     def __del__(self) -> None:
         if len(self._home) < 2:
             self._home.append(_Arrays(self._named, self._tensors))
 
 
+# --------------------------------------------------------------------------------------------------------- autograd
+
+
+class _Call(NamedTuple):
+    """One evaluation, and how to do it with ordinary layers."""
+
+    encoder: Encoder
+    graph: Graph
+    charge: Tensor
+    layers: Layers
+
+    def by_layers(self, vec: Tensor, dist: Tensor) -> Tensor:
+        """The tensors, with a history that can be differentiated again."""
+        pairs = self.graph.pairs
+        assert pairs is not None
+        edge_dist = dist.index_select(0, pairs.of_edge)
+        return self.layers(self.graph._replace(edge_vec=vec, edge_dist=edge_dist, pairs=pairs._replace(dist=dist)))
+
+
 class _Encode(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        fused: FusedTensorNet,
-        graph: Graph,
-        charge: Tensor,
-        plain: Callable[[Graph], Tensor],
-        vec: Tensor,
-        dist: Tensor,
-        *weights: Tensor,
-    ) -> Tensor:
-        out, notes = fused.forward(graph, vec, dist, charge)
-        ctx.fused, ctx.plain, ctx.notes, ctx.graph = fused, plain, notes, graph
-        ctx.save_for_backward(vec, dist, charge, *weights)
+    def forward(ctx: Any, call: _Call, vec: Tensor, dist: Tensor, *weights: Tensor) -> Tensor:
+        out = call.encoder.forward(vec, dist)
+        ctx.call = call
+        ctx.save_for_backward(out, vec, dist, *weights)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        vec, dist, charge, *weights = ctx.saved_tensors
-        needed = kernels.needed(ctx)[-2 - len(weights) :]
-        if not torch.is_grad_enabled() and not any(needed[2:]):
-            notes, ctx.notes = ctx.notes, None  # energies may outlive their derivatives, the arrays need not
-            if notes is None:
-                _, notes = ctx.fused.forward(ctx.graph, vec, dist, charge)
-            of_vec, of_dist = ctx.fused.backward(notes, grads[0])
-            return None, None, None, None, of_vec, of_dist, *(None for _ in weights)
-        keep, pairs = torch.is_grad_enabled(), ctx.graph.pairs
+        call, (grad,) = ctx.call, grads
+        out, vec, dist, *weights = ctx.saved_tensors
+        needs = kernels.needed(ctx)[-2 - len(weights) :]
+        of_geometry, of_weights = any(needs[:2]), any(needs[2:])
+        again = torch.is_grad_enabled()
+        encoder: Encoder = call.encoder
+        if again and encoder.made is not None and not of_weights:
+            return None, *_Slopes.apply(call, grad, out, vec, dist, *weights), *(None for _ in weights)
+        if not again and of_weights and encoder.stamp == _current_run() and (call.graph.inner or not of_geometry):
+            return None, None, None, *encoder.reverse(grad, weights)
+        if not again and not of_weights:
+            if encoder.notes is None:
+                encoder.forward(vec, dist)
+            found = encoder.backward(grad)
+            if encoder.made is None:  # energies may outlive their derivatives, the arrays need not
+                encoder.notes = None
+            return None, *found, *(None for _ in weights)
         with torch.enable_grad():
             vec, dist = vec.view_as(vec), dist.view_as(dist)
-            if not keep:
+            if not again:
                 vec, dist = vec.detach().requires_grad_(), dist.detach().requires_grad_()
-            edge_dist = dist.index_select(0, pairs.of_edge)
-            graph = ctx.graph._replace(edge_vec=vec, edge_dist=edge_dist, pairs=pairs._replace(dist=dist))
             found = torch.autograd.grad(
-                ctx.plain(graph), [vec, dist, *weights], grads[0], create_graph=keep, allow_unused=True
+                call.by_layers(vec, dist), [vec, dist, *weights], grad, create_graph=again, allow_unused=True
             )
-        return None, None, None, None, *found
+        return None, *found
+
+
+class _Slopes(Function):
+    """The gradient of :class:`_Encode` in the geometry, which training on forces differentiates again.
+
+    The tensors are an input, so that the gradients found here are there before :class:`_Encode` goes back once more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, grad: Tensor, out: Tensor, vec: Tensor, dist: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.call = call
+        ctx.save_for_backward(grad, vec, dist, *weights)
+        return call.encoder.backward(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        call: _Call = ctx.call
+        grad, vec, dist, *weights = ctx.saved_tensors
+        needs = kernels.needed(ctx)
+        of_geometry = any(needs[2:4]) and not call.graph.inner
+        if not torch.is_grad_enabled() and not of_geometry:
+            change = call.encoder.tangent(*(x.contiguous() for x in grads))
+            call.encoder.stamp = _current_run()
+            return None, change, None, None, None, *(None for _ in weights)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = [x.view_as(x) for x in (grad, vec, dist)]
+            if not again:
+                inputs = [x.detach().requires_grad_() for x in inputs]
+            slopes = torch.autograd.grad(
+                call.by_layers(*inputs[1:]), inputs[1:], inputs[0], create_graph=True, allow_unused=True
+            )
+            parts = [(slope, given) for slope, given in zip(slopes, grads, strict=True) if slope is not None]
+            of_grad, of_vec, of_dist, *found = torch.autograd.grad(
+                [slope for slope, _ in parts],
+                [*inputs, *weights],
+                [given for _, given in parts],
+                create_graph=again,
+                allow_unused=True,
+            )
+        return None, of_grad, None, of_vec, of_dist, *found
+
+
+def _current_run() -> int:
+    """Which run of the autograd engine this is: what was prepared in another must not be used."""
+    return torch._C._current_graph_task_id()
+
+
+def _total(groups: np.ndarray) -> Tensor:
+    """Sum over what threads made side by side; a copy."""
+    return torch.from_numpy(groups.sum(axis=0))
 
 
 def _array(tensor: Tensor) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
+from torchmdnet.ops.kernels import is_traced
 from torchmdnet.ops.messages import RadialPoints
 
 __all__ = ["BASIS", "Spline"]
@@ -55,13 +59,7 @@ class Spline(NamedTuple):
 
     def coefficients(self, values: Tensor) -> Tensor:
         """Coefficients of a function sampled at the nodes: (num_rows, ...) -> (num_cells + 6, ...)."""
-        margin = len(_INVERSE) - 1
-        difference, total = values, values[margin : values.shape[0] - margin]
-        for order in range(1, margin + 1):
-            difference = difference[2:] - 2 * difference[1:-1] + difference[:-2]
-            inner = margin - order
-            total = total + _INVERSE[order] * difference[inner : difference.shape[0] - inner]
-        return total
+        return _filtered(values) if is_traced() else _Filtered.apply(values)  # type: ignore[return-value]
 
     def locate(self, r: Tensor) -> RadialPoints:
         """Where distances in Å lie between the rows of the coefficients: (P,) -> coef (P, 6), cell (P,)."""
@@ -71,6 +69,42 @@ class Spline(NamedTuple):
         square = t.square()
         powers = torch.stack([torch.ones_like(t), t, square, t * square, square * square, t * square * square], dim=1)
         return RadialPoints(torch.matmul(powers, _basis(r).t()), cell.long())
+
+
+def _taps() -> list[float]:
+    """What each neighbour, 0 to 4 nodes away, adds to a coefficient."""
+    return [
+        sum((-1) ** (m - away) * math.comb(2 * m, m - away) * _INVERSE[m] for m in range(away, len(_INVERSE)))
+        for away in range(len(_INVERSE))
+    ]
+
+
+_TAPS = _taps()
+
+
+def _filtered(values: Tensor) -> Tensor:
+    """Sum of neighbours times taps, (R, ...) -> (R - 8, ...)."""
+    margin = len(_TAPS) - 1
+    size = values.shape[0] - 2 * margin
+    total = _TAPS[0] * values[margin : margin + size]
+    for away in range(1, margin + 1):
+        total.add_(values[margin - away : margin - away + size], alpha=_TAPS[away])
+        total.add_(values[margin + away : margin + away + size], alpha=_TAPS[away])
+    return total
+
+
+class _Filtered(Function):
+    """:func:`_filtered`, whose gradient is the same sum over neighbours, for the taps are symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _filtered(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        margin = 2 * (len(_TAPS) - 1)
+        around = [0, 0] * (grads[0].dim() - 1) + [margin, margin]
+        return _Filtered.apply(F.pad(grads[0], around))
 
 
 def _basis(like: Tensor) -> Tensor:

@@ -12,19 +12,23 @@ import numba
 import numpy as np
 
 from torchmdnet.ops.kernels.edges import clear
-from torchmdnet.ops.kernels.nodes import components, put
+from torchmdnet.ops.kernels.nodes import add, components, dot, put
 from torchmdnet.ops.kernels.simd import BITS, load, num_lanes, repeat, splat, store
-from torchmdnet.ops.kernels.threads import compiled
+from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
     "add_norms_backward",
     "geometry",
     "geometry_backward",
+    "geometry_tangent",
     "mix",
     "pack",
     "scale",
     "scale_backward",
+    "scale_reverse",
+    "scale_tangent",
     "squared_norms",
+    "squared_norms_tangent",
 ]
 
 _R2, _R6 = 2**0.5, 6**-0.5
@@ -32,10 +36,11 @@ _R2, _R6 = 2**0.5, 6**-0.5
 
 @compiled
 def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, coef, slope, cell):
-    """Directions and their components Y (E, 9), and where distances lie between the rows of a spline.
+    """Directions u = vec / dist, their components Y (E, 9), and where distances lie between the rows of a spline.
 
     ``coef`` (P, 6) are the coefficients times the cosine envelope, ``slope`` their derivatives in the distance.
-    ``basis`` (6, 6) holds the polynomials of the B-splines.
+    ``basis`` (6, 6) holds the polynomials of the B-splines. Without cells, each pair has two rows of its own, value and
+    slope at its distance, and ``coef`` is (P, 2).
     """
     for e in numba.prange(vec.shape[0]):
         x, y, z = vec[e, 0], vec[e, 1], vec[e, 2]
@@ -49,7 +54,7 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
         here[4], here[5], here[6] = _R2 * x * y, _R2 * y * z, _R2 * x * z
         here[7] = (x * x - y * y) / _R2
         here[8] = _R6 * (2 * z * z - x * x - y * y)
-    step = (upper - lower) / num_cells
+    step = (upper - lower) / max(num_cells, 1)
     for p in numba.prange(dist.shape[0]):
         r = dist[p]
         fade, steep = 0.0, 0.0
@@ -61,6 +66,10 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
                 scale = math.pi / upper
                 phase = scale * r
             fade, steep = 0.5 * (math.cos(phase) + 1), -0.5 * scale * math.sin(phase)
+        if num_cells == 0:
+            cell[p] = 2 * p
+            coef[p, 0], coef[p, 1], slope[p, 0], slope[p, 1] = fade, 0, steep, fade
+            continue
         place = (min(max(r, lower), upper) - lower) / step
         g = min(max(int(place), 0), num_cells - 1)
         t = place - g
@@ -78,7 +87,7 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
 def geometry_backward(u, dist, row, handedness, slope, grad_Y, grad_coef, out_vec, out_dist):
     """Gradients of :func:`geometry` in the vectors (E, 3), and in the distances (P,).
 
-    ``grad_coef`` (T, E, 6) holds the contributions of T tables for every edge.
+    ``grad_coef`` (T, E, K) holds the contributions of T tables for every edge.
     """
     for e in numba.prange(u.shape[0]):
         r = dist[row[e]]
@@ -87,23 +96,43 @@ def geometry_backward(u, dist, row, handedness, slope, grad_Y, grad_coef, out_ve
         gx = handedness * _R2 * g[1] + _R2 * (g[4] * y + g[6] * z + g[7] * x) - 2 * _R6 * g[8] * x
         gy = handedness * _R2 * g[2] + _R2 * (g[4] * x + g[5] * z - g[7] * y) - 2 * _R6 * g[8] * y
         gz = handedness * _R2 * g[3] + _R2 * (g[5] * y + g[6] * x) + 4 * _R6 * g[8] * z
-        along = gx * x + gy * y + gz * z
         if r > 0:
-            out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = (
-                (gx - along * x) / r,
-                (gy - along * y) / r,
-                (gz - along * z) / r,
-            )
+            out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = gx / r, gy / r, gz / r
         else:
             out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = 0, 0, 0
     clear(out_dist)
+    for e in range(u.shape[0]):
+        out_dist[row[e]] -= out_vec[e, 0] * u[e, 0] + out_vec[e, 1] * u[e, 1] + out_vec[e, 2] * u[e, 2]
     for table in range(grad_coef.shape[0]):
         for e in range(u.shape[0]):
             p = row[e]
             total = 0.0
-            for k in range(6):
+            for k in range(slope.shape[1]):
                 total += grad_coef[table, e, k] * slope[p, k]
             out_dist[p] += total
+
+
+@compiled
+def geometry_tangent(u, dist, row, handedness, slope, dvec, ddist, out_Y, out_coef):
+    """Derivatives of :func:`geometry` as vectors and distances change: of the components Y and the coefficients."""
+    for e in numba.prange(u.shape[0]):
+        r = dist[row[e]]
+        x, y, z = u[e, 0], u[e, 1], u[e, 2]
+        dx, dy, dz = dvec[e, 0], dvec[e, 1], dvec[e, 2]
+        change = ddist[row[e]]
+        if r > 0:
+            dx, dy, dz = (dx - change * x) / r, (dy - change * y) / r, (dz - change * z) / r
+        else:
+            dx, dy, dz = 0 * dx, 0 * dy, 0 * dz
+        d = out_Y[e]
+        d[0] = 0
+        d[1], d[2], d[3] = handedness * _R2 * dx, handedness * _R2 * dy, handedness * _R2 * dz
+        d[4], d[5], d[6] = _R2 * (dx * y + x * dy), _R2 * (dy * z + y * dz), _R2 * (dx * z + x * dz)
+        d[7] = _R2 * (x * dx - y * dy)
+        d[8] = 2 * _R6 * (2 * z * dz - x * dx - y * dy)
+    for p in numba.prange(dist.shape[0]):
+        for k in range(slope.shape[1]):
+            out_coef[p, k] = slope[p, k] * ddist[p]
 
 
 def pack(W: Any) -> Any:
@@ -160,6 +189,19 @@ def squared_norms(X, out):
 
 
 @compiled
+def squared_norms_tangent(X, dX, out):
+    """The derivative of :func:`squared_norms`, 2 ⟨X, dX⟩."""
+    num_atoms, _, F = X.shape
+    lanes = num_lanes(X)
+    x, dx, o = X.reshape(-1), dX.reshape(-1), out.reshape(-1)
+    two = splat(x, 2.0)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, lanes):
+            f = min(block, F - lanes)
+            store(o, n * F + f, two * dot(components(x, n * 9 * F + f, F), components(dx, n * 9 * F + f, F)))
+
+
+@compiled
 def add_norms_backward(X, grad, out):
     """out += 2 X grad, the gradient of :func:`squared_norms`."""
     num_atoms, _, F = X.shape
@@ -171,6 +213,22 @@ def add_norms_backward(X, grad, out):
                 o[at + f] += 2 * x[at + f] * g[n * F + f]
 
 
+@inlined
+def gated(g, at, F, v):
+    """Nine components times the gate of their part."""
+    g0, g1, g2 = load(g, at), load(g, at + F), load(g, at + 2 * F)
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v
+    return g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8
+
+
+@inlined
+def multiply(a, b):
+    """Products of two sets of nine, one by one."""
+    a0, a1, a2, a3, a4, a5, a6, a7, a8 = a
+    b0, b1, b2, b3, b4, b5, b6, b7, b8 = b
+    return a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7, a8 * b8
+
+
 @compiled
 def scale(X, gate, out):
     """out = X times the gate of each part: (N, 9, F), (N, 3 F)."""
@@ -180,10 +238,8 @@ def scale(X, gate, out):
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
             f = min(block, F - lanes)
-            at = n * 3 * F + f
-            g0, g1, g2 = load(g, at), load(g, at + F), load(g, at + 2 * F)
-            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
-            put(o, n * 9 * F + f, F, (g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8))
+            k = n * 9 * F + f
+            put(o, k, F, gated(g, n * 3 * F + f, F, components(x, k, F)))
 
 
 @compiled
@@ -196,11 +252,43 @@ def scale_backward(X, gate, grad, out_X, out_gate):
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
             f = min(block, F - lanes)
-            at = n * 3 * F + f
-            g0, g1, g2 = load(g, at), load(g, at + F), load(g, at + 2 * F)
-            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
-            d0, d1, d2, d3, d4, d5, d6, d7, d8 = components(d, n * 9 * F + f, F)
-            put(ox, n * 9 * F + f, F, (g0 * d0, g1 * d1, g1 * d2, g1 * d3, g2 * d4, g2 * d5, g2 * d6, g2 * d7, g2 * d8))
-            store(og, at, v0 * d0)
-            store(og, at + F, v1 * d1 + v2 * d2 + v3 * d3)
-            store(og, at + 2 * F, v4 * d4 + v5 * d5 + v6 * d6 + v7 * d7 + v8 * d8)
+            at, k = n * 3 * F + f, n * 9 * F + f
+            change = components(d, k, F)
+            put(ox, k, F, gated(g, at, F, change))
+            p0, p1, p2, p3, p4, p5, p6, p7, p8 = multiply(components(x, k, F), change)
+            store(og, at, p0)
+            store(og, at + F, p1 + p2 + p3)
+            store(og, at + 2 * F, p4 + p5 + p6 + p7 + p8)
+
+
+@compiled
+def scale_tangent(X, dX, gate, dgate, out):
+    """The derivative of :func:`scale`."""
+    num_atoms, _, F = X.shape
+    lanes = num_lanes(X)
+    x, dx, g, dg, o = X.reshape(-1), dX.reshape(-1), gate.reshape(-1), dgate.reshape(-1), out.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, lanes):
+            f = min(block, F - lanes)
+            at, k = n * 3 * F + f, n * 9 * F + f
+            put(o, k, F, add(gated(g, at, F, components(dx, k, F)), gated(dg, at, F, components(x, k, F))))
+
+
+@compiled
+def scale_reverse(X, dX, gate, dgate, O, dO, out_X, out_gate):
+    """Gradients of :func:`scale` and :func:`scale_tangent` together, O in the value and dO in the derivative."""
+    num_atoms, _, F = X.shape
+    lanes = num_lanes(X)
+    x, dx, g, dg = X.reshape(-1), dX.reshape(-1), gate.reshape(-1), dgate.reshape(-1)
+    d, dd, ox, og = O.reshape(-1), dO.reshape(-1), out_X.reshape(-1), out_gate.reshape(-1)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, lanes):
+            f = min(block, F - lanes)
+            at, k = n * 3 * F + f, n * 9 * F + f
+            a, b = components(d, k, F), components(dd, k, F)
+            put(ox, k, F, add(gated(g, at, F, a), gated(dg, at, F, b)))
+            a0, a1, a2, a3, a4, a5, a6, a7, a8 = multiply(components(x, k, F), a)
+            b0, b1, b2, b3, b4, b5, b6, b7, b8 = multiply(components(dx, k, F), b)
+            store(og, at, a0 + b0)
+            store(og, at + F, a1 + a2 + a3 + b1 + b2 + b3)
+            store(og, at + 2 * F, a4 + a5 + a6 + a7 + a8 + b4 + b5 + b6 + b7 + b8)

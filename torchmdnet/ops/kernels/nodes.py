@@ -17,14 +17,19 @@ from torchmdnet.ops.kernels.threads import compiled, inlined
 __all__ = [
     "interact",
     "interact_backward",
+    "interact_reverse",
+    "interact_tangent",
     "matrix_product",
     "normalize",
     "normalize_backward",
+    "normalize_reverse",
     "normalize_twice",
     "part_norms",
     "part_norms_backward",
     "refine",
     "refine_backward",
+    "refine_reverse",
+    "refine_tangent",
 ]
 
 _R2, _R3, _R6 = 2**-0.5, 3**-0.5, 6**-0.5
@@ -127,6 +132,15 @@ def dot(x, y):
     return x0 * y0 + x1 * y1 + x2 * y2 + x3 * y3 + x4 * y4 + x5 * y5 + x6 * y6 + x7 * y7 + x8 * y8
 
 
+@inlined
+def product(A, B, both):
+    """A B + B A, or without ``both`` 2 A B."""
+    P = multiply(A, B)
+    if both:
+        return add(P, multiply(B, A))
+    return add(P, P)
+
+
 @compiled
 def matrix_product(X, Y, sign_X, sign_Y, both, out):
     """out = X Y or X Y + Y X; a sign of -1 transposes by turning the antisymmetric part."""
@@ -213,6 +227,16 @@ def normalize_backward(X, grad, out):
             put(o, k, F, pull_back_normalization(components(x, k, F), components(g, k, F), one, two))
 
 
+@inlined
+def bend_normalization(v, a, b, one, two):
+    """Gradient in v of b · J a, with the symmetric Jacobian J of v / (|v|² + 1)."""
+    s = one / (dot(v, v) + one)
+    twice = (one - two) * two * s * s
+    av, bv = dot(a, v), dot(b, v)
+    along = twice * dot(a, b) - two * two * twice * s * av * bv
+    return add(scale(along, v), scale(twice, add(scale(bv, a), scale(av, b))))
+
+
 @compiled
 def normalize_twice(X, inner, grad, out_X, out_inner):
     """Gradients of :func:`normalize_backward` in X and in the gradient it was given, ``inner``."""
@@ -225,12 +249,23 @@ def normalize_twice(X, inner, grad, out_X, out_inner):
         for block in range(0, F, W):
             k = n * 9 * F + min(block, F - W)
             v, a, b = components(x, k, F), components(g, k, F), components(h, k, F)
-            s = one / (dot(v, v) + one)
-            twice = (one - two) * two * s * s
-            av, bv = dot(a, v), dot(b, v)
-            along = twice * dot(a, b) - two * two * twice * s * av * bv
-            put(ox, k, F, add(scale(along, v), scale(twice, add(scale(bv, a), scale(av, b)))))
-            put(og, k, F, add(scale(s, b), scale(twice * bv, v)))
+            put(ox, k, F, bend_normalization(v, a, b, one, two))
+            put(og, k, F, pull_back_normalization(v, b, one, two))
+
+
+@compiled
+def normalize_reverse(X, dX, O, dO, out):
+    """Gradient in X of ⟨O, normalize(X)⟩ + ⟨dO, J dX⟩, with the Jacobian J of :func:`normalize`."""
+    num_atoms, _, F = X.shape
+    W = num_lanes(X)
+    x, dx, g, dg, o = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1), out.reshape(-1)
+    one, two = splat(x, 1.0), splat(x, 2.0)
+    for n in numba.prange(num_atoms):
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            v = components(x, k, F)
+            bent = bend_normalization(v, components(dg, k, F), components(dx, k, F), one, two)
+            put(o, k, F, add(bent, pull_back_normalization(v, components(g, k, F), one, two)))
 
 
 @compiled
@@ -246,9 +281,7 @@ def interact(Y, M, factor, both, out):
             k = n * 9 * F + min(block, F - W)
             A = matrix(components(y, k, F), r2, r3, r6, r2)
             B = matrix(components(m, k, F), r2, r3, r6, r2)
-            P = multiply(A, B)
-            P = add(P, multiply(B, A)) if both else add(P, P)
-            v = scale(times, parts_of(P, r2, r3, r6))
+            v = scale(times, parts_of(product(A, B, both), r2, r3, r6))
             put(o, k, F, scale(one / (dot(v, v) + one), v))
 
 
@@ -266,20 +299,13 @@ def interact_backward(Y, M, factor, both, grad, out_Y, out_M):
             k = n * 9 * F + min(block, F - W)
             A = matrix(components(y, k, F), r2, r3, r6, r2)
             B = matrix(components(m, k, F), r2, r3, r6, r2)
-            P = multiply(A, B)
-            P = add(P, multiply(B, A)) if both else add(P, P)
-            v = scale(times, parts_of(P, r2, r3, r6))
+            v = scale(times, parts_of(product(A, B, both), r2, r3, r6))
             d = scale(times, pull_back_normalization(v, components(g, k, F), one, two))
             G = matrix(d, r2, r3, r6, r2)
             At = matrix(components(y, k, F), r2, r3, r6, turned)
             Bt = matrix(components(m, k, F), r2, r3, r6, turned)
-            of_A, of_B = multiply(G, Bt), multiply(At, G)
-            if both:
-                of_A, of_B = add(of_A, multiply(Bt, G)), add(of_B, multiply(G, At))
-            else:
-                of_A, of_B = add(of_A, of_A), add(of_B, of_B)
-            put(oy, k, F, parts_of(of_A, r2, r3, r6))
-            put(om, k, F, parts_of(of_B, r2, r3, r6))
+            put(oy, k, F, parts_of(product(G, Bt, both), r2, r3, r6))
+            put(om, k, F, parts_of(product(At, G, both), r2, r3, r6))
 
 
 @compiled
@@ -315,4 +341,105 @@ def refine_backward(D, factor, grad, out):
             v = components(g, k, F)
             G = matrix(v, r2, r3, r6, r2)
             both = add(multiply(A, G), multiply(G, A))
+            put(o, k, F, add(v, scale(times, parts_of(both, r2, r3, r6))))
+
+
+# Derivatives along a direction in which the arguments change, and the gradients of value and derivative together: what
+# training on forces needs. O is a gradient in the value, dO one in the derivative.
+
+
+@compiled
+def interact_tangent(Y, M, dY, dM, factor, both, out):
+    """The derivative of :func:`interact`."""
+    num_atoms, _, F = Y.shape
+    W = num_lanes(Y)
+    y, m, dy, dm, o = Y.reshape(-1), M.reshape(-1), dY.reshape(-1), dM.reshape(-1), out.reshape(-1)
+    r2, r3, r6, one, two = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0), splat(y, 2.0)
+    for n in numba.prange(num_atoms):
+        times = splat(y, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            A = matrix(components(y, k, F), r2, r3, r6, r2)
+            B = matrix(components(m, k, F), r2, r3, r6, r2)
+            dA = matrix(components(dy, k, F), r2, r3, r6, r2)
+            dB = matrix(components(dm, k, F), r2, r3, r6, r2)
+            v = scale(times, parts_of(product(A, B, both), r2, r3, r6))
+            dv = scale(times, parts_of(add(product(dA, B, both), product(A, dB, both)), r2, r3, r6))
+            put(o, k, F, pull_back_normalization(v, dv, one, two))
+
+
+@compiled
+def interact_reverse(Y, M, dY, dM, factor, both, O, dO, out_Y, out_M):
+    """Gradients in Y and M of :func:`interact` and :func:`interact_tangent` together."""
+    num_atoms, _, F = Y.shape
+    W = num_lanes(Y)
+    y, m, dy, dm = Y.reshape(-1), M.reshape(-1), dY.reshape(-1), dM.reshape(-1)
+    g, dg, oy, om = O.reshape(-1), dO.reshape(-1), out_Y.reshape(-1), out_M.reshape(-1)
+    r2, r3, r6, one, two = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0), splat(y, 2.0)
+    turned = splat(y, -_R2)
+    for n in numba.prange(num_atoms):
+        times = splat(y, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            A = matrix(components(y, k, F), r2, r3, r6, r2)
+            B = matrix(components(m, k, F), r2, r3, r6, r2)
+            dA = matrix(components(dy, k, F), r2, r3, r6, r2)
+            dB = matrix(components(dm, k, F), r2, r3, r6, r2)
+            v = scale(times, parts_of(product(A, B, both), r2, r3, r6))
+            dv = scale(times, parts_of(add(product(dA, B, both), product(A, dB, both)), r2, r3, r6))
+            slope = components(dg, k, F)
+            of_dv = pull_back_normalization(v, slope, one, two)
+            of_v = add(
+                pull_back_normalization(v, components(g, k, F), one, two), bend_normalization(v, slope, dv, one, two)
+            )
+            G = matrix(scale(times, of_v), r2, r3, r6, r2)
+            H = matrix(scale(times, of_dv), r2, r3, r6, r2)
+            At, Bt = (
+                matrix(components(y, k, F), r2, r3, r6, turned),
+                matrix(components(m, k, F), r2, r3, r6, turned),
+            )
+            dAt, dBt = (
+                matrix(components(dy, k, F), r2, r3, r6, turned),
+                matrix(components(dm, k, F), r2, r3, r6, turned),
+            )
+            put(oy, k, F, parts_of(add(product(G, Bt, both), product(H, dBt, both)), r2, r3, r6))
+            put(om, k, F, parts_of(add(product(At, G, both), product(dAt, H, both)), r2, r3, r6))
+
+
+@compiled
+def refine_tangent(D, dX, dD, factor, out):
+    """The derivative of :func:`refine`."""
+    num_atoms, _, F = D.shape
+    W = num_lanes(D)
+    d, dx, dd, o = D.reshape(-1), dX.reshape(-1), dD.reshape(-1), out.reshape(-1)
+    r2, r3, r6 = splat(d, _R2), splat(d, _R3), splat(d, _R6)
+    for n in numba.prange(num_atoms):
+        times = splat(d, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            v = components(dd, k, F)
+            A, B = matrix(components(d, k, F), r2, r3, r6, r2), matrix(v, r2, r3, r6, r2)
+            change = scale(times, parts_of(product(A, B, True), r2, r3, r6))
+            put(o, k, F, add(add(components(dx, k, F), v), change))
+
+
+@compiled
+def refine_reverse(D, dD, factor, O, dO, out):
+    """Gradient in D of :func:`refine` and :func:`refine_tangent` together."""
+    num_atoms, _, F = D.shape
+    W = num_lanes(D)
+    d, dd, g, dg, o = D.reshape(-1), dD.reshape(-1), O.reshape(-1), dO.reshape(-1), out.reshape(-1)
+    r2, r3, r6 = splat(d, _R2), splat(d, _R3), splat(d, _R6)
+    turned = splat(d, -_R2)
+    for n in numba.prange(num_atoms):
+        times = splat(d, factor[n])
+        for block in range(0, F, W):
+            k = n * 9 * F + min(block, F - W)
+            v = components(g, k, F)
+            A, dA = (
+                matrix(components(d, k, F), r2, r3, r6, turned),
+                matrix(components(dd, k, F), r2, r3, r6, turned),
+            )
+            G, H = matrix(v, r2, r3, r6, r2), matrix(components(dg, k, F), r2, r3, r6, r2)
+            both = add(product(A, G, True), product(dA, H, True))
             put(o, k, F, add(v, scale(times, parts_of(both, r2, r3, r6))))
