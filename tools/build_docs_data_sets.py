@@ -66,7 +66,8 @@ def page(name: str) -> str:
     kind = DATASETS[name]
     about, arguments = described(kind)
     parts = [
-        f"# {name}\n\nThis page is written by `tools/build_docs_data_sets.py` from `{kind.__module__}.{kind.__name__}`; "
+        f"# {name}",
+        f"This page is written by `tools/build_docs_data_sets.py` from `{kind.__module__}.{kind.__name__}`; "
         "[all data sets](../data-sets.md) are on one page.",
         markdown(about),
         table(["", ""], facts(name, kind)),
@@ -88,8 +89,8 @@ def page(name: str) -> str:
         parts += [
             "## Download",
             "Files are fetched on first use, into `raw` in the folder of the set, and "
-            "[compared with their checksums](../data-sets.md#downloads). Where none is published, the SHA-256 of the first "
-            "download is noted and compared.",
+            "[compared with their checksums](../data-sets.md#downloads). Where none is published, the SHA-256 of the "
+            "first download is noted and compared.",
             table(["file", "address", "checksum"], files),
         ]
     return "\n\n".join(parts) + "\n"
@@ -100,7 +101,7 @@ def facts(name: str, kind: Any) -> list[list[str]]:
     overview = rows_of_overview().get(name, [])
     rows = []
     if len(overview) == 6:
-        what, systems, _, units, level, source = overview
+        what, systems, _, units, level, _ = overview
         rows += [["what", what], ["systems", systems], ["energies; forces", units], ["level of theory", level]]
     elif getattr(kind, "energy_unit", None):
         rows.append(["energies; forces", f"{kind.energy_unit}; {kind.energy_unit}/{kind.length_unit}"])
@@ -109,7 +110,10 @@ def facts(name: str, kind: Any) -> list[list[str]]:
     if lengths := kind.length_unit or ("Bohr; Å with `units: eV`" if name == "WaterBox" else None):
         rows.append(["lengths", lengths])
     if len(overview) == 6:
-        rows += [["cite", kind.citation or source], ["licence", kind.licence or "not recorded here; see the publisher"]]
+        rows += [
+            ["cite", kind.citation or overview[-1]],
+            ["licence", kind.licence or "not recorded here; see the publisher"],
+        ]
     elif kind.citation:
         rows.append(["made by", kind.citation])
     return rows

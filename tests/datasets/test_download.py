@@ -221,9 +221,10 @@ def test_a_server_that_cannot_resume_still_delivers(publisher, tmp_path):
     assert fetch(remote(publisher), tmp_path, what="Set").read_bytes() == CONTENT
 
 
-def test_a_missing_file_is_reported_at_once_with_what_to_do(publisher, tmp_path):
-    publisher.faults = [404]
-    with pytest.raises(DataError, match="404") as caught:
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_missing_file_is_reported_at_once_with_what_to_do(publisher, tmp_path, status):
+    publisher.faults = [status]
+    with pytest.raises(DataError, match=str(status)) as caught:
         fetch(remote(publisher), tmp_path, what="Set")
     assert len(publisher.requests) == 1
     assert f"{publisher.address}/data.h5" in str(caught.value)
@@ -247,6 +248,12 @@ def test_no_connection_is_reported_with_address_and_place(tmp_path):
     with pytest.raises(DataError, match="refused") as caught:
         fetch(Remote("data.h5", (f"{address}/data.h5",)), tmp_path, what="Set")
     assert str(caught.value).startswith(f"Set: data.h5 cannot be fetched from {address}/data.h5")
+
+
+def test_a_host_that_does_not_exist_is_reported_with_address_and_place(tmp_path):
+    with pytest.raises(DataError, match=r"http://nowhere.invalid/data.h5 \(.*put it at .*data.h5, or name") as caught:
+        fetch(Remote("data.h5", ("http://nowhere.invalid/data.h5",)), tmp_path, what="Set")
+    assert str(tmp_path / "data.h5") in str(caught.value)
 
 
 def test_a_wrong_checksum_leaves_nothing_behind_each_time(publisher, tmp_path):
