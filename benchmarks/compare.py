@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Schedule:
         memory_limit: Bytes that one side may allocate.
     """
 
-    rounds: int = 7
+    rounds: int = 5
     seconds: float = 1.0
     budget: float = 120.0
     timeout: float = 300.0
@@ -101,13 +101,16 @@ class Row:
         return asdict(self) | {"ratios": self.ratios(), "cpu_ratios": self.ratios("cpu")}
 
 
-def compare_workload(workload: Workload, threads: int, sides: Sequence[Side], schedule: Schedule, folder: Path) -> Row:
+def compare_workload(
+    workload: Workload, threads: int, sides: Sequence[Side], schedule: Schedule, folder: Path, device: str = "cpu"
+) -> Row:
     """Time one workload in a process of each side, by turns.
 
     Args:
         folder: For what the sides share, such as the weights of a model.
     """
-    settings = {"folder": str(folder), "threads": threads, "memory_limit": schedule.memory_limit}
+    memory_limit = schedule.memory_limit
+    settings = {"folder": str(folder), "threads": threads, "memory_limit": memory_limit, "device": device}
     row = Row(workload.name, threads, {side.name: Times() for side in sides})
     workers: dict[str, Worker] = {}
     try:
@@ -128,7 +131,11 @@ def compare_workload(workload: Workload, threads: int, sides: Sequence[Side], sc
 
 
 def compare_start_up(name: str, arguments: list[str], sides: Sequence[Side], schedule: Schedule) -> Row:
-    """Time fresh interpreters by turns; the first of each side fills the caches of the disk and is not counted."""
+    """Time fresh interpreters by turns; the first of each side fills the caches of the disk and is not counted.
+
+    Three turns are enough: each is long, and nothing in it depends on the one before.
+    """
+    schedule = replace(schedule, rounds=min(schedule.rounds, 3))
     row = Row(name, 1, {side.name: Times() for side in sides})
     runs = {side.name: lambda _, side=side: side.start_up(arguments, schedule.timeout) for side in sides}
     for name, run in list(runs.items()):

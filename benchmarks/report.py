@@ -58,7 +58,7 @@ def table_line(row: Row) -> str:
     return f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))} |"
 
 
-def warnings(rows: Sequence[Row]) -> list[str]:
+def warnings(rows: Sequence[Row], device: str = "cpu") -> list[str]:
     """What a reader should know before trusting the numbers."""
     told = [
         f"{row.name}: {side} failed: {times.failed}"
@@ -70,7 +70,8 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         if not row.agrees:
             found = ", ".join(f"{quantity} by {deviation:.0e}" for quantity, deviation in row.deviations.items())
             told.append(f"{row.name}: the two packages compute different things, {found}")
-    shares = [(share, row.name) for row in rows if row.threads == 1 for share in row.processor_shares().values()]
+    alone = [row for row in rows if row.threads == 1 and device == "cpu"]  # a processor waits for a GPU
+    shares = [(share, row.name) for row in alone for share in row.processor_shares().values()]
     waited = [(share, name) for share, name in shares if share < 1 - IDLE]
     if waited:
         told.append(
@@ -87,22 +88,24 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 def closing(rows: Sequence[Row], about: dict[str, Any]) -> str:
     """What stands below the table: further tables, on what all of it was measured, and warnings."""
     processor = about["machine"]
-    told = [f"{name}\n\n{table}" for name, table in about["tables"].items()]
+    told = [f"## {name}\n\n{table}" for name, table in about["tables"].items()]
     told.append(
-        f"{processor['cpu']}, {processor['cores']} cores, {processor['memory_gib']} GiB, {processor['system']}; "
-        f"load {processor['load']} at the start"
+        f"{processor['cpu']}, {processor['cores']} cores, {processor['memory_gib']} GiB, {processor['system']}"
+        + (f", {processor['gpu']}" if processor["gpu"] else "")
+        + f"; load {processor['load']} at the start"
     )
     for side in ("ours", "reference"):
-        facts = next((row.facts[side] for row in rows if side in row.facts), None)
+        facts = next((row.facts[side] for row in rows if "version" in row.facts.get(side, {})), None)
         if facts is not None:
             release = f"torchmd-net {facts['version']}" + (f" at {about['revision']}" if side == "ours" else "")
             told.append(f"{side}: {release}, Python {facts['python']}, torch {facts['torch']}")
-    return "\n\n".join(told + [f"Warning: {warning}" for warning in warnings(rows)])
+    return "\n\n".join(told + [f"Warning: {warning}" for warning in warnings(rows, about["device"])])
 
 
 def results_file(about: dict[str, Any], folder: Path) -> Path:
     """Where the table goes, named by date and processor."""
-    processor = re.sub(r"[^a-z0-9]+", "-", about["machine"]["cpu"].lower()).strip("-")
+    machine = about["machine"]
+    processor = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
     return folder / f"{about['date'][:16].replace('T', '-').replace(':', '')}-{processor}.md"
 
 
@@ -110,28 +113,36 @@ def write(rows: Sequence[Row], about: dict[str, Any], path: Path) -> None:
     """Save the table as markdown, and beside it everything behind it as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = "\n".join([table_header(), *map(table_line, rows)])
-    heading = f"# This package against the reference package, {about['date'][:10]}"
+    heading = f"# This package against others, {about['date'][:10]}"
     path.write_text(f"{heading}\n\n{table}\n\n{closing(rows, about)}\n", encoding="utf-8")
     results = about | {"rows": [row.as_json() for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def about_this_run(settings: dict[str, Any]) -> dict[str, Any]:
+def about_this_run(settings: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """When, with which commit and on what the numbers arise."""
     date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"date": date, "revision": revision(REPOSITORY), "machine": machine(), "settings": settings, "tables": {}}
+    about = {"date": date, "revision": revision(REPOSITORY), "machine": machine(device), "settings": settings}
+    return about | {"device": device, "tables": {}, "data": {}}
 
 
-def machine() -> dict[str, Any]:
-    """The processor and the system."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The processor, the GPU if it is the one that is timed, and the system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(memory / 2**30),
+        "gpu": None if device == "cpu" else _gpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def revision(repository: Path) -> str:

@@ -1,4 +1,4 @@
-"""The two interpreters of a comparison, and the processes they run."""
+"""The interpreters of a comparison, and the processes they run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Failure", "Side", "Worker", "ours", "reference"]
+__all__ = ["OTHERS", "Failure", "Side", "Worker", "others", "ours", "reference"]
 
 BENCHMARKS = Path(__file__).resolve().parent
 REPOSITORY = BENCHMARKS.parent
+#: Other packages that ``others.py`` knows how to ask, by the name they are imported under.
+OTHERS = {"mace": "MACE", "torchani": "TorchANI"}
 
 
 class Failure(Exception):
@@ -32,11 +34,18 @@ class Side:
         name: How tables call it.
         python: Path of the interpreter.
         search_path: Value of ``PYTHONPATH``; None leaves only what is installed.
+        package: What it imports.
     """
 
     name: str
     python: str
     search_path: str | None = None
+    package: str = "torchmdnet"
+
+    @property
+    def script(self) -> str:
+        """The file that its processes run."""
+        return str(BENCHMARKS / ("worker.py" if self.package == "torchmdnet" else "others.py"))
 
     def environment(self, threads: int) -> dict[str, str]:
         """Environment variables of a process: those of the caller, the package to import, and the threads to use."""
@@ -91,10 +100,28 @@ def reference(python: str) -> Side:
     Raises:
         FileNotFoundError: If there is no such interpreter.
     """
+    return Side("reference", _interpreter("--reference", python))
+
+
+def others(python: str) -> list[Side]:
+    """Those of the packages in :data:`OTHERS` that an environment has.
+
+    Raises:
+        FileNotFoundError: If there is no such interpreter, or it has none of them.
+    """
+    path = _interpreter("--others", python)
+    look = f"import importlib.util as u; print(*(name for name in {list(OTHERS)} if u.find_spec(name)))"
+    found = subprocess.run([path, "-c", look], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    if not found:
+        raise FileNotFoundError(f"--others: {python} has none of {', '.join(OTHERS)}. Install one there.")
+    return [Side(OTHERS[name], path, package=name) for name in found]
+
+
+def _interpreter(option: str, python: str) -> str:
     path = Path(python).expanduser()
     if not os.access(path, os.X_OK) or path.is_dir():
-        raise FileNotFoundError(f"--reference: {python} is not a Python interpreter. Give .../bin/python.")
-    return Side("reference", str(path.absolute()))  # not resolved: the link is what makes it an environment's Python
+        raise FileNotFoundError(f"{option}: {python} is not a Python interpreter. Give .../bin/python.")
+    return str(path.absolute())  # not resolved: the link is what makes it an environment's Python
 
 
 class Worker:
@@ -116,7 +143,7 @@ class Worker:
         here, there = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [side.python, str(BENCHMARKS / "worker.py"), str(there.fileno())],
+                [side.python, side.script, str(there.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
@@ -129,7 +156,7 @@ class Worker:
         self._socket = here
         self._lines = here.makefile("r", encoding="utf-8")
         try:
-            self.facts = self._ask(order)
+            self.facts = self._ask(order | {"package": side.package})
             self._check_package(self.facts.pop("package"))
         except BaseException:
             self.close()
@@ -145,6 +172,8 @@ class Worker:
 
     def _check_package(self, package: str) -> None:
         """See that the side has imported what it should time."""
+        if self.side.package != "torchmdnet":
+            return
         checkout = Path(package).is_relative_to(REPOSITORY)
         if checkout != (self.side.search_path is not None):
             raise Failure(f"{self.side.python} imports torchmdnet from {package}, which is not {self.side.name}")

@@ -10,12 +10,39 @@ import random
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["SYSTEMS", "System", "benzenes", "water"]
+__all__ = ["SYSTEMS", "System", "benzenes", "dipeptide", "water"]
 
 Point: TypeAlias = tuple[float, float, float]
 
-#: Edge of a cube that holds 64 water molecules at the density of the liquid, in Å.
-WATER_BOX = 12.42
+#: Distance of neighbouring molecules on a grid that is as dense as liquid water, in Å.
+WATER_SPACING = 3.105
+
+#: Alanine dipeptide: element, the three atoms it is placed from, and in Å and degrees the distance to the first, the
+#: angle at the first to the second, and the torsion to the third. The backbone is stretched, φ = -150, ψ = 150.
+_DIPEPTIDE: list[tuple[int, tuple[int, int, int], float, float, float]] = [
+    (6, (0, 0, 0), 0.0, 0.0, 0.0),  # 0: C of the first methyl group
+    (6, (0, 0, 0), 1.522, 180.0, 0.0),
+    (8, (1, 0, 0), 1.229, 120.4, 0.0),
+    (7, (1, 0, 2), 1.335, 116.6, 180.0),
+    (1, (3, 1, 0), 1.010, 119.8, 0.0),
+    (6, (3, 1, 0), 1.449, 121.9, 180.0),  # 5: Cα
+    (6, (5, 3, 1), 1.522, 110.1, -150.0),
+    (1, (5, 3, 1), 1.090, 109.5, -30.0),
+    (6, (5, 3, 1), 1.526, 109.7, 90.0),
+    (1, (8, 5, 3), 1.090, 109.5, 60.0),
+    (1, (8, 5, 3), 1.090, 109.5, 180.0),
+    (1, (8, 5, 3), 1.090, 109.5, -60.0),
+    (8, (6, 5, 3), 1.229, 120.4, -30.0),
+    (7, (6, 5, 3), 1.335, 116.6, 150.0),
+    (1, (13, 6, 5), 1.010, 119.8, 0.0),
+    (6, (13, 6, 5), 1.449, 121.9, 180.0),  # 15: C of the last methyl group
+    (1, (15, 13, 6), 1.090, 109.5, 60.0),
+    (1, (15, 13, 6), 1.090, 109.5, 180.0),
+    (1, (15, 13, 6), 1.090, 109.5, -60.0),
+    (1, (0, 1, 2), 1.090, 109.5, 0.0),
+    (1, (0, 1, 2), 1.090, 109.5, 120.0),
+    (1, (0, 1, 2), 1.090, 109.5, -120.0),
+]
 
 
 @dataclass(frozen=True)
@@ -59,16 +86,29 @@ def benzenes(count: int) -> System:
     return System(z * count, pos, [molecule for molecule in range(count) for _ in z])
 
 
-def water(copies: int = 1) -> System:
-    """A periodic cube of ``64 copies³`` water molecules on a grid, each turned at random."""
-    rng = random.Random(copies)
+def dipeptide() -> System:
+    """An alanine dipeptide, N-acetyl-L-alanine-N'-methylamide, stretched."""
+    pos: list[Point] = []
+    for _, (first, second, third), length, angle, torsion in _DIPEPTIDE:
+        if len(pos) < 3:
+            bend = math.radians(180 - angle)
+            origin = pos[first] if pos else (0.0, 0.0, 0.0)
+            pos.append(_add(origin, (length * math.cos(bend), length * math.sin(bend), 0.0)))
+        else:
+            pos.append(_placed(pos[first], pos[second], pos[third], length, math.radians(angle), math.radians(torsion)))
+    return System([element for element, *_ in _DIPEPTIDE], pos)
+
+
+def water(sites: int = 4) -> System:
+    """A periodic cube of ``sites³`` water molecules on a grid, each turned at random."""
+    rng = random.Random(sites)
     length, half_angle = 0.9572, math.radians(104.52 / 2)
     molecule = [
         (0.0, 0.0, 0.0),
         (length * math.sin(half_angle), length * math.cos(half_angle), 0.0),
         (-length * math.sin(half_angle), length * math.cos(half_angle), 0.0),
     ]
-    edge, sites = WATER_BOX * copies, 4 * copies
+    edge = WATER_SPACING * sites
     pos: list[Point] = []
     for n in range(sites**3):
         centre = tuple(edge / sites * index for index in (n // sites**2, n // sites % sites, n % sites))
@@ -89,6 +129,29 @@ def _random_rotation(rng: random.Random) -> tuple[Point, Point, Point]:
     )
 
 
+def _placed(first: Point, second: Point, third: Point, length: float, angle: float, torsion: float) -> Point:
+    """An atom at a distance from the first, with an angle first-second and a torsion first-second-third."""
+    along = _unit(_subtract(first, second))
+    normal = _unit(_cross(_subtract(second, third), along))
+    across = _cross(normal, along)
+    steps = (-math.cos(angle), math.sin(angle) * math.cos(torsion), math.sin(angle) * math.sin(torsion))
+    parts = zip(along, across, normal, strict=True)
+    return _add(first, tuple(length * _dot(steps, axes) for axes in parts))
+
+
+def _unit(a: Point) -> Point:
+    norm = math.sqrt(_dot(a, a))
+    return (a[0] / norm, a[1] / norm, a[2] / norm)
+
+
+def _cross(a: Point, b: Point) -> Point:
+    return (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
+
+
+def _subtract(a: Point, b: Point) -> Point:
+    return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
+
+
 def _add(a: tuple[float, ...], b: tuple[float, ...]) -> Point:
     return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
 
@@ -100,8 +163,12 @@ def _dot(a: Point, b: Point) -> float:
 #: What a workload calls its atoms.
 SYSTEMS = {
     "benzene": lambda: benzenes(1),
+    "dipeptide": dipeptide,
     "32-benzenes": lambda: benzenes(32),
-    "192-water": lambda: water(1),
-    "1536-water": lambda: water(2),
-    "12288-water": lambda: water(4),
+    "192-water": lambda: water(4),
+    "1536-water": lambda: water(8),
+    "2187-water": lambda: water(9),
+    "12288-water": lambda: water(16),
+    "24000-water": lambda: water(20),
+    "98304-water": lambda: water(32),
 }

@@ -3,6 +3,8 @@
 ``run.py`` starts this file with one end of a socket, and both ends talk in lines of JSON, because packages print on
 standard output what they like. The first line that arrives is the order; the answer, once everything is compiled and
 warm, holds what was computed. From then on a number of seconds is answered with the times of as many calls as fit.
+
+``others.py`` serves other packages in the same way.
 """
 
 from __future__ import annotations
@@ -14,20 +16,27 @@ import resource
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from systems import SYSTEMS, System
 
 #: Calls before the clock counts, and the seconds after which fewer will do.
-WARM_UP_CALLS, WARM_UP_SECONDS = 5, 30.0
+WARM_UP_CALLS, WARM_UP_SECONDS = 5, 15.0
 #: Configurations a call takes turns with, so that none can be answered from memory.
 NUM_FRAMES = 4
+#: Steps of dynamics after which it starts again, since random weights hold no molecule together.
+STRETCH = 50
+
+Call: TypeAlias = Callable[[], Any]
+Facts: TypeAlias = dict[str, Any]
 
 
-def main() -> None:
+def serve(prepare: Callable[[dict[str, Any]], tuple[Call, Facts]]) -> None:
+    """Answer ``run.py`` until it has no more questions."""
     channel = socket.socket(fileno=int(sys.argv[1])).makefile("rw", encoding="utf-8")
 
     def send(message: dict[str, Any]) -> None:
@@ -36,31 +45,35 @@ def main() -> None:
 
     try:
         order = json.loads(channel.readline())
-        limit_memory(order["memory_limit"])
+        device = order["device"]
+        if device == "cpu":  # a driver reserves addresses without end
+            limit_memory(order["memory_limit"])
         call, facts = prepare(order)
+        call = waiting(call, device)
         warm_up(call)
-        send(facts | {"peak_memory": peak_memory()})
+        send(facts | {"peak_memory": peak_memory(device)})
         for line in channel:
             wall, cpu = measure(call, seconds=json.loads(line))
-            send({"wall": wall, "cpu": cpu, "peak_memory": peak_memory()})
+            send({"wall": wall, "cpu": cpu, "peak_memory": peak_memory(device)})
     except (Exception, KeyboardInterrupt) as error:
         send({"failed": describe(error)})
-        raise
+        traceback.print_exc()
+        os._exit(1)  # at once, whatever threads the packages have started
 
 
-def prepare(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+def prepare(order: dict[str, Any]) -> tuple[Call, Facts]:
     """The call to time, and what is known about it.
 
     Args:
-        order: ``task``, one of ``"forces"``, ``"train"`` and ``"load"``; ``threads``; the ``folder`` in which the sides
-            share files, written by the first that needs one; and what the task reads.
+        order: ``task``, a key of :data:`TASKS`; ``threads``; ``device``; the ``folder`` in which the sides share files,
+            written by the first that needs one; and what the task reads.
     """
     import torch
 
     import torchmdnet
 
     torch.set_num_threads(order["threads"])
-    call, facts = (prepare_loader if order["task"] == "load" else prepare_model)(order)
+    call, facts = TASKS[order["task"]](order)
     return call, facts | {
         "package": str(Path(torchmdnet.__file__).parent),
         "version": torchmdnet.__version__,
@@ -69,19 +82,17 @@ def prepare(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     }
 
 
-def prepare_model(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+def prepare_model(order: dict[str, Any]) -> tuple[Call, Facts]:
     """An evaluation, or a training step, of the model whose ``options`` and ``weights`` are ordered."""
     import torch
 
     from torchmdnet.models.model import load_model
 
-    checkpoint = Path(order["folder"], order["weights"])
-    if not checkpoint.exists():
-        write_checkpoint(checkpoint, order["options"])
-    model = load_model(str(checkpoint))
+    device = order["device"]
+    model = load_model(str(checkpoint_of(order)), device=device)
     system = SYSTEMS[order["system"]]()
-    inputs, frames = tensors(system)
-    facts: dict[str, Any] = {"num_atoms": len(system.z), "memory_before": peak_memory()}
+    inputs, frames = tensors(system, device)
+    facts: Facts = {"num_atoms": len(system.z), "memory_before": held_memory(device)}
     model.eval()
     start = time.perf_counter()
     energy, forces = model(pos=frames[0].clone(), **inputs)
@@ -111,7 +122,66 @@ def prepare_model(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, A
     return step, facts
 
 
-def prepare_loader(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+def prepare_dynamics(order: dict[str, Any]) -> tuple[Call, Facts]:
+    """A step of velocity Verlet in ASE."""
+    from torchmdnet.calculators import TMDNETCalculator
+
+    system = SYSTEMS[order["system"]]()
+    calculator = TMDNETCalculator(str(checkpoint_of(order)), device=order["device"])
+    return dynamics(calculator, system, order["device"])
+
+
+def prepare_external(order: dict[str, Any]) -> tuple[Call, Facts]:
+    """Energy and forces from ``External``, as engines call it, replaying a CUDA graph where there is CUDA."""
+    import torch
+
+    from torchmdnet.calculators import External
+
+    device = order["device"]
+    system = SYSTEMS[order["system"]]()
+    inputs, frames = tensors(system, device)
+    facts: Facts = {"num_atoms": len(system.z), "memory_before": held_memory(device)}
+    external = External(
+        str(checkpoint_of(order)), torch.tensor(system.z, device=device), device=device, use_cuda_graph=device != "cpu"
+    )
+    turn = cycle(frames)
+    energy, forces = external.calculate(frames[0].clone(), inputs["box"])
+    facts["predictions"] = {"energy": energy.flatten().tolist(), "forces": forces.flatten().tolist()}
+    return lambda: external.calculate(next(turn).clone(), inputs["box"]), facts
+
+
+def dynamics(calculator: Any, system: System, device: str) -> tuple[Call, Facts]:
+    """A step of 0.5 fs with any ASE calculator, from 300 K, with all that ASE does between two calls of it."""
+    import numpy as np
+    from ase import Atoms, units
+    from ase.md.verlet import VelocityVerlet
+
+    start = Atoms(numbers=system.z, positions=system.frame(0), cell=system.box, pbc=system.box is not None)
+    start.info["charge"] = 0  # older releases want to be told
+    normal = np.random.default_rng(0).standard_normal((len(start), 3))
+    start.set_momenta(normal * np.sqrt(units.kB * 300 * start.get_masses())[:, None])
+    facts: Facts = {"num_atoms": len(start), "memory_before": held_memory(device)}
+    atoms = start.copy()
+    atoms.calc = calculator
+    before = time.perf_counter()
+    forces = atoms.get_forces()
+    facts["first_call"] = time.perf_counter() - before
+    facts["predictions"] = {"energy": [float(atoms.get_potential_energy())], "forces": forces.ravel().tolist()}
+    state: dict[str, Any] = {"left": 0}
+
+    def step() -> None:
+        if state["left"] == 0:
+            atoms.set_positions(start.get_positions())
+            atoms.set_momenta(start.get_momenta())
+            state.update(steps=VelocityVerlet(atoms, timestep=0.5 * units.fs).irun(STRETCH), left=STRETCH)
+            next(state["steps"])  # the forces to start with
+        next(state["steps"])
+        state["left"] -= 1
+
+    return step, facts
+
+
+def prepare_loader(order: dict[str, Any]) -> tuple[Call, Facts]:
     """An epoch of training batches of ``batch_size`` molecules, in this process."""
     from torchmdnet.data import DataModule
 
@@ -158,6 +228,16 @@ def prepare_loader(order: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, 
     return epoch, {"num_samples": samples, "predictions": {"energy": [energy], "forces": [forces]}}
 
 
+#: What can be timed, by name.
+TASKS: dict[str, Callable[[dict[str, Any]], tuple[Call, Facts]]] = {
+    "forces": prepare_model,
+    "train": prepare_model,
+    "dynamics": prepare_dynamics,
+    "external": prepare_external,
+    "load": prepare_loader,
+}
+
+
 def write_molecules(folder: Path) -> None:
     """Save 4,096 frames of 16 made-up molecules, of 10 to 55 atoms, in the format of the ``Custom`` data set."""
     import numpy as np
@@ -175,6 +255,14 @@ def write_molecules(folder: Path) -> None:
             np.save(folder / f"{name}_{molecule:02d}.npy", values.astype("int64" if name == "embed" else "float32"))
 
 
+def checkpoint_of(order: dict[str, Any]) -> Path:
+    """The file of weights that is ordered; the first who needs it writes it."""
+    path = Path(order["folder"], order["weights"])
+    if not path.exists():
+        write_checkpoint(path, order["options"])
+    return path
+
+
 def write_checkpoint(path: Path, options: dict[str, Any]) -> None:
     """Save random weights in the smallest file that both packages load."""
     import torch
@@ -190,19 +278,32 @@ def write_checkpoint(path: Path, options: dict[str, Any]) -> None:
     torch.save({"hyper_parameters": options, "state_dict": state}, path)
 
 
-def tensors(system: System) -> tuple[dict[str, Any], list[Any]]:
+def tensors(system: System, device: str) -> tuple[dict[str, Any], list[Any]]:
     """The arguments of a model except the positions, and several positions (N, 3)."""
     import torch
 
     inputs = {
-        "z": torch.tensor(system.z),
-        "batch": None if system.batch is None else torch.tensor(system.batch),
-        "box": None if system.box is None else torch.tensor(system.box, dtype=torch.float32),
+        "z": torch.tensor(system.z, device=device),
+        "batch": None if system.batch is None else torch.tensor(system.batch, device=device),
+        "box": None if system.box is None else torch.tensor(system.box, dtype=torch.float32, device=device),
     }
-    return inputs, [torch.tensor(system.frame(seed), dtype=torch.float32) for seed in range(NUM_FRAMES)]
+    return inputs, [torch.tensor(system.frame(seed), dtype=torch.float32, device=device) for seed in range(NUM_FRAMES)]
 
 
-def warm_up(call: Callable[[], Any]) -> None:
+def waiting(call: Call, device: str) -> Call:
+    """The call and, on a GPU, what it has started."""
+    if device == "cpu":
+        return call
+    import torch
+
+    def wait() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return wait
+
+
+def warm_up(call: Call) -> None:
     """Call until everything that is compiled, allocated or cached is."""
     start = time.perf_counter()
     for _ in range(WARM_UP_CALLS):
@@ -211,7 +312,7 @@ def warm_up(call: Callable[[], Any]) -> None:
         call()
 
 
-def measure(call: Callable[[], Any], seconds: float) -> tuple[list[float], list[float]]:
+def measure(call: Call, seconds: float) -> tuple[list[float], list[float]]:
     """Wall-clock and processor seconds of each call, of which one or more fill the given time."""
     wall: list[float] = []
     cpu: list[float] = []
@@ -224,8 +325,25 @@ def measure(call: Callable[[], Any], seconds: float) -> tuple[list[float], list[
     return wall, cpu
 
 
-def peak_memory() -> int:
-    """The most memory this process has held at once, in bytes."""
+def held_memory(device: str = "cpu") -> int:
+    """The memory this process holds now, in bytes: of the machine, or of the GPU."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * resource.getpagesize()
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """The most memory this process has held at once, in bytes: of the machine, or of the GPU."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -246,10 +364,4 @@ def describe(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)  # at once, whatever threads the packages have started
+    serve(prepare)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-__all__ = ["OPTIONS", "STARTUP", "Workload", "all_workloads", "computing", "loading"]
+__all__ = ["GROWTH", "OPTIONS", "STARTUP", "Workload", "all_workloads", "computing", "loading"]
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,23 @@ class Workload:
     Args:
         name: By which it is found.
         order: What ``worker.py`` is told.
-        optional: Whether it runs only when it is named.
+        when: ``"always"``, ``"all"`` if ``--all`` adds it, or ``"named"`` if it has to be asked for by name.
+        twice: Whether ``--all`` runs it with one thread and with two.
     """
 
     name: str
     order: dict[str, Any]
-    optional: bool = False
+    when: When = "named"
+    twice: bool = False
 
+
+When: TypeAlias = Literal["always", "all", "named"]
+
+#: Systems whose time and memory are told against the number of atoms, by device.
+GROWTH = {
+    "cpu": ("dipeptide", "192-water", "1536-water", "12288-water", "98304-water"),
+    "cuda": ("dipeptide", "192-water", "2187-water", "24000-water", "98304-water"),
+}
 
 _COMMON: dict[str, Any] = {
     "embedding_dimension": 128,
@@ -68,34 +78,61 @@ STARTUP = {
 }
 
 
-def computing(architecture: str, system: str, task: str, optional: bool = False) -> Workload:
+def computing(architecture: str, system: str, task: str, when: When = "named", twice: bool = False) -> Workload:
     """One architecture at work on one system.
 
     Args:
         architecture: A key of :data:`OPTIONS`.
         system: A key of :data:`systems.SYSTEMS`.
-        task: ``"forces"`` computes energy and forces; ``"train"`` takes an optimiser step on both.
-        optional: See :class:`Workload`.
+        task: ``"forces"`` computes energy and forces, ``"train"`` takes an optimiser step on both, ``"dynamics"`` a
+            step of velocity Verlet in ASE, ``"external"`` calls ``External`` as engines do.
+        when: See :class:`Workload`.
+        twice: See :class:`Workload`.
     """
     order = {"task": task, "system": system, "weights": f"{architecture}.ckpt", "options": OPTIONS[architecture]}
-    return Workload(f"{architecture}/{system}/{task}", order, optional)
+    return Workload(f"{architecture}/{system}/{task}", order, when, twice)
 
 
 def loading(batch_size: int) -> Workload:
     """An epoch of training batches from ``.npy`` files, through ``DataModule`` and without worker processes."""
-    return Workload(f"loader/batch-{batch_size}", {"task": "load", "batch_size": batch_size})
+    return Workload(f"loader/batch-{batch_size}", {"task": "load", "batch_size": batch_size}, "always")
 
 
-def all_workloads() -> list[Workload]:
-    """Everything that a process does again and again, the usual ones first."""
-    small, large = ("benzene", "32-benzenes", "192-water"), ("1536-water", "12288-water")
+def all_workloads(device: str = "cpu") -> list[Workload]:
+    """Everything that a process does again and again, the usual ones first, those for people who name them last."""
+    chosen = _on_cpu() if device == "cpu" else _on_gpu()
+    names = {workload.name for workload in chosen}
+    systems = dict.fromkeys(("benzene", "dipeptide", "32-benzenes", *GROWTH["cpu"], *GROWTH["cuda"]))
+    every = (
+        computing(architecture, system, task)
+        for architecture in OPTIONS
+        for system in systems
+        for task in ("forces", "train", "dynamics", "external")
+        if system != "32-benzenes" or task in ("forces", "train")  # the others take one molecule
+    )
+    return [*chosen, *(workload for workload in every if workload.name not in names)]
+
+
+def _on_cpu() -> list[Workload]:
     others = [architecture for architecture in OPTIONS if architecture != "tensornet"]
     return [
-        *(computing("tensornet", system, "forces") for system in small),
-        *(computing("tensornet", system, "train") for system in small),
-        *(computing("tensornet", system, "forces") for system in large),
-        *(loading(batch_size) for batch_size in (32, 256)),
-        *(computing("tensornet", system, "train", optional=True) for system in large),
-        *(computing(name, system, "forces", optional=True) for name in others for system in small),
-        *(computing(name, system, "train", optional=True) for name in others for system in small),
+        computing("tensornet", "192-water", "forces", "always", twice=True),
+        *(computing("tensornet", system, "dynamics", "always") for system in ("benzene", "dipeptide")),
+        *(computing("tensornet", system, "train", "always") for system in ("32-benzenes", "192-water")),
+        *(computing(name, "192-water", "forces", "all") for name in others),
+        *(computing(name, "192-water", "train", "all") for name in others),
+        loading(32),
+    ]
+
+
+def _on_gpu() -> list[Workload]:
+    others = [architecture for architecture in OPTIONS if architecture != "tensornet"]
+    large = ("2187-water", "24000-water", "98304-water")
+    return [
+        computing("tensornet", "dipeptide", "external", "always"),
+        *(computing("tensornet", system, "forces", "always") for system in large),
+        *(computing("tensornet", system, "train", "always") for system in ("32-benzenes", "2187-water")),
+        *(computing(name, "dipeptide", "external", "all") for name in others),
+        *(computing(name, "2187-water", "forces", "all") for name in others),
+        *(computing(name, "2187-water", "train", "all") for name in others),
     ]

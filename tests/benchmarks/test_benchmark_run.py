@@ -8,14 +8,19 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))  # its scripts find one another there, under any interpreter
 
 import compare
+import floors
+import plot
+import precision
 import report
 import run
+import scaling
 import sides
 import systems
 import workloads
@@ -58,10 +63,26 @@ def test_names_of_systems_count_their_atoms():
     batch = systems.SYSTEMS["32-benzenes"]()
     assert batch.num_systems == 32
     assert len(batch.z) == len(batch.pos) == len(batch.batch) == 384
-    for copies, name in enumerate(("192-water", "1536-water"), start=1):
+    for sites, name in ((4, "192-water"), (8, "1536-water"), (9, "2187-water")):
         box = systems.SYSTEMS[name]()
         assert len(box.z) == len(box.pos) == int(name.split("-")[0])
-        assert box.box[0] == (copies * 12.42, 0.0, 0.0)
+        assert box.box[0] == pytest.approx((sites * 3.105, 0.0, 0.0))
+
+
+def test_the_dipeptide_has_the_bonds_and_the_handedness_of_alanine():
+    from ase import Atoms
+    from ase.data import covalent_radii
+
+    molecule = systems.dipeptide()
+    atoms = Atoms(numbers=molecule.z, positions=molecule.pos)
+    assert atoms.get_chemical_formula() == "C6H12N2O2"
+    radii = covalent_radii[atoms.numbers]
+    bonded = atoms.get_all_distances() < 1.2 * (radii[:, None] + radii)
+    assert bonded.sum() - len(atoms) == 2 * 21  # a molecule without rings
+    assert [atoms.get_dihedral(*four) for four in ((1, 3, 5, 6), (3, 5, 6, 13))] == pytest.approx([210, 150])
+    assert [atoms.get_dihedral(*four) for four in ((0, 1, 3, 5), (5, 6, 13, 15))] == pytest.approx([180, 180])
+    n, c, beta = (atoms.get_distance(5, other, vector=True) for other in (3, 6, 8))
+    assert np.cross(-n, c) @ beta < 0  # L
 
 
 def test_water_molecules_keep_their_shape_and_their_distance():
@@ -160,7 +181,7 @@ def test_a_workload_that_cannot_run_says_why(tiny_options, twins, tmp_path):
 
 
 def test_a_worker_that_does_not_answer_is_ended(tiny_options, tmp_path):
-    order = workloads.computing("tensornet", "benzene", "forces").order | {"folder": str(tmp_path)}
+    order = workloads.computing("tensornet", "benzene", "forces").order | {"folder": str(tmp_path), "device": "cpu"}
     with pytest.raises(sides.Failure, match="no answer within"):
         sides.Worker(sides.ours(), order | {"threads": 1, "memory_limit": None}, timeout=0.1)
 
@@ -172,6 +193,115 @@ def test_start_up_measures_the_processor_time_of_the_process():
         sides.ours().start_up(["-c", "1/0"], timeout=60)
     with pytest.raises(sides.Failure, match="not finished within"):
         sides.ours().start_up(["-c", "import time; time.sleep(30)"], timeout=0.2)
+
+
+@pytest.mark.parametrize("task", ["dynamics", "external"])
+def test_equal_packages_agree_exactly_through_calculators(task, tiny_options, twins, tmp_path):
+    row = compare.compare_workload(workloads.computing("tensornet", "dipeptide", task), 1, twins, QUICK, tmp_path)
+    assert [times.failed for times in row.sides.values()] == [None, None]
+    assert row.deviations == {"energy": 0.0, "forces": 0.0}
+    assert row.facts["ours"]["num_atoms"] == 22
+
+
+# Growth
+
+
+def test_growth_is_told_for_each_size(tiny_options, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "MANY_ATOMS", 100)  # memory of few atoms tells nothing
+    sizes = ("dipeptide", "192-water")
+    points = list(scaling.grow(sides.ours(), sizes, 1, "cpu", QUICK, tmp_path))
+    assert [point.num_atoms for point in points] == [22, 192]
+    assert all(point.wall and point.memory > 0 for point in points)
+    lines = [line.split(" | ") for line in scaling.table(points).splitlines()[2:4]]
+    assert [line[2] for line in lines] == ["22", "192"]
+    assert [line[6] == "– |" for line in lines] == [True, False]
+
+
+def point_of(num_atoms, seconds, memory=0):
+    return scaling.Point("ours", 1, "water", num_atoms, wall=[seconds], cpu=[seconds], memory=memory)
+
+
+def test_growth_ends_before_steps_that_would_take_too_long_or_too_much():
+    assert scaling._would_take(None, 10**9, 1) == ""
+    assert scaling._would_take(point_of(1536, 1.0), 12288, None) == ""
+    assert scaling._would_take(point_of(1536, 8.0), 12288, None) == "a step would take 64 s"
+    assert scaling._would_take(point_of(1536, 1.0, 3 * 10**9), 12288, 10**10) == "it would need 24 GB"
+
+
+def test_other_packages_are_found_by_what_their_environment_has(tmp_path, monkeypatch):
+    (tmp_path / "torchani.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert [(side.name, side.package) for side in sides.others(sys.executable)] == [("TorchANI", "torchani")]
+    monkeypatch.setattr(sides, "OTHERS", {"no_such_package": "None"})
+    with pytest.raises(FileNotFoundError, match="has none of no_such_package"):
+        sides.others(sys.executable)
+
+
+# Precision
+
+
+def test_single_precision_is_close_to_double_and_sums_in_double_are_exact():
+    rows = precision.deviations("192-water", "cpu")
+    assert [row["way"] for row in rows] == list(precision.WAYS)
+    assert rows[0]["force"] == 0.0
+    assert 0 < rows[1]["force"] < 1e-4 * rows[1]["largest_force"]
+    one_by_one, returned, exact = (row["error"] for row in precision.sums(1000))
+    assert one_by_one > returned
+    assert exact == 0.0
+    assert returned <= 2043 * 3000 * 2**-24
+
+
+# Floors
+
+MACHINE = floors.Machine(1e9, {"second cache": 4e9, "third cache": 2e9, "memory": 1e9})
+
+
+def test_a_floor_is_set_by_arithmetic_memory_or_gathering():
+    arrays = {"out": np.zeros(10**6, np.float32)}
+    assert floors.floors("mix", 10**6, arrays, MACHINE) == {"arithmetic": 2e-3, "third cache": 2e-3}
+    arrays |= {
+        "sender": np.zeros(1000, np.int64),
+        "table": np.zeros((10, 25), np.float32),
+        "coef": np.zeros((500, 6), np.float32),
+        "X": np.zeros((20, 50), np.float32),
+    }
+    found = floors.floors("message_sum", 10**6, arrays, MACHINE)
+    assert found["gathering"] == pytest.approx(1000 * (6 * 100 + 200) / 4e9)
+
+
+def test_loops_and_matrix_products_of_an_evaluation_are_watched(tiny_options):
+    seconds, kernels = floors.profile("tensornet", "192-water", MACHINE)
+    assert {"message_sum", "message_both", "embed_sum", "embed_both", "matrix products"} <= set(kernels)
+    assert sum(kernel.seconds for name, kernel in kernels.items() if name != "matrix products") < seconds
+    assert all(kernel.floor > 0 and kernel.flops > 0 for kernel in kernels.values())
+    text = floors.table(MACHINE, {"tensornet/192-water": (seconds, kernels)})
+    assert "message_both" in text
+
+
+def test_machines_are_asked_for_their_speeds():
+    found = floors.probe()
+    assert found.flops > 1e8
+    assert min(found.bandwidth.values()) > 1e7
+    assert [found.level(size) for size in (1, 2**20, 2**30)] == ["second cache", "third cache", "memory"]
+
+
+# Figures
+
+
+def test_figures_are_drawn_of_what_the_results_hold(tmp_path):
+    results = {
+        "machine": {"cpu": "a processor", "gpu": None},
+        "date": "2026-01-01T00:00",
+        "rows": [row_of([1.0, 1.0], [3.0, 4.0]).as_json()],
+        "data": {"growth": [point_of(n, n * 1e-4, n * 10**5).as_json() for n in (22, 1536, 12288)]},
+    }
+    assert [path.name for path in plot.draw(results, tmp_path)] == [
+        "speed-ratios.png",
+        "speed-growth.png",
+        "speed-memory.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+    assert plot.draw(results | {"rows": [], "data": {}}, tmp_path) == []
 
 
 # The command
@@ -203,7 +333,8 @@ def test_the_command_without_a_reference_explains_how_to_get_one_and_writes_resu
     [
         (["--only", "tensornet/methane/*"], "nothing is called 'tensornet/methane/*'"),
         (["--threads", "many"], "'many' are not numbers"),
-        (["--reference", "/nowhere/python"], "is not a Python interpreter"),
+        (["--reference", "/nowhere/python"], "--reference: /nowhere/python is not a Python interpreter"),
+        (["--others", "/nowhere/python"], "--others: /nowhere/python is not a Python interpreter"),
         (["--rounds", "0"], "a positive number is needed"),
     ],
 )
@@ -213,11 +344,22 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_command_for_each_device_holds_every_comparison(device, capsys):
+    assert run.main(["--list", "--all", "--device", device]) == 0
+    found = capsys.readouterr().out.split()
+    assert {"growth", "precision"} <= set(found)
+    for architecture in workloads.OPTIONS:
+        assert any(name.startswith(f"{architecture}/") and name.endswith("/forces") for name in found)
+        assert any(name.startswith(f"{architecture}/") and name.endswith("/train") for name in found)
+
+
 def test_listing_leaves_the_optional_workloads_to_those_who_ask(capsys):
     assert run.main(["--list"]) == 0
     usual = capsys.readouterr().out.split()
     assert run.main(["--list", "--all"]) == 0
     everything = capsys.readouterr().out.split()
-    assert set(usual) < set(everything)
+    assert run.main(["--list", "--only", "*"]) == 0
+    assert set(usual) < set(everything) < set(capsys.readouterr().out.split())
     assert "tensornet/192-water/train" in usual
     assert "graph-network/192-water/train" in set(everything) - set(usual)
