@@ -169,6 +169,23 @@ def test_threads_are_those_asked_for_and_are_put_back(model, monkeypatch) -> Non
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("dtype", ["tf32", "bf16"])
+def test_cheaper_matrix_products_are_asked_for_during_a_route_and_its_deviation_is_told(dtype, model, monkeypatch):
+    during = []
+    step = speed.ModelCall.step
+
+    def note(self) -> None:
+        during.append((torch.get_float32_matmul_precision(), next(self.model.parameters()).dtype))
+        step(self)
+
+    monkeypatch.setattr(speed.ModelCall, "step", note)
+    found = measure(Subject(model, molecule("H2O")), Route("call", dtype), seconds=0.01)
+    assert set(during) == {({"tf32": "high", "bf16": "medium"}[dtype], torch.float32)}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert found.force_error is not None
+    assert 0 < found.force_error < 0.1  # whether the device has such products or not
+
+
 def test_time_is_bounded_for_slow_steps(model, monkeypatch) -> None:
     clock = iter(range(0, 1000, 10))  # every look at it takes 10 s
     monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(clock)))

@@ -33,7 +33,7 @@ from torchmdnet.graph import Inputs
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.nn.filters import RadialEngine
 
-__all__ = ["THROUGH", "Measured", "Route", "Subject", "about_machine", "measure", "physical_cores", "routes"]
+__all__ = ["DTYPES", "THROUGH", "Measured", "Route", "Subject", "about_machine", "measure", "physical_cores", "routes"]
 
 Through = Literal["call", "ase", "external", "graph"]
 #: What each way to the forces is, in words.
@@ -43,6 +43,9 @@ THROUGH: dict[str, str] = {
     "external": "External, as engines call it",
     "graph": "External replaying a CUDA graph",
 }
+#: Precisions of a route, with PyTorch's word for what matrix products of float32 may round their factors to. Devices
+#: without such products, most CPUs among them, compute in plain float32.
+DTYPES = {"float32": "highest", "float64": "highest", "tf32": "high", "bf16": "medium"}
 #: Configurations that calls take turns with, so that none can be answered from memory; the first is as given.
 NUM_FRAMES = 3
 #: Å by which the coordinates of the others are moved, each way.
@@ -59,6 +62,11 @@ class Route(NamedTuple):
     radial: str = "grid"  # or "exact"
     threads: int = 1
     device: str = "cpu"
+
+    @property
+    def numbers(self) -> str:
+        """The type of the numbers themselves."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     def __str__(self) -> str:
         where = self.device if self.device != "cpu" else f"{self.threads} thread{'s' * (self.threads > 1)}"
@@ -265,7 +273,7 @@ class ModelCall:
     """The model called from PyTorch, with tensors that are at hand."""
 
     def __init__(self, subject: Subject, route: Route) -> None:
-        dtype = as_dtype(route.dtype)
+        dtype = as_dtype(route.numbers)
         self.units = subject.units
         self.model = load(subject.file, device=route.device, dtype=dtype, derivative=True, **_OPTIONS)
         set_radial_mode(self.model, route.radial)
@@ -293,7 +301,7 @@ class Dynamics:
     """Velocity Verlet in ASE, from 300 K, with everything ASE asks of a calculator on the way."""
 
     def __init__(self, subject: Subject, route: Route, timestep: float) -> None:
-        options: dict[str, Any] = {"device": route.device, "dtype": route.dtype, "units": subject.units, **_OPTIONS}
+        options: dict[str, Any] = {"device": route.device, "dtype": route.numbers, "units": subject.units, **_OPTIONS}
         self.calculator = TMDNETCalculator(str(subject.file), **options)
         self.model = self.calculator.model
         set_radial_mode(self.model, route.radial)
@@ -334,7 +342,7 @@ class ExternalCall:
             device=route.device,
             output_transform="eV/A",
             use_cuda_graph=route.through == "graph",
-            dtype=route.dtype,
+            dtype=route.numbers,
             q=None if inputs.q is None else inputs.q.tolist(),
             s=None if inputs.s is None else inputs.s.tolist(),
             units=subject.units,
@@ -342,7 +350,7 @@ class ExternalCall:
         )
         self.model = self.external.model
         set_radial_mode(self.model, route.radial)
-        dtype, device = as_dtype(route.dtype), route.device
+        dtype, device = as_dtype(route.numbers), route.device
         self.pos = [torch.tensor(frame.positions, dtype=dtype, device=device) for frame in subject.frames]
         cell = np.where(subject.atoms.pbc[:, None], subject.atoms.cell.array, 0.0)
         self.box = torch.tensor(cell, dtype=dtype, device=device) if cell.any() else None
@@ -387,7 +395,7 @@ def measure(
     """
     found = Measured(route, len(subject.atoms))
     reference = subject.reference() if compare else None
-    with num_threads(route.threads):
+    with num_threads(route.threads), matrix_products(DTYPES[route.dtype]):
         trial = _trial(subject, route, timestep)
         try:
             answers = [trial.answer(number) for number in range(NUM_FRAMES)]
@@ -459,6 +467,17 @@ def num_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def matrix_products(precision: str) -> Iterator[None]:
+    """Let matrix products of float32 be as precise as PyTorch's ``highest``, ``high`` or ``medium``."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Memory:

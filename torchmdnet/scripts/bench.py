@@ -77,7 +77,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--through", help="call, ase, external, graph (default: call,ase; on CUDA all of them); commas between several"
     )
-    parser.add_argument("--dtype", default="float32,float64", help="default: %(default)s")
+    parser.add_argument(
+        "--dtype", default="float32,float64",
+        help="float32, float64, or float32 with matrix products in tf32 or bf16 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--radial", default="grid,exact", help="how radial filters are evaluated (default: %(default)s)"
     )
@@ -109,7 +112,7 @@ class _Request:
         for name in ("seconds", "timestep"):
             if not 0 < getattr(args, name) < 1e6:
                 raise ConfigError(f"--{name}: {getattr(args, name):g} is not available. Give a positive number.")
-        dtypes = _choices("dtype", args.dtype, ("float32", "float64"))
+        dtypes = _choices("dtype", args.dtype, ("float32", "float64", "tf32", "bf16"))
         radial = _choices("radial", args.radial, ("grid", "exact"))
         self.replicate = _counts("replicate", args.replicate) if args.replicate else []
         threads = _counts("threads", args.threads) if args.threads else None
