@@ -555,3 +555,33 @@ def test_published_files_agree_with_ase(name):
             np.testing.assert_allclose(data.stress[0], atoms.get_stress(voigt=False), rtol=1e-5, atol=1e-9)
         if "s" in data:
             assert data.s.item() == atoms.info["spin_multiplicity"] - 1
+
+
+def test_units_and_level_of_theory_in_the_header_of_the_frames_are_taken(tmp_path, frames):
+    for atoms in frames:
+        atoms.info.update(energy_unit="Hartree", length_unit="Bohr", level_of_theory="PBE/def2-SVP")
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    data = ASE(tmp_path / "a.extxyz")
+    assert data.level_of_theory == "PBE/def2-SVP"
+    energies = [atoms.get_potential_energy() * ase.units.Hartree for atoms in frames]
+    np.testing.assert_allclose(np.ravel(data.frames["y"]), energies, rtol=1e-7)
+    np.testing.assert_allclose(data[0].pos, frames[0].positions * ase.units.Bohr, atol=1e-6)
+    np.testing.assert_allclose(data[0].neg_dy, frames[0].get_forces() * ase.units.Hartree / ase.units.Bohr, atol=1e-5)
+
+
+def test_frames_that_state_different_units_are_refused(tmp_path, frames):
+    for atoms in frames:
+        atoms.info["energy_unit"] = "eV"
+    frames[3].info["energy_unit"] = "kcal/mol"
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(DataError, match="frame 3: energy_unit is 'kcal/mol', although it is 'eV' in"):
+        ASE(tmp_path / "a.extxyz")
+
+
+def test_frames_of_several_levels_of_theory_have_none_in_common(tmp_path, frames, caplog):
+    for number, atoms in enumerate(frames):
+        atoms.info["level_of_theory"] = "PBE" if number < 5 else "B3LYP"
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    with caplog.at_level(logging.INFO):
+        assert ASE(tmp_path / "a.extxyz").level_of_theory is None
+    assert "frame 5 has another than" in caplog.text

@@ -229,3 +229,15 @@ def test_a_box_of_nan_is_refused_by_sample(tmp_path, limit):
         group(file, "first", 4, 3, 1, box=box)
     with pytest.raises(DataError, match=r"a\.h5, group 'first', sample 2: box is NaN"):
         HDF5(tmp_path / "a.h5", limit).batch([0, 1, 2, 3])
+
+
+def test_attributes_of_the_file_state_its_units_and_files_have_to_agree(tmp_path):
+    for name, unit in (("a", "hartree"), ("b", "Hartree"), ("c", "eV")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            group(file, "first", 4, 3)
+            file.attrs.update(energy_unit=unit, length_unit="Bohr", level_of_theory="PBE")
+    data = HDF5([tmp_path / "b.h5", tmp_path / "a.h5"])
+    assert (data.energy_unit, data.length_unit, data.level_of_theory) == ("Hartree", "Bohr", "PBE")
+    assert HDF5.energy_unit is None
+    with pytest.raises(DataError, match=r"c\.h5: energy_unit is 'eV', but 'Hartree' in the files before it"):
+        HDF5([tmp_path / "a.h5", tmp_path / "c.h5"])

@@ -121,13 +121,15 @@ class HDF5(FramesDataset):
 
     def _read_facts(self, file: Any, path: Path) -> None:
         for name in FACTS:
-            stated, known = file.attrs.get(name), getattr(self, name)
-            stated = stated.decode() if isinstance(stated, bytes) else stated
-            if stated is None or stated == known:
+            if name not in file.attrs:
                 continue
-            if known is not None:
+            stated, known = file.attrs[name], getattr(self, name)
+            stated = stated.decode() if isinstance(stated, bytes) else str(stated)
+            if name.endswith("_unit"):
+                stated = normalise_unit(stated, name.removesuffix("_unit"))
+            if known not in (None, stated):
                 raise DataError(f"{path}: {name} is {stated!r}, but {known!r} in the files before it.")
-            setattr(self, name, normalise_unit(stated, name.removesuffix("_unit")) if "_unit" in name else str(stated))
+            setattr(self, name, stated)
 
 
 class _Group:
