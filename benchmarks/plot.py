@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,13 @@ def ratios(results: dict[str, Any], axes: Axes) -> bool:
     return bool(rows)
 
 
-def growth(results: dict[str, Any], axes: Axes) -> bool:
-    """Time of a step against the number of atoms."""
-    for name, style, points in _lines(results):
+def growth(results: dict[str, Any], axes: Axes, clock: str = "wall") -> bool:
+    """Time of a step against the number of atoms, of one thread alone if it is the processor's."""
+    for name, style, points in _lines(results, one_thread=clock == "cpu"):
         x = [point["num_atoms"] for point in points]
-        axes.plot(x, [1e3 * statistics.median(point["wall"]) for point in points], label=name, **style)
-    axes.set(xscale="log", yscale="log", xlabel="atoms", ylabel="ms a step of dynamics")
+        axes.plot(x, [1e3 * statistics.median(point[clock]) for point in points], label=name, **style)
+    unit = "ms a step of dynamics" if clock == "wall" else "processor time of a step of dynamics, ms"
+    axes.set(xscale="log", yscale="log", xlabel="atoms", ylabel=unit)
     return _finished(axes)
 
 
@@ -70,7 +72,7 @@ def memory(results: dict[str, Any], axes: Axes) -> bool:
 
 def _lines(results: dict[str, Any], *, one_thread: bool = False) -> list[tuple[str, dict[str, Any], list[Any]]]:
     """Name, style and points of each package and number of threads (of one thread alone, if so asked)."""
-    points = [point for point in results["data"].get("growth") or [] if point["wall"]]
+    points = [point for point in results.get("data", {}).get("growth") or [] if point["wall"]]
     further = [side for side in dict.fromkeys(point["side"] for point in points) if side not in STYLES]
     styles, found = STYLES | dict(zip(further, MORE_STYLES, strict=False)), []
     for side, count in dict.fromkeys((point["side"], point["threads"]) for point in points):
@@ -90,12 +92,13 @@ def _finished(axes: Axes) -> bool:
     return bool(axes.lines)
 
 
-def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+def draw(results: dict[str, Any], folder: Path, clock: str = "wall") -> list[Path]:
     """Write the figures; the names of those that were written."""
     machine = results["machine"]
-    told = f"{machine['gpu'] or machine['cpu']}, {results['date'][:10]}"
+    told = f"{machine.get('gpu') or machine['cpu']}, {results['date'][:10]}"
+    timed = partial(growth, clock=clock)
     written = []
-    for name, paint, size in (("ratios", ratios, (7, 4.2)), ("growth", growth, (6, 4)), ("memory", memory, (6, 4))):
+    for name, paint, size in (("ratios", ratios, (7, 4.2)), ("growth", timed, (6, 4)), ("memory", memory, (6, 4))):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         if paint(results, axes):
             axes.set_title(told, fontsize=9, loc="right")
@@ -109,9 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="a .json file that run.py has written")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "assets", help="default: %(default)s")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu if the machine was busy")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in draw(json.loads(options.results.read_text(encoding="utf-8")), options.out):
+    for path in draw(json.loads(options.results.read_text(encoding="utf-8")), options.out, options.clock):
         print(path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import Schedule
+from report import IDLE
 from sides import Failure, Side, Worker
 from systems import SYSTEMS
 from workloads import OPTIONS
@@ -121,7 +122,13 @@ def table(points: Sequence[Point]) -> str:
         if "settings" in point.facts:
             models[point.side] = f"{point.facts['version']}, {point.facts['settings']}"
     told = [f"- {side}: {models[side]}" for side in dict.fromkeys(point.side for point in points) if side in models]
-    return "\n".join([*lines, "", "A step is velocity Verlet in ASE with the package's own calculator.", "", *told])
+    shares = [sum(point.cpu) / sum(point.wall) for point in points if point.wall and point.threads == 1]
+    lines += ["", "A step is velocity Verlet in ASE with the package's own calculator."]
+    if shares and min(shares) < 1 - IDLE:
+        lines[-1] += (
+            f" The machine was busy: a single thread had the processor for {min(shares):.0%} of the time at worst."
+        )
+    return "\n".join([*lines, "", *told])
 
 
 def _would_take(last: Point | None, num_atoms: int, memory_limit: int | None) -> str:
