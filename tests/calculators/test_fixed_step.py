@@ -105,6 +105,18 @@ def test_every_prior_answers_the_same(prior: str, systems: str) -> None:
     expect_the_same_step(model, inputs_of(SYSTEMS[systems]), with_virial=systems == "cell")
 
 
+def test_dispersion_that_depends_on_neighbours_answers_the_same() -> None:
+    pytest.importorskip("tad_dftd3")
+    options = {"functional": "pbe", "cutoff_distance": 6.0, **SCALES}
+    model = tiny_model("tensornet", prior_model={"D3": options})
+    expect_the_same_step(model, inputs_of(SYSTEMS["boxes"]))
+
+
+def test_hidden_atoms_stay_hidden_and_ghosts_do_not_mind() -> None:
+    hydrogen_first = SYSTEMS["molecules"]._replace(z=torch.tensor([1, 8, 1, 6, 8, 1, 1, 1, 1, 7]))
+    expect_the_same_step(tiny_model("tensornet", atom_filter=1, derivative=False), inputs_of(hydrogen_first))
+
+
 def test_properties_and_members_are_told_apart() -> None:
     names = ["dipole", "charges", "polarizability"]
     members = [tiny_model("tensornet", seed=seed, properties=dict.fromkeys(names)) for seed in range(3)]
