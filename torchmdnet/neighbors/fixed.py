@@ -4,8 +4,8 @@ Cells of atoms, in tensor operations: linear in the number of atoms, and for a s
 pair is looked at. What a size depends on is decided beforehand, from a first structure, with room to spare; at every
 call the device notes what was needed, and the caller looks at the notes when it is convenient.
 
-nvalchemi-toolkit-ops, whose kernels also fill arrays of fixed size, needs Python 3.11 and PyTorch 2.10, and no machine
-with a GPU was at hand to compare the two; this module is the place to call it from.
+nvalchemi-toolkit-ops fills arrays of fixed size with kernels of its own, but needs Python 3.11 and PyTorch 2.10, more
+than this package asks for. Where it is measured to be worth an extra, this module is the place to call it from.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class _Known:
 
 
 def _deformation(now: np.ndarray, then: np.ndarray) -> tuple[np.ndarray, float]:
-    """The inverse of the deformation between boxes (1 or S, 3, 3), and the smallest singular value of that.
+    """The inverse of the deformation F of boxes, (1 or S, 3, 3), and the smallest singular value of F.
 
     The latter is 0 where a direction was opened or closed.
     """
