@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchmdnet.graph import Graph, build_graph, graph_of_edges
 from torchmdnet.ops import irreps, kernels, messages
@@ -325,3 +326,57 @@ def test_the_loops_of_the_cpu_leave_tensors_of_triton_alone() -> None:
     assert not kernels.can_loop(x)
     assert not kernels.can_run(x.bfloat16())
     assert kernels.can_loop(torch.zeros(1, 16)) == (DEVICE == "cuda")
+
+
+def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values are enough for every derivative, so all of them can be captured in CUDA graphs."""
+    from torchmdnet.ops.triton import operators as twins
+
+    launched = set()
+    monkeypatch.setattr(twins, "_launch", lambda kernel, *args, **options: launched.add(kernel.__name__))
+    N, E, P, F, H, R = 5, 12, 6, 16, 2, 20
+    with FakeTensorMode():
+        sender, reverse = torch.zeros(E, dtype=torch.long), torch.zeros(E, dtype=torch.long)
+        row, cell = torch.zeros(E, dtype=torch.long), torch.zeros(P, dtype=torch.long)
+        row_start = torch.zeros(N + 1, dtype=torch.long)
+        coef, O, Z = torch.zeros(P, 6), torch.zeros(N, 9, F), torch.zeros(N, 2, F)
+        table, Y, q, S = torch.zeros(R, 3, F), torch.zeros(E, 9), torch.zeros(N, F), torch.zeros(E, H)
+        for form, tensors, starts in (
+            (twins.message, (O, coef, table, O), (0, 1, 4, 9)),
+            (twins.embedding, (O, Y, coef, table, Z), (0, 1, 4, 9)),
+            (twins.contraction, (S, q, q, coef, table[:, :1]), (0, 1)),
+        ):
+            where = kernels.EdgeLayout(sender, row, row, reverse, row_start, cell, starts)
+            known = dict(zip(form.slots, tensors, strict=True))
+            for slot, tensor in known.items():
+                rest = {name: other for name, other in known.items() if name != slot}
+                assert form.derivative(slot, rest, tuple(tensor.shape), where).shape == tensor.shape
+    assert launched == {"contract_edges", "embed", "embed_factor", "message", "table_items", "table_sum"}
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+def test_training_replays_from_a_cuda_graph() -> None:
+    """Hundreds of atoms and channels in single precision: value and gradients of new features on replay."""
+    pos = 14 * torch.rand(300, 3, generator=torch.Generator().manual_seed(0))
+    graph = build_graph(torch.ones(300, dtype=torch.long).cuda(), pos.cuda(), cutoff_upper=4.0, loop=True)
+    edges, parts, cell = setup(graph, "pairs", 6, 3, 160)
+    X = random(300, 9, 160, seed=1).detach().float().requires_grad_()
+    coef, table = (parts[name].detach().float().requires_grad_() for name in ("coef", "table"))
+
+    def step(function) -> list[Tensor]:
+        out = function(X, RadialFilter(table, RadialPoints(coef, cell)), edges)
+        return [out, *torch.autograd.grad(out.square().sum(), [X, coef, table])]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(messages.gather_weight_sum)
+    torch.cuda.current_stream().wait_stream(stream)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        found = step(messages.gather_weight_sum)
+    with torch.no_grad():
+        X.mul_(-0.5).add_(0.1)
+    recorded.replay()
+    for ours, theirs in zip(found, step(messages.gather_weight_sum_plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
