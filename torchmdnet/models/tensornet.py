@@ -180,8 +180,7 @@ class TensorNet(Representation):
                 again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
                 return layer_by_layer(graph, again)
 
-            modules = (self.distance_expansion, self.tensor_embedding, *self.layers)
-            X = encode(encoder, graph, charge, layers, [weight for module in modules for weight in module.parameters()])
+            X = encode(encoder, graph, charge, layers)
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         return Features(x, v=X[:, 1:4], S=X[:, 4:9])
 

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FrozenTensorNet", "TrainedTensorNet", "encode"]
 
-#: Atoms from which PyTorch's matrix products beat the loop that mixes channels.
-MANY_ATOMS = 96
-
 #: Ordinary layers: the tensors of a graph, (N, 9, F).
 Layers = Callable[[Graph], Tensor]
 
@@ -57,16 +54,17 @@ class FrozenTensorNet:
         every = torch.arange(model.max_z, device=tables[0].device)
         with torch.no_grad():
             self.factors = embedding.element_factors(every).to(tables[0].dtype)  # (max_z, 2, F)
-            self.mixers = [_Mixer(torch.stack(weights), packs=True) for weights in _mixing(model)]
+            self.mixers = [_Mixer(torch.stack(weights)) for weights in _mixing(model)]
         norm = embedding.init_norm
         self.gates = [(linear.weight.detach(), linear.bias.detach()) for linear in embedding.linears_scalar]
         self.norm = (norm.weight.detach(), norm.bias.detach(), norm.eps)
+        self.parameters = _parameters(model)
         self.spare: list[_Arrays] = []
 
     def encoder(self, graph: Graph, charge: Tensor) -> Encoder:
         """The network on one graph."""
         Z, gate = self.factors.index_select(0, graph.z), _FrozenGate(self.gates, self.norm)
-        return Encoder(self.frame, graph, charge, self.tables, Z, self.mixers, gate, self.spare)
+        return Encoder(self.frame, graph, charge, self.tables, Z, self.mixers, gate, self.parameters, self.spare)
 
 
 class TrainedTensorNet:
@@ -82,15 +80,15 @@ class TrainedTensorNet:
             tables = [_rows(radial, function) for function in model.radial_functions]
             Z = embedding.element_factors(graph.z)
         mixing = _mixing(model)
-        mixers = [_Mixer(torch.stack(weights).detach(), packs=False) for weights in mixing]
+        mixers = [_Mixer(torch.stack(weights).detach()) for weights in mixing]
         gate = _TrainedGate(embedding)
         made = _Made([*tables, Z], [weight for weights in mixing for weight in weights], gate)
         arrays = [_array(table.flatten(1)) for table in tables]
         frame = _frame(model, radial.spline)
-        return Encoder(frame, graph, charge, arrays, Z.detach(), mixers, gate, self.spare, made)
+        return Encoder(frame, graph, charge, arrays, Z.detach(), mixers, gate, _parameters(model), self.spare, made)
 
 
-def encode(encoder: Encoder, graph: Graph, charge: Tensor, layers: Layers, parameters: Sequence[Tensor]) -> Tensor:
+def encode(encoder: Encoder, graph: Graph, charge: Tensor, layers: Layers) -> Tensor:
     """Tensors of all atoms, (N, 9, F).
 
     Args:
@@ -98,10 +96,9 @@ def encode(encoder: Encoder, graph: Graph, charge: Tensor, layers: Layers, param
         graph: Differentiated in its edges' vectors and pairs' distances.
         charge: The factor κ of each atom, (N,).
         layers: The same by ordinary layers.
-        parameters: Weights that may receive gradients.
     """
     assert graph.pairs is not None
-    weights = [weight for weight in parameters if weight.requires_grad]
+    weights = [weight for weight in encoder.parameters if weight.requires_grad]
     call = _Call(encoder, graph, charge, layers)
     return _Encode.apply(call, graph.edge_vec, graph.pairs.dist, *weights)  # type: ignore[return-value]
 
@@ -136,6 +133,11 @@ def _mixing(model: TensorNet) -> list[list[Tensor]]:
     return mixing
 
 
+def _parameters(model: TensorNet) -> list[Tensor]:
+    modules = (model.distance_expansion, model.tensor_embedding, *model.layers)
+    return [weight for module in modules for weight in module.parameters()]
+
+
 def _rows(radial: Radial, function: RadialFunction) -> Tensor:
     """What pairs read their weights from, (R, 3, F), as it depends on the weights of the function alone.
 
@@ -166,6 +168,7 @@ class Encoder:
         Z: Factors of the elements, (N, 2, F).
         mixers: Matrices that mix channels.
         gate: What scales the parts of the embedding.
+        parameters: Weights that may receive gradients.
         spare: Where memory comes from and goes to.
         made: How tables and factors depend on weights; None if no gradient of weights will be asked for.
     """
@@ -179,6 +182,7 @@ class Encoder:
         Z: Tensor,
         mixers: list[_Mixer],
         gate: _FrozenGate | _TrainedGate,
+        parameters: list[Tensor],
         spare: list[_Arrays],
         made: _Made | None = None,
     ) -> None:
@@ -190,7 +194,7 @@ class Encoder:
         self.reverse_edge, self.row_start = pairs.reverse.numpy(), pairs.row_start.numpy()
         self.charge = _array(charge)
         self.both = self.charge if frame.is_symmetric else np.ones_like(self.charge)
-        self.spare = spare
+        self.parameters, self.spare = parameters, spare
         self.notes: _Notes | None = None
         self.taken: list[np.ndarray] = []
         self.tangents: list[_Layer] = []
@@ -409,12 +413,13 @@ _PARTS = ((0, 1), (1, 4), (4, 9))
 class _Mixer:
     """Channel mixing of the three parts and its adjoint, (3, F, F)."""
 
-    def __init__(self, weights: Tensor, *, packs: bool) -> None:
+    def __init__(self, weights: Tensor) -> None:
+        network = kernels.network_loops()
         self.weights = weights  # (3, out, in)
-        self.packed: tuple[np.ndarray, np.ndarray] | None = None
-        if packs:
-            pack = kernels.network_loops().pack
-            self.packed = pack(_array(weights.transpose(1, 2))), pack(_array(weights))
+        self.packed = None
+        if network.can_pack(weights.shape[1], weights.element_size()):
+            array = _array(weights)
+            self.packed = network.pack(array, turned=True), network.pack(array, turned=False)
 
     def forward(self, X: np.ndarray, out: np.ndarray) -> None:
         self._run(X, 0, self.weights.transpose(1, 2), out)
@@ -423,13 +428,11 @@ class _Mixer:
         self._run(grad, 1, self.weights, out)
 
     def _run(self, X: np.ndarray, way: int, weights: Tensor, out: np.ndarray) -> None:
-        if self.packed is not None and X.shape[0] < MANY_ATOMS:
+        if self.packed is not None:
             kernels.network_loops().mix(X.size * X.shape[2], X, self.packed[way], out)
             return
-        values, target = torch.from_numpy(X).transpose(0, 1), torch.from_numpy(out).transpose(0, 1)
-        for part, (first, last) in enumerate(_PARTS):
-            matrix = weights[part].expand(last - first, *weights.shape[1:])
-            torch.bmm(values[first:last], matrix, out=target[first:last])
+        for part, (first, last) in enumerate(_PARTS):  # few channels
+            torch.matmul(torch.from_numpy(X[:, first:last]), weights[part], out=torch.from_numpy(out[:, first:last]))
 
 
 class _FrozenGate:

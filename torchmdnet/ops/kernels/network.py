@@ -18,6 +18,8 @@ from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
     "add_norms_backward",
+    "can_pack",
+    "fill_packed",
     "geometry",
     "geometry_backward",
     "geometry_tangent",
@@ -135,43 +137,97 @@ def geometry_tangent(u, dist, row, handedness, slope, dvec, ddist, out_Y, out_co
             out_coef[p, k] = slope[p, k] * ddist[p]
 
 
-def pack(W: Any) -> Any:
-    """Weights of the three parts (3, F, G) as :func:`mix` reads them: blocks of G, (blocks, F, 3, lanes)."""
-    lanes = BITS // (8 * W.itemsize)
-    G = W.shape[2]
-    blocks = [W[:, :, g : g + lanes] for g in (min(first, G - lanes) for first in range(0, G, lanes))]
-    return np.ascontiguousarray(np.stack(blocks).transpose(0, 2, 1, 3))
+#: Atoms whose features stay in the first cache while weights pass by.
+CHUNK = 8
+
+
+def can_pack(num_channels: int, itemsize: int) -> bool:
+    """Whether :func:`mix` takes so few channels."""
+    return num_channels >= 2 * BITS // (8 * itemsize)
+
+
+def pack(W: Any, *, turned: bool) -> Any:
+    """Weights of the three parts (3, F, G), or turned (3, G, F), as :func:`mix` reads them: (3, blocks, F, 2 lanes)."""
+    many = 2 * BITS // (8 * W.itemsize)
+    F, G = W.shape[:0:-1] if turned else W.shape[1:]
+    out = np.empty((3, (G + many - 1) // many, F, many), W.dtype)
+    fill_packed(W.size, W, turned, out)
+    return out
+
+
+@compiled
+def fill_packed(W, turned, out):
+    """The loop of :func:`pack`; the last block overlaps the one before."""
+    _, blocks, F, many = out.shape
+    G = W.shape[1] if turned else W.shape[2]
+    for part in range(3):
+        for block in range(blocks):
+            first = min(block * many, G - many)
+            for f in range(F):
+                for k in range(many):
+                    out[part, block, f, k] = W[part, first + k, f] if turned else W[part, f, first + k]
+
+
+@inlined
+def row_of(r, c, first, atom):
+    """Where row r of a part with c components lies among the components of all atoms."""
+    return (atom + r // c) * 9 + first + r % c
+
+
+@inlined
+def put_two(o, k, W, a, b):
+    """Store two vectors."""
+    store(o, k, a)
+    store(o, k + W, b)
 
 
 @compiled
 def mix(X, packed, out):
-    """out_c = X_c W of the part of c: (N, 9, F) -> (N, 9, G), with weights from :func:`pack`."""
+    """out_c = X_c W of the part of c: (N, 9, F) -> (N, 9, G), with weights from :func:`pack`.
+
+    Six rows times two vectors of channels at a time keep twelve sums in registers; the last rows are made twice.
+    """
     num_atoms, _, F = X.shape
-    G = out.shape[2]
-    lanes = num_lanes(X)
+    G, blocks, W = out.shape[2], packed.shape[1], num_lanes(X)
     x, w, o = X.reshape(-1), packed.reshape(-1), out.reshape(-1)
     zero = splat(x, 0.0)
-    group = 4  # atoms whose features stay in the first cache while weights pass by
-    for first in numba.prange((num_atoms + group - 1) // group):
-        for block in range(packed.shape[0]):
-            g = min(block * lanes, G - lanes)
-            for n in range(first * group, min(first * group + group, num_atoms)):
-                a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-                at, k = n * 9 * F, block * F * 3 * lanes
-                for _ in range(F):
-                    w0, w1, w2 = load(w, k), load(w, k + lanes), load(w, k + 2 * lanes)
-                    a0 += repeat(x, at) * w0
-                    a1 += repeat(x, at + F) * w1
-                    a2 += repeat(x, at + 2 * F) * w1
-                    a3 += repeat(x, at + 3 * F) * w1
-                    a4 += repeat(x, at + 4 * F) * w2
-                    a5 += repeat(x, at + 5 * F) * w2
-                    a6 += repeat(x, at + 6 * F) * w2
-                    a7 += repeat(x, at + 7 * F) * w2
-                    a8 += repeat(x, at + 8 * F) * w2
-                    at += 1
-                    k += 3 * lanes
-                put(o, n * 9 * G + g, G, (a0, a1, a2, a3, a4, a5, a6, a7, a8))
+    for chunk in numba.prange((num_atoms + CHUNK - 1) // CHUNK):
+        atom = chunk * CHUNK
+        for part in range(3):
+            c, first = 2 * part + 1, part * part
+            last = min(CHUNK, num_atoms - atom) * c - 1
+            for block in range(blocks):
+                g = min(block * 2 * W, G - 2 * W)
+                for r in range(0, last + 1, 6):
+                    i0, i1 = row_of(r, c, first, atom), row_of(min(r + 1, last), c, first, atom)
+                    i2, i3 = row_of(min(r + 2, last), c, first, atom), row_of(min(r + 3, last), c, first, atom)
+                    i4, i5 = row_of(min(r + 4, last), c, first, atom), row_of(min(r + 5, last), c, first, atom)
+                    a0, a1, a2, a3, a4, a5 = zero, zero, zero, zero, zero, zero
+                    b0, b1, b2, b3, b4, b5 = zero, zero, zero, zero, zero, zero
+                    k = (part * blocks + block) * F * 2 * W
+                    for f in range(F):
+                        u, v = load(w, k), load(w, k + W)
+                        x0, x1, x2 = repeat(x, i0 * F + f), repeat(x, i1 * F + f), repeat(x, i2 * F + f)
+                        x3, x4, x5 = repeat(x, i3 * F + f), repeat(x, i4 * F + f), repeat(x, i5 * F + f)
+                        a0 += x0 * u
+                        b0 += x0 * v
+                        a1 += x1 * u
+                        b1 += x1 * v
+                        a2 += x2 * u
+                        b2 += x2 * v
+                        a3 += x3 * u
+                        b3 += x3 * v
+                        a4 += x4 * u
+                        b4 += x4 * v
+                        a5 += x5 * u
+                        b5 += x5 * v
+                        k += 2 * W
+                    put_two(o, i0 * G + g, W, a0, b0)
+                    put_two(o, i1 * G + g, W, a1, b1)
+                    put_two(o, i2 * G + g, W, a2, b2)
+                    put_two(o, i3 * G + g, W, a3, b3)
+                    put_two(o, i4 * G + g, W, a4, b4)
+                    put_two(o, i5 * G + g, W, a5, b5)
 
 
 @compiled
