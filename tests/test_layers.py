@@ -16,10 +16,10 @@ LAYERS = [
     {"_version", "errors", "elements", "files", "page", "typing"},
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
-    {"nn"},
+    {"nn", "recording"},
     {"models", "heads", "priors", "datasets"},
-    {"potential", "properties", "stacking", "build", "checkpoint"},
-    {"config", "data", "training", "calculators", "labelling", "testing", "optimize"},
+    {"potential", "compiled", "properties", "stacking", "build", "checkpoint"},
+    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export"},
     {"scripts"},
 ]
 NEIGHBOURS = {
@@ -28,6 +28,7 @@ NEIGHBOURS = {
     ("neighbors", "graph"),  # the module OptimizedDistance stands on the same function as graphs
     ("heads", "models"),  # heads read Features
     ("potential", "stacking"),
+    ("compiled", "potential"),
     ("build", "potential"),
     ("build", "properties"),
     ("checkpoint", "build"),

@@ -34,7 +34,7 @@ from conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-LANGUAGES = {"python", "bash", "yaml", "text", "csv", "bibtex"}
+LANGUAGES = {"python", "bash", "cpp", "yaml", "text", "csv", "bibtex"}
 
 
 class Block(NamedTuple):

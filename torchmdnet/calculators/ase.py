@@ -15,7 +15,6 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor, nn
 
-from torchmdnet.calculators.compiled import compiled
 from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
@@ -31,6 +30,7 @@ from torchmdnet.calculators.loading import (
     unseen_elements,
 )
 from torchmdnet.calculators.predict import Answer, predict_members
+from torchmdnet.compiled import compiled
 from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
@@ -62,8 +62,8 @@ class TMDNETCalculator(Calculator):
         model_file: A checkpoint; several, or a zip of them, for an ensemble; or a model, which is copied.
         device: Where the model runs.
         dtype: Precision of the calculation, a torch type or its name. Energies are summed over atoms in float64.
-        compile: Compile the model on first use, which takes about a minute; what it gains depends on the system and the
-            machine. If it fails, or gives other numbers, the calculator goes on without and says so.
+        compile: Compile the model on first use, which takes minutes and needs a C++ compiler; see
+            :mod:`torchmdnet.compiled`. If it fails, or gives other numbers, the calculator goes on without and says so.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
         skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
             half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not depend on it. 0 turns it off.

@@ -130,6 +130,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Nodes of a distributed run; NODE_RANK, MASTER_ADDR and MASTER_PORT tell each its place.", ge=1),
         Option("precision", "int", 32, "Bits of a floating point number in the model. 16 are too few for forces.",
                choices=(32, 64)),
+        Option("compile", "bool", False,
+               "Compile training steps with forces: energy and forces are recorded together and go through "
+               "torch.compile. Takes minutes at the start, and on the CPU a C++ compiler.", established=False),
         Option("log_dir", "path", None,
                "Folder for everything the run writes. None makes a new folder, runs/<dataset>-<model>-<date>-<time>.",
                short="-l"),

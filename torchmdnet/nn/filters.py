@@ -17,6 +17,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels.tracing import is_recording
 from torchmdnet.ops.messages import RadialFilter, RadialPoints
 from torchmdnet.typing import PairFeatures, PairScalars
 
@@ -119,7 +120,7 @@ class _Table:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
 
     def tensor(self) -> Tensor:
-        if not self.parameters or not torch.is_grad_enabled():
+        if not self.parameters or not torch.is_grad_enabled() or is_recording():
             return self.values
         return _Remembered.apply(self, *self.parameters)  # type: ignore[return-value]
 
@@ -156,6 +157,9 @@ class RadialEngine:
         if mode not in MODES:
             raise ConfigError(f"radial: {mode!r} is not available. Choose from {', '.join(MODES)}.")
         self.mode: RadialMode = mode
+        #: What the last call was about, for :meth:`choose_again`, and the grid it used.
+        self.asked: tuple[nn.Module, CosineCutoff, Sequence[RadialFunction]] | None = None
+        self.used: Spline | None = None
         self.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RadialEngine:
@@ -194,8 +198,23 @@ class RadialEngine:
         """
         assert graph.pairs is not None
         dist = graph.pairs.dist
-        spline = self._choose(dist, basis, envelope, functions, training)
+        self.asked = (basis, envelope, functions)
+        if is_recording():
+            spline = self.used
+        else:
+            spline = self.used = self._choose(dist, basis, envelope, functions, training)
         return Radial(dist, basis, envelope, spline, None if training or spline is None else self.tables)
+
+    def choose_again(self, dist: PairScalars, training: bool) -> Any:
+        """Have the grid ready that distances like these take, for a recording to use as it is.
+
+        Returns:
+            Something that differs where a recording has to.
+        """
+        if self.asked is None:
+            return None
+        self.used = self._choose(dist, *self.asked, training)
+        return self.used if training or self.used is None else id(self.tables)
 
     def _choose(
         self,

@@ -31,6 +31,7 @@ from torchmdnet.ops.kernels.attending import (
     is_fused,
 )
 from torchmdnet.ops.kernels.forms import Stage
+from torchmdnet.ops.kernels.tracing import is_recording
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, RadialPoints, embed_edges, gather_weight_sum
 from torchmdnet.typing import AtomFeatures, AtomTensors, EdgeVectors, PairScalars
 
@@ -70,14 +71,14 @@ def attend(
     Returns:
         m, (N, 1, F), or with vectors [m, μ], (N, 4, F).
     """
-    if not (kernels.can_run(q) and edges.come_in_pairs):
+    if not (kernels.can_pass(q) and edges.come_in_pairs):
         plain = {"num_heads": num_heads, "activation": activation, "vectors_fade": vectors_fade}
         return attend_plain(q, k, X, direction, filter, envelope, edges, **plain)
     options = (edges, filter.points.cell, num_heads, activation, vectors_fade)
     if direction is None:
         direction = q.new_empty(0, 3)
     tensors = (q, k, X, direction, filter.points.coef, envelope, filter.table)
-    if is_final and isinstance(activation, nn.SiLU) and is_fused(q, num_heads):
+    if is_final and isinstance(activation, nn.SiLU) and not is_recording() and is_fused(q, num_heads):
         return _attend(*tensors, options)
     return _attend_by_forms(*tensors, options)
 

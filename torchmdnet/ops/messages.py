@@ -16,6 +16,7 @@ The plain functions here are the definition. On the CPU compiled twins of them r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,14 @@ from torch import Tensor
 
 from torchmdnet.graph import Graph, Pairs
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels.tracing import is_recording
 from torchmdnet.typing import AtomComponents, EdgeIndex
 
 __all__ = [
     "EdgeRows",
     "RadialFilter",
     "RadialPoints",
+    "edge_layout",
     "embed_edges",
     "embed_edges_plain",
     "gather_weight_sum",
@@ -85,10 +88,17 @@ class EdgeRows(NamedTuple):
     def layout(self, points: RadialPoints, num_components: int) -> kernels.EdgeLayout:
         """The same as arrays, or where a twin runs, as tensors."""
         indices = (self.edge_index[1], self.row, self.back, self.reverse, self.row_start, points.cell)
-        arrays = [index.contiguous() for index in indices]
-        if points.coef.device.type not in kernels.TWINS:
-            arrays = [array.numpy() for array in arrays]
-        return kernels.EdgeLayout._make([*arrays, _STARTS[num_components]])
+        if is_recording():
+            return kernels.EdgeLayout._make([*indices, _STARTS[num_components]])
+        return edge_layout(indices, num_components, points.coef.device)
+
+
+def edge_layout(indices: Sequence[Tensor], num_components: int, device: torch.device) -> kernels.EdgeLayout:
+    """Indices as the twins of a device take them: senders, rows, rows back, reverse edges, row starts and cells."""
+    arrays = [index.contiguous() for index in indices]
+    if device.type not in kernels.TWINS:
+        arrays = [array.numpy() for array in arrays]
+    return kernels.EdgeLayout._make([*arrays, _STARTS[num_components]])
 
 
 class _Starts(dict[int, np.ndarray]):
@@ -134,7 +144,7 @@ def gather_weight_sum(X: AtomComponents, filter: RadialFilter, edges: EdgeRows) 
     Returns:
         (N, C, F).
     """
-    if kernels.can_run(X) and edges.come_in_pairs:
+    if kernels.can_pass(X) and edges.come_in_pairs:
         return kernels.message(X, filter.points.coef, filter.table, edges.layout(filter.points, X.shape[1]))
     return gather_weight_sum_plain(X, filter, edges)
 
@@ -158,7 +168,7 @@ def embed_edges(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> 
     Returns:
         (N, C, F).
     """
-    if kernels.can_run(Z) and edges.come_in_pairs:
+    if kernels.can_pass(Z) and edges.come_in_pairs:
         return kernels.embed(Y, filter.points.coef, filter.table, Z, edges.layout(filter.points, Y.shape[1]))
     return embed_edges_plain(Y, filter, Z, edges)
 

@@ -18,6 +18,7 @@ from torchmdnet import __version__
 from torchmdnet.build import create_model
 from torchmdnet.checkpoint import hyper_parameters_of, load_model, migrate, read_checkpoint
 from torchmdnet.checkpoint.migrations import fill_boxes
+from torchmdnet.compiled import CompiledPotential
 from torchmdnet.config.reader import read_yaml
 from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
 from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
@@ -44,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "precision": 32,
     "remove_ref_energy": False,
     "derivative": False,
+    "compile": False,
     "ema_alpha_y": 1.0,
     "ema_alpha_neg_dy": 1.0,
     "y_weight": 1.0,
@@ -149,6 +151,8 @@ class LNNP(LightningModule):
         else:
             self.model = create_model(hparams, prior_model, mean, std)
         self.note_handedness()
+        #: With ``compile``, what training steps go through, kept apart from the modules whose weights are saved.
+        self.compiled = [CompiledPotential(self.model)] if hparams["compile"] else []
 
         self.train_loss_name = loss_name(hparams["train_loss"])
         self.train_loss_fn = LossFunction(LOSSES[hparams["train_loss"]], hparams["train_loss_arg"])
@@ -340,7 +344,8 @@ class LNNP(LightningModule):
         **flags: bool,
     ) -> Any:
         """Predictions (S, 1) and minus their gradients (N, 3) of the model; ``flags`` ask it for more."""
-        return self.model(
+        model = self.compiled[0] if self.compiled and self.training else self.model
+        return model(
             z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems, **flags
         )
 

@@ -2,11 +2,14 @@
 
 from torchmdnet.ops.kernels.forms import TWINS, needed
 from torchmdnet.ops.kernels.operators import (
+    WORTH_THREADS,
     EdgeLayout,
     can_loop,
+    can_pass,
     can_run,
     edge_loops,
     embed,
+    further_edge_loops,
     interact,
     is_traced,
     message,
@@ -21,11 +24,14 @@ from torchmdnet.ops.kernels.operators import (
 
 __all__ = [
     "TWINS",
+    "WORTH_THREADS",
     "EdgeLayout",
     "can_loop",
+    "can_pass",
     "can_run",
     "edge_loops",
     "embed",
+    "further_edge_loops",
     "interact",
     "is_traced",
     "message",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmdnet.ops.kernels.forms import Form
 from torchmdnet.ops.kernels.operators import EdgeLayout, _array, _flat, _fold, can_loop
 
-__all__ = ["AttentionLayout", "attend_gradients", "attend_value", "contract_edges", "contract_receivers"]
+__all__ = ["CONTRACTION", "AttentionLayout", "attend_gradients", "attend_value", "contract_edges", "contract_receivers"]
 
 
 def _loops() -> ModuleType:
@@ -53,17 +53,17 @@ class _Contraction(Form):
         return out
 
 
-_CONTRACTION = _Contraction()
+CONTRACTION = _Contraction()
 
 
 def contract_edges(q: Tensor, k: Tensor, coef: Tensor, table: Tensor, layout: EdgeLayout, num_heads: int) -> Tensor:
     """See :func:`torchmdnet.ops.attention.contract_edges`."""
-    return _CONTRACTION("S", (layout.sender.shape[0], num_heads), layout, q, k, coef, table)
+    return CONTRACTION("S", (layout.sender.shape[0], num_heads), layout, q, k, coef, table)
 
 
 def contract_receivers(S: Tensor, k: Tensor, coef: Tensor, table: Tensor, layout: EdgeLayout) -> Tensor:
     """See :func:`torchmdnet.ops.attention.contract_receivers`."""
-    return _CONTRACTION("q", tuple(k.shape), layout, S, k, coef, table)
+    return CONTRACTION("q", tuple(k.shape), layout, S, k, coef, table)
 
 
 def is_fused(q: Tensor, num_heads: int) -> bool:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchmdnet.ops.kernels.tracing import is_recording
+
 __all__ = ["TWINS", "Form", "Stage", "needed"]
 
 #: Packages with a twin of every form and stage, by device.
@@ -53,6 +55,10 @@ class Form(abc.ABC):
 
     def __call__(self, slot: str, shape: tuple[int, ...], where: Any, *tensors: Tensor) -> Tensor:
         """:meth:`derivative` with the other tensors in order; it can be differentiated any number of times."""
+        if is_recording():
+            from torchmdnet.ops import library
+
+            return library.call(self, slot, shape, where, tensors)
         return _Derivative.apply(_twin(self, tensors[0]), slot, shape, where, *tensors)  # type: ignore[return-value]
 
 

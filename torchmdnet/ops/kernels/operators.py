@@ -14,14 +14,20 @@ import torch
 from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import TWINS, Form, Stage
+from torchmdnet.ops.kernels.tracing import is_recording, records_operators
 from torchmdnet.ops.kernels.work import WORTH_THREADS
 
 __all__ = [
+    "EMBEDDING",
+    "MESSAGE",
+    "WORTH_THREADS",
     "EdgeLayout",
     "can_loop",
+    "can_pass",
     "can_run",
     "edge_loops",
     "embed",
+    "further_edge_loops",
     "interact",
     "is_traced",
     "message",
@@ -51,22 +57,34 @@ def can_run(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and not is_traced() and has_triton()
 
 
+def can_pass(x: Tensor) -> bool:
+    """Whether a compiled twin of an operator along edges takes this tensor, also while operators are recorded."""
+    if not records_operators():
+        return can_run(x)
+    if x.device.type in TWINS:
+        return x.dtype in (torch.float32, torch.float64) and has_triton()
+    return _fits_loops(x)
+
+
 def can_loop(x: Tensor) -> bool:
     """Whether it is the loops of the CPU that take this tensor."""
+    return _fits_loops(x) and not is_traced()
+
+
+def _fits_loops(x: Tensor) -> bool:
     return (
         _HAS_NUMBA
         and x.device.type == "cpu"
         and "cpu" not in TWINS
         and x.dtype in (torch.float32, torch.float64)
         and x.shape[-1] >= (8 if x.dtype == torch.float32 else 4)
-        and not is_traced()
     )
 
 
 def is_traced() -> bool:
     """Whether the call is being recorded or transformed, so that nothing may be decided from values."""
     transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.compiler.is_compiling() or transforms is not None
+    return is_recording() or torch.compiler.is_compiling() or transforms is not None
 
 
 @functools.cache
@@ -91,6 +109,14 @@ def edge_loops() -> ModuleType:
     from torchmdnet.ops.kernels import edges
 
     return edges
+
+
+@functools.cache
+def further_edge_loops() -> ModuleType:
+    """Loops over edges that only training on forces needs."""
+    from torchmdnet.ops.kernels import tensor_edges
+
+    return tensor_edges
 
 
 @functools.cache
@@ -284,22 +310,22 @@ class _Mixing(Form):
         return out
 
 
-_MESSAGE, _EMBEDDING, _MIXING = _Message(), _Embedding(), _Mixing()
+MESSAGE, EMBEDDING, MIXING = _Message(), _Embedding(), _Mixing()
 
 
 def message(X: Tensor, coef: Tensor, table: Tensor, layout: EdgeLayout) -> Tensor:
     """See :func:`torchmdnet.ops.messages.gather_weight_sum`."""
-    return _MESSAGE("O", tuple(X.shape), layout, coef, table, X)
+    return MESSAGE("O", tuple(X.shape), layout, coef, table, X)
 
 
 def embed(Y: Tensor, coef: Tensor, table: Tensor, Z: Tensor, layout: EdgeLayout) -> Tensor:
     """See :func:`torchmdnet.ops.messages.embed_edges`."""
-    return _EMBEDDING("O", (Z.shape[0], Y.shape[1], Z.shape[2]), layout, Y, coef, table, Z)
+    return EMBEDDING("O", (Z.shape[0], Y.shape[1], Z.shape[2]), layout, Y, coef, table, Z)
 
 
 def mix(X: Tensor, W: Tensor, ends: tuple[int, ...]) -> Tensor:
     """See :func:`torchmdnet.ops.irreps.mix_channels`."""
-    return _MIXING("O", (X.shape[0], X.shape[1], W.shape[1]), ends, W, X)
+    return MIXING("O", (X.shape[0], X.shape[1], W.shape[1]), ends, W, X)
 
 
 class _Product(Form):
