@@ -143,3 +143,46 @@ def test_data_sets_take_slices_and_lists():
     assert [sample.y.item() for sample in data[[7, -1]]] == [7, 10]
     assert len(data[np.arange(11) > 8]) == 2
     assert data[torch.tensor(3)].y.item() == data.get(3).y.item() == 3
+
+
+@pytest.mark.parametrize(("total", "block"), [(1000, 10), (1003, 16), (5, 8), (320, 1)])
+def test_blocks_of_neighbours_are_shuffled_with_every_sample_once(total, block):
+    sampler = EpochBatchSampler(total, 7, shuffle=True, seed=3, block=block)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(np.concatenate(list(sampler)).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(total))
+    assert orders[0] == orders[2] != orders[1]
+    assert orders[0] != sorted(orders[0])
+    window = orders[0][: 32 * block]
+    assert len({row // block for row in window}) <= 33
+
+
+def test_neighbours_are_those_on_disk_and_a_run_continues_inside_an_epoch():
+    stored = np.argsort(np.random.default_rng(1).permutation(5000))
+    rows = np.argsort(stored)  # the sample at each place of the part
+    sampler = EpochBatchSampler(5000, 50, shuffle=True, block=20, neighbours=stored)
+    batches = list(sampler)
+    places = rows[np.concatenate(batches[:12])]
+    assert len({place // 20 for place in places.tolist()}) <= 33
+    sampler.skip(3)
+    np.testing.assert_array_equal(np.concatenate(list(sampler)), np.concatenate(batches[3:]))
+
+
+def test_data_larger_than_memory_are_read_by_workers_in_the_same_batches(tmp_path, monkeypatch):
+    import torchmdnet.data.loader as home
+
+    frames = dataset(40).frames
+    frames.save(tmp_path)
+    data = FramesDataset(Frames.open(tmp_path))
+    plain = Loader(data, EpochBatchSampler(40, 6, shuffle=True, seed=5, block=4), num_workers=2)
+    assert plain.num_workers == 0
+    monkeypatch.setattr(home, "memory_size", lambda: 10)
+    sampler = EpochBatchSampler(40, 6, shuffle=True, seed=5, block=4)
+    loader = Loader(data, sampler, num_workers=2)
+    assert loader.num_workers == 2
+    expected = energies(plain)
+    assert energies(loader) == expected
+    sampler.skip(2)  # exactly where an interrupted run was
+    assert energies(loader) == expected[2:]

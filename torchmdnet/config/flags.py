@@ -123,6 +123,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("seed", "int", 1, "Seed of the splits, the initial weights and the shuffling.", ge=0, le=2**32 - 1),
         Option("num_workers", "int", 4,
                "Processes that prepare batches, for data sets that are not read in place.", ge=0),
+        Option("shuffle_block", "int", None,
+               "Shuffle blocks of so many neighbouring samples, and the samples within 32 of them, so that data larger "
+               "than memory are read in few places at a time. None shuffles all samples.", ge=1, established=False),
         Option("ngpus", "int", -1,
                "Devices per node. -1 takes every visible GPU, or one process on a machine without. "
                "CUDA_VISIBLE_DEVICES chooses among them.", ge=-1),

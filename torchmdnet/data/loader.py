@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
+
+#: Blocks whose samples are shuffled together.
+BLOCKS_AT_ONCE = 32
 
 __all__ = ["EpochBatchSampler", "IndexedSubset", "Loader", "collect"]
 
@@ -29,6 +34,9 @@ class EpochBatchSampler(Sampler[np.ndarray]):
         seed: Seed of the order.
         rank: Number of this process. None: asked of ``torch.distributed`` when iterating.
         world_size: Number of processes, likewise.
+        block: Shuffle blocks of so many neighbours, and the samples of every :data:`BLOCKS_AT_ONCE` blocks in a row,
+            instead of all samples at once: each file is then read in a few places at a time.
+        neighbours: Samples in the order in which they are stored, (n,); None is ascending.
     """
 
     def __init__(
@@ -40,12 +48,16 @@ class EpochBatchSampler(Sampler[np.ndarray]):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        block: int | None = None,
+        neighbours: np.ndarray | None = None,
     ) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.block = block
+        self.neighbours = neighbours
         self._skip = 0
         self._place = None if rank is None or world_size is None else (rank, world_size)
 
@@ -77,9 +89,7 @@ class EpochBatchSampler(Sampler[np.ndarray]):
         if not self.num_samples:
             return
         rank, world_size = self._process()
-        order = np.arange(self.num_samples)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        order = self._order()
         mine = order[rank::world_size]
         number = len(self)
         if len(mine) < number:  # fewer samples than processes: everyone needs something to do
@@ -90,6 +100,21 @@ class EpochBatchSampler(Sampler[np.ndarray]):
             batches = np.array_split(mine, number)
         first, self._skip = self._skip, 0
         yield from batches[first:]
+
+    def _order(self) -> np.ndarray:
+        """The samples of this epoch in the order in which they are served, (n,)."""
+        total, block = self.num_samples, self.block
+        if not self.shuffle:
+            return np.arange(total)
+        random = np.random.default_rng([self.seed, self.epoch])
+        if block is None:
+            return random.permutation(total)
+        starts = random.permutation(-(-total // block)) * block
+        order = (starts[:, None] + np.arange(block)).reshape(-1)
+        order = order[order < total]
+        for first in range(0, total, BLOCKS_AT_ONCE * block):
+            random.shuffle(order[first : first + BLOCKS_AT_ONCE * block])
+        return order if self.neighbours is None else self.neighbours[order]
 
 
 class IndexedSubset(Subset):
@@ -112,6 +137,11 @@ class IndexedSubset(Subset):
         """Samples of this part as one batch."""
         return collect(self.dataset, self._rows[np.asarray(indices, dtype=np.int64)])
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The numbers of these samples in the whole data set, (n,)."""
+        return self._rows
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -120,7 +150,8 @@ class Loader(DataLoader):
     """A ``DataLoader`` over batches of sample numbers.
 
     A data set that collects batches at memory speed (``gathers_in_process``) is read in this process: handing batches
-    from worker to worker would cost more than making them. Others get ``num_workers`` workers.
+    from worker to worker would cost more than making them. Others, and data larger than memory, for which the disk has
+    to be waited for, get ``num_workers`` workers. The batches are the same either way.
 
     Args:
         dataset: Gives samples, or batches through ``batch(indices)``.
@@ -131,7 +162,9 @@ class Loader(DataLoader):
     def __init__(self, dataset: Any, batch_sampler: EpochBatchSampler, num_workers: int = 0) -> None:
         source = dataset.dataset if isinstance(dataset, Subset) else dataset
         has_transform = getattr(source, "transform", None) is not None
-        workers = 0 if getattr(source, "gathers_in_process", False) and not has_transform else num_workers
+        at_memory_speed = getattr(source, "gathers_in_process", False) and not has_transform
+        size = getattr(getattr(source, "frames", None), "nbytes", 0)
+        workers = 0 if at_memory_speed and size < memory_size() else num_workers
         super().__init__(
             _WholeBatches(dataset),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
@@ -141,6 +174,19 @@ class Loader(DataLoader):
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(batch_sampler.seed),  # not a draw from the global one
         )
+
+
+def memory_size() -> int:
+    """Bytes of memory that this process may use: those of the machine, or of its control group."""
+    try:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return 2**63
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return size
+    return min(size, int(limit)) if limit.isdigit() else size
 
 
 def collect(dataset: Any, indices: np.ndarray) -> Batch:

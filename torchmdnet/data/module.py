@@ -54,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "prior_model": None,
     "test_interval": -1,
     "batch_size": 32,
+    "shuffle_block": None,
     "inference_batch_size": None,
     "num_workers": 4,
     "max_z": None,
@@ -309,7 +310,11 @@ class DataModule(LightningDataModule):
         options = self.options
         is_train = stage == "train"
         size = options["batch_size"] if is_train else options["inference_batch_size"] or options["batch_size"]
-        sampler = EpochBatchSampler(len(dataset), size, shuffle=is_train, seed=options["seed"])
+        block = options["shuffle_block"]
+        neighbours = np.argsort(dataset.rows) if block and isinstance(dataset, IndexedSubset) else None
+        sampler = EpochBatchSampler(
+            len(dataset), size, shuffle=is_train, seed=options["seed"], block=block, neighbours=neighbours
+        )
         loader = Loader(dataset, sampler, options["num_workers"])
         if store_dataloader:
             self._loaders[stage] = loader

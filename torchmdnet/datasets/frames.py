@@ -32,6 +32,9 @@ __all__ = ["FIELDS", "Field", "FrameBuilder", "Frames", "JoinedFrames", "make_ba
 #: Number of the on-disk layout; it is part of every cache key.
 FORMAT = 1
 
+#: Atoms looked at in one go.
+_AT_ONCE = 2**22
+
 Indices = Sequence[int] | np.ndarray | Tensor
 
 
@@ -230,9 +233,10 @@ class Frames:
     def elements(self) -> np.ndarray:
         """The atomic numbers that occur, ascending."""
         z = np.asarray(self.shared["z"] if "z" in self.shared else self.atoms["z"])
+        pieces = (z[first : first + _AT_ONCE] for first in range(0, len(z), _AT_ONCE))  # counting copies what it counts
         if z.dtype.kind in "iu" and z.dtype.itemsize == 1:
-            return np.flatnonzero(np.bincount(z.view(np.uint8), minlength=1))
-        return np.unique(z)
+            return np.flatnonzero(sum(np.bincount(piece.view(np.uint8), minlength=256) for piece in pieces))
+        return np.unique(np.concatenate([np.unique(piece) for piece in pieces])) if len(z) else np.unique(z)
 
     def composition(self, indices: Indices | None = None) -> tuple[np.ndarray, np.ndarray]:
         """How many atoms of each element each system has: counts (S, K) and the K atomic numbers."""
@@ -240,11 +244,14 @@ class Frames:
         if "z" in self.shared:
             one = np.bincount(np.searchsorted(elements, self.shared["z"]), minlength=len(elements))
             return np.tile(one, (len(self) if indices is None else len(indices), 1)), elements
-        z = np.asarray(self.atoms["z"])
-        column = np.searchsorted(elements, z)
-        system = np.repeat(np.arange(len(self)), self.counts)
-        table = np.bincount(system * len(elements) + column, minlength=len(self) * len(elements))
-        table = table.reshape(len(self), len(elements))
+        z, counts, width = np.asarray(self.atoms["z"]), self.counts, len(elements)
+        table = np.empty((len(self), width), dtype=np.int64)
+        for first in range(0, len(self), 65536):
+            last = min(first + 65536, len(self))
+            column = np.searchsorted(elements, z[self.ptr[first] : self.ptr[last]])
+            system = np.repeat(np.arange(last - first), counts[first:last])
+            found = np.bincount(system * width + column, minlength=(last - first) * width)
+            table[first:last] = found.reshape(last - first, width)
         return (table if indices is None else table[checked_indices(indices, len(self))]), elements
 
     # ------------------------------------------------------------------------------------------- files, pickling
