@@ -172,10 +172,17 @@ def _read_extxyz(path: Path, wanted: Sequence[int] | None, chunk: int = 200) -> 
         for number, (first, text) in enumerate(_extxyz_texts(path))
         if chosen is None or number in chosen
     )
-    while block := list(itertools.islice(texts, chunk)):
-        frames = _parse_extxyz("".join(text for _, _, text in block))
+    fault: DataError | None = None
+    while fault is None:
+        block: list[tuple[int, int, str]] = []
+        try:
+            block.extend(itertools.islice(texts, chunk))
+        except DataError as error:
+            fault = error  # the frames before it come first
+        if not block and fault is None:
+            return
+        frames = _parse_extxyz("".join(text for _, _, text in block)) if block else []
         if isinstance(frames, Exception) or len(frames) != len(block):
-            frames = []
             for number, first, text in block:  # once more, one by one, to find out which
                 one = _parse_extxyz(text)
                 if isinstance(one, Exception):
@@ -183,9 +190,11 @@ def _read_extxyz(path: Path, wanted: Sequence[int] | None, chunk: int = 200) -> 
                         lines = text.splitlines()
                         raise _cut(path, number, first + len(lines) - 1, lines[-1]) from one
                     raise DataError(f"{path}, frame {number}: {_reason(one)}") from one
-                frames += one
-        for (number, _, _), atoms in zip(block, frames, strict=True):
-            yield number, atoms
+                yield number, one[0]
+        else:
+            for (number, _, _), atoms in zip(block, frames, strict=True):
+                yield number, atoms
+    raise fault
 
 
 def _parse_extxyz(text: str) -> list[Atoms] | Exception:

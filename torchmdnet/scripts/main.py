@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "main"]
 
 #: Name -> what it does, and the function that takes its arguments; imported when asked for.
 COMMANDS = {
+    "data": ("say what is in a data set and what is wrong with it", "torchmdnet.scripts.data:main"),
     "info": ("say what is in a model file", "torchmdnet.scripts.info:main"),
     "convert": ("bring a model file into another format, and verify it", "torchmdnet.scripts.convert:main"),
     "sample": (

@@ -1,0 +1,246 @@
+"""``torchmd-net data``: what is in a data set, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmdnet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from torchmdnet.data.doctor import Diagnosis, Samples
+
+__all__ = ["get_parser", "main"]
+
+_SIGNS = {"error": ("✗", "bold red"), "warning": ("!", "bold yellow"), "note": ("·", "dim")}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Examine a data set, print what was found, and end with a status that scripts can use.
+
+    Raises:
+        ConfigError: If the arguments do not fit each other.
+        SystemExit: With 2 where there are errors or nothing can be read, with 1 for warnings under ``--strict``.
+    """
+    args = get_parser().parse_args(argv)
+    _check(args)
+    if args.html and not Path(args.html).expanduser().resolve().parent.is_dir():
+        raise ConfigError(f"--html: there is no folder {Path(args.html).expanduser().resolve().parent}.")
+    level = logging.getLogger("torchmdnet").level
+    logging.getLogger("torchmdnet").setLevel(logging.WARNING)  # the tables say it all
+    try:
+        try:
+            samples = _open(args)
+        except DataError as error:
+            raise SystemExit(_unreadable(args, error)) from None
+
+        from torchmdnet.data.doctor import examine
+        from torchmdnet.data.doctor.repair import check_target, plan_repair, write_cleaned
+        from torchmdnet.data.doctor.report import html_report
+        from torchmdnet.files import draft_of
+
+        target = None if args.fix is None else check_target(args.fix, _sources(samples))
+        diagnosis = examine(samples)
+        lines: list[str] = []
+        if target is not None:
+            plan = plan_repair(diagnosis)
+            number = write_cleaned(diagnosis, plan, target)
+            lines = [*plan.words(), f"{number:,} samples written to {target}"]
+        if args.html:
+            with draft_of(Path(args.html).expanduser()) as draft:
+                draft.write_text(html_report(diagnosis), encoding="utf-8")
+        if args.json:
+            print(json.dumps(_plain({**diagnosis.as_dict(), "fix": lines}), indent=2, ensure_ascii=False))
+        else:
+            _print(diagnosis, lines, args)
+    finally:
+        logging.getLogger("torchmdnet").setLevel(level)
+    status = 2 if diagnosis.count("error") else 1 if args.strict and diagnosis.count("warning") else 0
+    if status:
+        raise SystemExit(status)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The arguments of ``torchmd-net data``."""
+    parser = argparse.ArgumentParser(
+        prog="torchmd-net data",
+        description="Say what is in a data set and what is wrong with it.",
+        epilog="Ends with status 0 if there are no errors, 1 if there are warnings and --strict is given, 2 if there "
+        "are errors or the data cannot be read.",
+    )
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="structures that ASE reads, LMDB, Parquet, .npz, HDF5 or .npy files; "
+        "patterns in quotes"
+    )  # fmt: skip
+    parser.add_argument("--conf", help="a configuration: examine the data that training with it would see")
+    parser.add_argument("--dataset", help="a data set by name, such as QM9, with --dataset-root")
+    parser.add_argument("--dataset-root", help="its folder or files")
+    parser.add_argument(
+        "--dataset-arg", type=json.loads, default={}, metavar="JSON",
+        help='arguments of the data set: \'{"energy_key": "scf_energy", "energy_unit": "Hartree"}\'',
+    )  # fmt: skip
+    parser.add_argument(
+        "--fix", metavar="FILE", help="write a cleaned copy (.extxyz, .xyz, .h5, .hdf5); the original stays"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write a page with all findings and plots")
+    parser.add_argument("--json", action="store_true", help="print everything that was found as JSON")
+    parser.add_argument("--strict", action="store_true", help="end with status 1 if there are warnings")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    ways = [name for name in ("paths", "conf", "dataset") if getattr(args, name)]
+    if len(ways) != 1:
+        given = f"{' and '.join(ways)} are given" if ways else "nothing is given"
+        raise ConfigError(f"data: {given}. Name files, or --conf, or --dataset: one of the three.")
+    if args.dataset_root and not args.dataset:
+        raise ConfigError("--dataset-root belongs to --dataset. Name the files themselves, or the data set.")
+    if args.conf and args.dataset_arg:
+        raise ConfigError("--dataset-arg: a configuration has its own dataset_arg. Change it there.")
+    if not isinstance(args.dataset_arg, Mapping):
+        raise ConfigError(f"--dataset-arg: {args.dataset_arg!r} should be a mapping of arguments to values.")
+
+
+def _open(args: argparse.Namespace) -> Samples:
+    from torchmdnet.data.doctor import open_configured, open_files, open_named
+
+    if args.conf:
+        from torchmdnet.config import resolve
+
+        return open_configured(vars(resolve(["--conf", args.conf])), args.conf)
+    if args.dataset:
+        return open_named(args.dataset, args.dataset_root or "~/data", args.dataset_arg)
+    if len(args.paths) == 1 and args.paths[0].endswith((".yaml", ".yml")):
+        raise ConfigError(f"data: {args.paths[0]} is a configuration. Pass it as --conf {args.paths[0]}.")
+    try:
+        return open_files(args.paths, args.dataset_arg)
+    except DataError as error:
+        if any(path.endswith((".h5", ".hdf5")) for path in args.paths):
+            raise DataError(f"{error} A published set has a layout of its own: pass --dataset NAME.") from None
+        raise
+
+
+def _unreadable(args: argparse.Namespace, error: DataError) -> int:
+    """Say that nothing can be read, in the way asked for."""
+    import sys
+
+    if args.json:
+        finding = {"check": "readable", "severity": "error", "text": str(error)}
+        print(json.dumps({"name": ", ".join(args.paths) or args.conf or args.dataset, "findings": [finding]}, indent=2))
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _sources(samples: Samples) -> list[Path]:
+    found = list(samples.survey.files) if samples.survey is not None else []
+    files = getattr(samples.dataset, "files", None)
+    groups = files.values() if isinstance(files, Mapping) else [files or []]
+    return found + [Path(path) for group in groups for path in group]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN, and NumPy's numbers are not Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------------------------------------------------------------ terminal
+
+
+def _print(diagnosis: Diagnosis, lines: Sequence[str], args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not args.quiet:
+        console.print(Text.assemble((diagnosis.samples.name, "bold"), (f"  {diagnosis.samples.kind}", "dim")))
+        _print_tables(console, diagnosis)
+        console.print()
+    _print_findings(console, diagnosis, args.quiet)
+    for line in lines:
+        console.print(Text.assemble(("→ ", "green"), line))
+    if args.html:
+        console.print(Text.assemble(("→ ", "green"), f"page with plots: {args.html}"))
+
+
+def _print_tables(console: Console, diagnosis: Diagnosis) -> None:
+    from rich.table import Table
+
+    def start(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for column in columns:
+            justify = "right" if column in right else "left"
+            table.add_column(column, justify=justify, header_style="dim", overflow="fold", ratio=None)
+        return table
+
+    table = start("", "", "")
+    table.show_header = False
+    for name, text in diagnosis.facts().items():
+        table.add_row(f"[cyan]{name}[/]", _escape(text))
+    console.print(table)
+    if names := diagnosis.names():
+        table = start("\nQuantities of the source", "name", "taken as", "shape", "frames")
+        for row in names[:30]:
+            table.add_row(*map(_escape, row), style="dim" if row[1] == "–" else "")
+        console.print(table)
+    table = start("\nUnits, by what the numbers say", "quantity", "unit", "how sure", "evidence")
+    for guess in diagnosis.guesses():
+        table.add_row(
+            guess.quantity, guess.unit or "–", guess.certainty if guess.unit else "–", _escape(guess.evidence)
+        )
+    console.print(table)
+    right = ("cutoff", "edges per atom", "edges per epoch", "in parts")
+    table = start("\nCutoff and cost", *right, right=right)
+    cost = diagnosis.cost
+    for cutoff, edges in cost.edges.items():
+        style = "bold" if cutoff == cost.suggested else ""
+        row = (f"{cutoff:g} Å", f"{edges:.1f}", f"{edges * cost.num_atoms:,.0f}", f"{cost.apart[cutoff]:.0%}")
+        table.add_row(*row, style=style)
+    console.print(table)
+
+
+def _print_findings(console: Console, diagnosis: Diagnosis, quiet: bool) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from torchmdnet.data.doctor.report import places
+
+    for finding in diagnosis.findings:
+        if quiet and finding.severity == "note":
+            continue
+        sign, style = _SIGNS[finding.severity]
+        console.print(Text.assemble((f"{sign} ", style), (f"{finding.check}: ", style), finding.text))
+        details = []
+        if where := places(diagnosis, finding):
+            details.append(Text(where, "dim"))
+        if finding.advice and finding.severity != "note":
+            details.append(Text(finding.advice + (" --fix does it." if finding.repair is not None else ""), "italic"))
+        elif finding.advice:
+            details.append(Text(finding.advice, "dim italic"))
+        for detail in details:
+            console.print(Padding(detail, (0, 0, 0, 2)))
+    errors, warnings = diagnosis.count("error"), diagnosis.count("warning")
+    tell = [f"{n} {word}{'s' if n != 1 else ''}" for n, word in ((errors, "error"), (warnings, "warning")) if n]
+    style = "bold red" if errors else "bold yellow" if warnings else "bold green"
+    console.print(Text(" and ".join(tell) if tell else "No errors, no warnings.", style))
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
