@@ -377,8 +377,8 @@ def large_forces(d: Diagnosis) -> Iterator[Finding]:
         odd = odd[np.argsort(-m.force_max[odd])]
         yield Finding(
             "large forces", "warning",
-            f"{_many(len(odd), 'sample has', 'samples have')} forces up to {m.force_max[odd[0]]:.4g}; the largest force "
-            f"of a sample is {typical:.3g} in the median.",
+            f"{_many(len(odd), 'sample has', 'samples have')} forces up to {m.force_max[odd[0]]:.4g}; the largest of a "
+            f"sample is {typical:.3g} in the median.",
             {"largest": float(m.force_max[odd[0]]), "typical": typical}, odd,
             "A few of them can rule the loss. Unless wanted, leave them out.", DROP,
         )  # fmt: skip

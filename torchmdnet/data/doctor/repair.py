@@ -129,14 +129,17 @@ def _samples(diagnosis: Diagnosis, plan: Plan) -> Iterator[tuple[int, dict[str, 
 def _write_extxyz(diagnosis: Diagnosis, plan: Plan, draft: Path) -> None:
     from ase.io.extxyz import write_xyz
 
+    part = np.full(len(diagnosis.samples), "", dtype=object)
+    for name, rows in diagnosis.samples.splits.items():
+        part[rows] = name
     with draft.open("w", encoding="utf-8") as file:
         for row, sample in _samples(diagnosis, plan):
-            write_xyz(file, [_atoms(diagnosis, row, sample)])
+            write_xyz(file, [_atoms(diagnosis, row, sample, part[row])])
         for z, energy in diagnosis.samples.isolated.items():
             write_xyz(file, [_isolated(z, energy * plan.scale.get("y", 1.0), diagnosis)])
 
 
-def _atoms(diagnosis: Diagnosis, row: int, sample: dict[str, np.ndarray]) -> Atoms:
+def _atoms(diagnosis: Diagnosis, row: int, sample: dict[str, np.ndarray], part: str) -> Atoms:
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -163,19 +166,11 @@ def _atoms(diagnosis: Diagnosis, row: int, sample: dict[str, np.ndarray]) -> Ato
     for name, value in sample.items():
         if name not in known and np.isfinite(value).all():
             (atoms.arrays if name in diagnosis.samples.frames.atom_fields else atoms.info)[name] = value
-    part = next((part for part, rows in diagnosis.samples.splits.items() if row in _members(rows)), None)
-    if part is not None:
+    if part:
         atoms.info["split"] = part
     survey = diagnosis.samples.survey
     atoms.info["source_frame"] = int(survey.frame_of[row]) if survey is not None and len(survey.frame_of) else row
     return atoms
-
-
-_sets: dict[int, set[int]] = {}
-
-
-def _members(rows: np.ndarray) -> set[int]:
-    return _sets.setdefault(id(rows), set(rows.tolist()))
 
 
 def _isolated(z: int, energy: float, diagnosis: Diagnosis) -> Atoms:
