@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -168,7 +170,7 @@ class TensorNet(Representation):
             edges = rows_of_pairs(graph)
             X = self.tensor_embedding(radial(functions[0]), edges, graph)  # (N, 9, F)
             for layer, function in zip(self.layers, functions[1:], strict=True):
-                X = layer(X, radial(function), edges, charge)
+                X = layer(X, partial(gather_weight_sum, filter=radial(function), edges=edges), charge)
             return X
 
         encoder = self._encoder(graph, charge, radial)
@@ -352,20 +354,19 @@ class Interaction(nn.Module):
             weight = self.act(linear(weight))
         return weight.unflatten(1, (3, self.hidden_channels))
 
-    def forward(self, X: AtomTensors, filter: RadialFilter, edges: EdgeRows, charge: Tensor) -> AtomTensors:
+    def forward(self, X: AtomTensors, gather: Callable[[AtomTensors], AtomTensors], charge: Tensor) -> AtomTensors:
         """Refine the tensors X (N, 9, F).
 
         Args:
             X: Features so far.
-            filter: Radial weights h of the edges.
-            edges: The row of the filter that each edge uses.
+            gather: Sums the features of neighbours with the radial weights h, (N, 9, F) -> (N, 9, F).
             charge: The factor κ of each atom, (N,).
         """
         weights = weights_of(self.linears_tensor)
         before, after = weights[:3], weights[3:]
         X = normalize(X)
         Y = mix_channels(X, before)
-        M = gather_weight_sum(Y, filter, edges)
+        M = gather(Y)
         is_symmetric = self.group == "O(3)"
         P = interact(Y, M, charge if is_symmetric else torch.ones_like(charge), both=is_symmetric)
         return refine(X, mix_channels(P, after), charge)

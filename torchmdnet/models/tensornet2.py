@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torchmdnet.nn.mlp import MLP
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
+from torchmdnet.ops.edge_network import EdgeNetwork, edge_network_sum, edge_network_sum_plain
 from torchmdnet.ops.irreps import norms_by_part
-from torchmdnet.ops.messages import RadialFilter, RadialPoints, rows_of_edges, rows_of_pairs
+from torchmdnet.ops.messages import rows_of_pairs
 from torchmdnet.typing import AtomTensors, PairFeatures, PairScalars
 
 __all__ = ["ChargePredict", "TensorNet2"]
@@ -144,12 +146,11 @@ class TensorNet2(Representation):
         radial = self.radial(graph, self.distance_expansion, self.envelope, [first], self.training)
         rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
         envelope = self.envelope(graph.pairs.dist)  # (P,)
-        edges = rows_of_edges(graph)
         ones = graph.pos.new_ones(graph.num_atoms)
         X = self.tensor_embedding(radial(first), rows_of_pairs(graph), graph)  # (N, 9, F)
         charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
         for layer, predict in zip(self.layers, self.charge_predicts, strict=True):
-            X = layer(X, layer.on_edges(rbf, envelope, charges[-1], graph), edges, ones)  # type: ignore[operator]
+            X = layer(X, layer.gather(rbf, envelope, charges[-1], graph), ones)  # type: ignore[operator]
             charges.append(predict(X, graph))
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         if self.output_charges:
@@ -238,24 +239,18 @@ class Interaction(tensornet.Interaction):
         )
         self.widths = (num_rbf, q_dim, q_dim)
 
-    def on_edges(self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph) -> RadialFilter:
-        """Weights of the three parts for each direction of a pair, one row an edge.
+    def gather(
+        self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph
+    ) -> Callable[[AtomTensors], AtomTensors]:
+        """How this layer sums over neighbours.
 
-        The first layer is linear in the radial basis and in the charges of either atom, so the former is mapped on
-        pairs and the latter on atoms, not on edges.
+        The first layer of the network is linear in the radial basis and in the charges of either atom, so the former
+        is mapped on pairs and the latter on atoms, not on edges.
         """
-        assert graph.pairs is not None
-        (i, j), of_edge = graph.edge_index, graph.pairs.of_edge
         first: Any = self.linears_scalar[0]
-        rest = self.linears_scalar[1:]
+        rest: Any = self.linears_scalar[1:]
         radial, receiving, sending = first.weight.split(self.widths, dim=1)
-        weight = F.linear(rbf, radial, first.bias).index_select(0, of_edge)  # (E, F)
-        if charges.shape[1]:
-            weight = weight + F.linear(charges, receiving).index_select(0, i)
-            weight = weight + F.linear(charges, sending).index_select(0, j)
-        weight = self.act(weight)
-        for linear in rest:
-            weight = self.act(linear(weight))
-        every = torch.arange(of_edge.shape[0], device=of_edge.device)
-        points = RadialPoints(envelope.index_select(0, of_edge)[:, None], every)
-        return RadialFilter(weight.unflatten(1, (3, self.hidden_channels)), points)
+        network = EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest])
+        inputs = (F.linear(rbf, radial, first.bias), F.linear(charges, receiving), F.linear(charges, sending))
+        method = edge_network_sum_plain if self.training else edge_network_sum
+        return lambda X: method(X, *inputs, envelope, network, graph)

@@ -1,0 +1,71 @@
+"""Sums with a network on every edge, block by block, are those of all edges at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchmdnet.graph import Graph, build_graph
+from torchmdnet.ops import edge_network
+from torchmdnet.ops.edge_network import EdgeNetwork, edge_network_sum, edge_network_sum_plain
+
+
+def arguments(num_atoms: int, hidden: int = 5, channels: int = 9) -> tuple[list[torch.Tensor], Graph]:
+    generator = torch.Generator().manual_seed(num_atoms)
+    pos = num_atoms ** (1 / 3) * torch.rand(num_atoms, 3, generator=generator, dtype=torch.float64)
+    graph = build_graph(torch.ones(num_atoms, dtype=torch.long), pos, cutoff_upper=1.6, loop=True)
+    assert graph.pairs is not None
+    num_pairs = graph.pairs.dist.shape[0]
+    shapes = [(num_atoms, 9, channels), (num_pairs, hidden), (num_atoms, hidden), (num_atoms, hidden), (num_pairs,)]
+    shapes += [(7, hidden), (7,), (3 * channels, 7), (3 * channels,)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    return tensors, graph
+
+
+def ask(method, tensors: list[torch.Tensor], graph: Graph) -> torch.Tensor:
+    X, radial, receiving, sending, envelope, *layers = tensors
+    network = EdgeNetwork(torch.nn.functional.silu, [(layers[0], layers[1]), (layers[2], layers[3])])
+    return method(X, radial, receiving, sending, envelope, network, graph)
+
+
+@pytest.mark.parametrize("num_atoms", [1, 2, 23])
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_values_and_gradients_are_those_of_the_definition(num_atoms: int, block: int, kept: int, monkeypatch) -> None:
+    monkeypatch.setattr(edge_network, "BLOCK", block)
+    monkeypatch.setattr(edge_network, "KEPT", kept)
+    tensors, graph = arguments(num_atoms)
+    ours, theirs = (ask(method, tensors, graph) for method in (edge_network_sum, edge_network_sum_plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn_like(ours)
+    for found, expected in zip(
+        torch.autograd.grad(ours, tensors, cotangent), torch.autograd.grad(theirs, tensors, cotangent), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_can_be_asked_for_twice() -> None:
+    tensors, graph = arguments(5)
+    total = ask(edge_network_sum, tensors, graph).sum()
+    first, second = (torch.autograd.grad(total, tensors, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_some_gradients_can_be_asked_for_alone() -> None:
+    tensors, graph = arguments(8)
+    wanted = [tensors[1], tensors[7]]
+    ours, theirs = (
+        torch.autograd.grad(ask(method, tensors, graph).square().sum(), wanted)
+        for method in (edge_network_sum, edge_network_sum_plain)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_second_derivatives_come_from_the_definition() -> None:
+    tensors, graph = arguments(6, hidden=3, channels=8)
+    results = []
+    for method in (edge_network_sum, edge_network_sum_plain):
+        slopes = torch.autograd.grad(ask(method, tensors, graph).sin().sum(), tensors, create_graph=True)
+        total = torch.stack([slope.square().sum() for slope in slopes])
+        results.append(torch.autograd.grad(total.sum(), tensors))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
