@@ -47,13 +47,15 @@ class _Kind(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     radial: tuple[Any, ...]  # grids of the radial filters
+    weights: tuple[int, ...]  # where those are that a program for evaluation holds on to
 
 
 class CompiledPotential(TorchMD_Net):
     """A potential that records the energy and its gradient as one function of the edges, and has that compiled.
 
     A program is made on the first call of each kind: for training and for evaluation, one system and several, with and
-    without charges. Each is compared with the plain model once. Where it cannot be made, or gives other numbers, the
+    without charges; one for evaluation is made again when weights are replaced or grids anew. Each is compared with the
+    plain model once, in training with the gradients of the weights. Where it cannot be made, or gives other numbers, the
     plain model is used from then on, which is said. Priors that look for pairs themselves are evaluated as they are.
 
     Args:
@@ -133,6 +135,7 @@ class CompiledPotential(TorchMD_Net):
             graph.pos.dtype,
             graph.pos.device,
             self._grids(graph, training),
+            () if training else tuple(x.data_ptr() for x in self._weights().values()),
         )
         arguments = _arguments(graph)
         plain = None
@@ -152,6 +155,10 @@ class CompiledPotential(TorchMD_Net):
             found = self._with_priors(found, inputs, graph, virial=virial, by_atom=by_atom)
         if plain is not None:
             _expect_agreement(found, plain)
+            if training:  # through another call: a compiled program is differentiated once
+                again = self._evaluate(inputs, forces=True, virial=virial, properties=properties, by_atom=by_atom)
+                assert again is not None
+                _expect_same_gradients(again, plain, [x for x in self.parameters() if x.requires_grad])
         return found if forces else found._replace(forces=None)
 
     def _grids(self, graph: Graph, training: bool) -> tuple[Any, ...]:
@@ -375,3 +382,21 @@ def _expect_agreement(found: Evaluation, plain: Evaluation) -> None:
         deviation = float((x - y).detach().abs().max())
         if not deviation <= tolerance * max(1.0, float(y.detach().abs().max())):
             raise RuntimeError(f"{name} differs by {deviation:.1e} from the plain model")
+
+
+def _expect_same_gradients(found: Evaluation, plain: Evaluation, weights: list[nn.Parameter]) -> None:
+    """Raise unless the gradients of weights are those of the plain model."""
+    gradients = []
+    for answer in (found, plain):
+        assert answer.forces is not None
+        mixture = torch.linspace(-1, 1, answer.forces.numel(), device=answer.forces.device).view_as(answer.forces)
+        mixed = answer.energy.sum() + (mixture * answer.forces).sum()
+        made = torch.autograd.grad(mixed, weights, allow_unused=True)
+        gradients.append([torch.zeros_like(w) if g is None else g for g, w in zip(made, weights, strict=True)])
+    tolerance = 10 * TOLERANCES.get(plain.energy.dtype, 1e-2)
+    deviation, largest = (
+        max((float(x.abs().max()) for x in values), default=0.0)
+        for values in ([x - y for x, y in zip(*gradients, strict=True)], gradients[1])
+    )
+    if not deviation <= tolerance * max(1.0, largest):
+        raise RuntimeError(f"gradients of weights differ by {deviation:.1e} from the plain model")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 
 from torchmdnet.errors import ConfigError
@@ -43,7 +44,8 @@ def record(
         operators: Whether to name the operators of :mod:`torchmdnet.ops.library`, or write out their definitions.
 
     Returns:
-        The recorded function, called as the original. Tensors that it read from elsewhere are constants in it.
+        The recorded function, called as the original. Tensors that it read from elsewhere are constants in it. A tensor
+        that the function detached is not detached in it.
 
     Raises:
         RuntimeError: If the function decides something from a size, so that it would be recorded for this one only.
@@ -59,6 +61,7 @@ def record(
     with mode, recording(operators=operators):
         graph = make_fx(function)(*held, *fakes)
     _expect_any_size(env)
+    _reconnect(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -72,6 +75,16 @@ def _fake(argument: Recorded, name: str, mode: Any) -> Tensor:
     kinds = [DimDynamic.DYNAMIC if axis in axes else DimDynamic.STATIC for axis in range(value.dim())]
     context = StatelessSymbolicContext(dynamic_sizes=kinds)
     return mode.from_tensor(value.detach(), source=ConstantSource(name), symbolic_context=context)
+
+
+def _reconnect(graph: fx.GraphModule) -> None:
+    """Undo the cuts that recording makes at results which the inner differentiation kept, such as that of tanh.
+
+    With them, what is recorded has the right values and the wrong gradients.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.detach.default):
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
 
 
 def _expect_any_size(env: Any) -> None:

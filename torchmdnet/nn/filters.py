@@ -198,7 +198,7 @@ class RadialEngine:
         """
         assert graph.pairs is not None
         dist = graph.pairs.dist
-        self.asked = (basis, envelope, functions)
+        self.asked = (basis, envelope, tuple(functions))
         if is_recording():
             spline = self.used
         else:
@@ -209,12 +209,12 @@ class RadialEngine:
         """Have the grid ready that distances like these take, for a recording to use as it is.
 
         Returns:
-            Something that differs where a recording has to.
+            Something that differs where a recording has to, and is no number that another may have later.
         """
         if self.asked is None:
             return None
         self.used = self._choose(dist, *self.asked, training)
-        return self.used if training or self.used is None else id(self.tables)
+        return self.used if training or self.used is None else tuple(self.tables.values())
 
     def _choose(
         self,
