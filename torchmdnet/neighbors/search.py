@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ LOOP_LIMIT = 200
 BRUTE_LIMIT = {"cpu": 2_000, "cuda": 2_000_000}
 
 
+@runtime_checkable
 class Search(Protocol):
     """Finds what :func:`pairs_within` finds, in its own way."""
 

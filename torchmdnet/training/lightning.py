@@ -45,7 +45,6 @@ DEFAULTS: dict[str, Any] = {
     "precision": 32,
     "remove_ref_energy": False,
     "derivative": False,
-    "compile": False,
     "ema_alpha_y": 1.0,
     "ema_alpha_neg_dy": 1.0,
     "y_weight": 1.0,
@@ -152,7 +151,7 @@ class LNNP(LightningModule):
             self.model = create_model(hparams, prior_model, mean, std)
         self.note_handedness()
         #: With ``compile``, what training steps go through, kept apart from the modules whose weights are saved.
-        self.compiled = [CompiledPotential(self.model)] if hparams["compile"] else []
+        self.compiled = [CompiledPotential(self.model)] if hparams.get("compile") else []
 
         self.train_loss_name = loss_name(hparams["train_loss"])
         self.train_loss_fn = LossFunction(LOSSES[hparams["train_loss"]], hparams["train_loss_arg"])
