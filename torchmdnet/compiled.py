@@ -55,7 +55,7 @@ class CompiledPotential(TorchMD_Net):
 
     A program is made on the first call of each kind: for training and for evaluation, one system and several, with and
     without charges; one for evaluation is made again when weights are replaced or grids anew. Each is compared with the
-    plain model once, in training with the gradients of the weights. Where it cannot be made, or gives other numbers, the
+    plain model once, in training with its gradients too. Where none can be made, or it gives other numbers, the
     plain model is used from then on, which is said. Priors that look for pairs themselves are evaluated as they are.
 
     Args:
