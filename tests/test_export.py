@@ -85,6 +85,7 @@ def check_package(model, path: Path, entry: str) -> dict[str, str]:
     return card
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_package_that_other_programs_load(tmp_path: Path, capsys) -> None:
     model = tiny_model("graph-network", num_layers=1, neighbor_embedding=False)
     save_model(
