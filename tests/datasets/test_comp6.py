@@ -64,7 +64,7 @@ def test_charges_are_stored_when_asked_for_in_every_part(root):
     whole = COMP6v1(root, labels=["charges"])
     assert all(sample.pq.shape == sample.z.shape for sample in whole)
     assert torch.equal(whole[-1].pq, S66X8(root, labels=["charges"])[-1].pq)
-    with pytest.raises(ConfigError, match="S66X8 has no 'dipole' to learn. It has charges"):
+    with pytest.raises(ConfigError, match=r"S66X8 has no 'dipole' to learn\. It has charges"):
         S66X8(root, labels=["dipole"])
 
 

@@ -344,9 +344,7 @@ class LNNP(LightningModule):
     ) -> Any:
         """Predictions (S, 1) and minus their gradients (N, 3) of the model; ``flags`` ask it for more."""
         model = self.compiled[0] if self.compiled and self.training else self.model
-        return model(
-            z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems, **flags
-        )
+        return model(z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems, **flags)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Loss of one batch."""

@@ -173,7 +173,7 @@ def table_reverse(coef, dcoef, cell, O, dO, X, dX, sender, row, reverse, row_sta
     num, W = coef.shape[1], num_lanes(X)
     x, dx, g, dg = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
     c, dc = coef.reshape(-1), dcoef.reshape(-1)
-    zero, one = splat(x, 0.0), splat(x, 1.0)
+    zero = splat(x, 0.0)
     groups = out.shape[0]
     for group in numba.prange(groups):
         t = out[group].reshape(-1)
@@ -197,7 +197,7 @@ def table_reverse(coef, dcoef, cell, O, dO, X, dX, sender, row, reverse, row_sta
                         if f < first + v * W:
                             fresh = fresh_lanes(x, first + v * W, f, keep)
                             s, d = times(fresh, s), times(fresh, d)
-                        raise_parts(t, cell[p] * 3 * F + f, F, num, C, D, times(one, s), d)
+                        raise_parts(t, cell[p] * 3 * F + f, F, num, C, D, s, d)
 
 
 @compiled
@@ -258,9 +258,9 @@ def embed_reverse(coef, dcoef, cell, table, O, dO, Y, dY, Z, sender, row, revers
     zero, one = splat(g, 0.0), splat(g, 1.0)
     groups = out.shape[0]
     for group in numba.prange(groups):
-        ot, oz = out[group].reshape(-1), out_Z[group].reshape(-1)
+        ow, oz = out[group].reshape(-1), out_Z[group].reshape(-1)
         keep = np.empty(W, O.dtype)
-        clear(ot)
+        clear(ow)
         clear(oz)
         for first in range(0, F, BLOCK * W):
             many = min(BLOCK, (F - first + W - 1) // W)
@@ -295,4 +295,4 @@ def embed_reverse(coef, dcoef, cell, table, O, dO, Y, dY, Z, sender, row, revers
                             store(oz, from_i, load(oz, from_i) + of_factor)
                             factor = fresh * (load(z, to_j) + load(z, from_i))
                             s, d = plus(s, times(factor, more)), plus(d, times(factor, steep))
-                        raise_parts(ot, at, F, num, C, D, s, d)
+                        raise_parts(ow, at, F, num, C, D, s, d)
