@@ -29,7 +29,7 @@ from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScala
 __all__ = ["EdgeNetwork", "edge_network_sum", "edge_network_sum_plain"]
 
 #: Edges of a block; a receiver is never divided.
-BLOCK = 768
+BLOCK = 1536
 #: Edges up to which what is hidden is kept for the way back.
 KEPT = 40_000
 
