@@ -182,7 +182,7 @@ class TensorNet(Representation):
                 again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
                 return layer_by_layer(graph, again)
 
-            X = encode(encoder, graph, charge, layers)
+            X = encode(encoder, graph, layers)
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         return Features(x, v=X[:, 1:4], S=X[:, 4:9])
 

@@ -88,18 +88,17 @@ class TrainedTensorNet:
         return Encoder(frame, graph, charge, arrays, Z.detach(), mixers, gate, _parameters(model), self.spare, made)
 
 
-def encode(encoder: Encoder, graph: Graph, charge: Tensor, layers: Layers) -> Tensor:
+def encode(encoder: Encoder, graph: Graph, layers: Layers) -> Tensor:
     """Tensors of all atoms, (N, 9, F).
 
     Args:
         encoder: Does the work.
         graph: Differentiated in its edges' vectors and pairs' distances.
-        charge: The factor κ of each atom, (N,).
         layers: The same by ordinary layers.
     """
     assert graph.pairs is not None
     weights = [weight for weight in encoder.parameters if weight.requires_grad]
-    call = _Call(encoder, graph, charge, layers)
+    call = _Call(encoder, graph, layers)
     return _Encode.apply(call, graph.edge_vec, graph.pairs.dist, *weights)  # type: ignore[return-value]
 
 
@@ -315,7 +314,7 @@ class Encoder:
         dnorms = self._get("dnorms", N, channels)
         network.squared_norms_tangent(size, self.X0, self.dX0, dnorms)
         self.dnorms = torch.from_numpy(dnorms)
-        self.dgate = self.gate.tangent(self.dnorms)
+        self.dgate = cast(_TrainedGate, self.gate).tangent(self.dnorms)
         self.mixers[0].forward(self.dX0, self.dmixed)
         network.scale_tangent(size, self.mixed, self.dmixed, self.gated_by, self.dgate, dX)
         self.taken += [self.dX0, self.dmixed, dX]
@@ -460,9 +459,6 @@ class _FrozenGate:
             0
         ].numpy()
 
-    def tangent(self, change: Tensor) -> np.ndarray:
-        raise NotImplementedError  # nobody trains what is frozen
-
 
 class _TrainedGate:
     """The same through the layers of the model, which PyTorch differentiates."""
@@ -597,7 +593,6 @@ class _Call(NamedTuple):
 
     encoder: Encoder
     graph: Graph
-    charge: Tensor
     layers: Layers
 
     def by_layers(self, vec: Tensor, dist: Tensor) -> Tensor:
