@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from torchmdnet.graph import Graph, build_graph
-from torchmdnet.ops import edge_network
-from torchmdnet.ops.edge_network import EdgeNetwork, edge_network_sum, edge_network_sum_plain
+from torchmdnet.ops import edge_network, kernels
+from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
+from torchmdnet.ops.kernels import threads
 
 
 def arguments(num_atoms: int, hidden: int = 5, channels: int = 9) -> tuple[list[torch.Tensor], Graph]:
@@ -22,26 +24,81 @@ def arguments(num_atoms: int, hidden: int = 5, channels: int = 9) -> tuple[list[
     return tensors, graph
 
 
-def ask(method, tensors: list[torch.Tensor], graph: Graph) -> torch.Tensor:
+def ask(method, tensors: list[torch.Tensor], graph: Graph, activation=torch.nn.functional.silu) -> torch.Tensor:
     X, radial, receiving, sending, envelope, *layers = tensors
-    network = EdgeNetwork(torch.nn.functional.silu, [(layers[0], layers[1]), (layers[2], layers[3])])
+    network = EdgeNetwork(activation, [(layers[0], layers[1]), (layers[2], layers[3])], Spare())
     return method(X, radial, receiving, sending, envelope, network, graph)
 
 
 @pytest.mark.parametrize("num_atoms", [1, 2, 23])
 @pytest.mark.parametrize("block", [1, 40, 10**6])
 @pytest.mark.parametrize("kept", [0, 10**6])
-def test_values_and_gradients_are_those_of_the_definition(num_atoms: int, block: int, kept: int, monkeypatch) -> None:
+@pytest.mark.parametrize("activation", [torch.nn.SiLU(), torch.tanh])
+def test_values_and_gradients_are_those_of_the_definition(
+    num_atoms: int, block: int, kept: int, activation, monkeypatch
+) -> None:
     monkeypatch.setattr(edge_network, "BLOCK", block)
     monkeypatch.setattr(edge_network, "KEPT", kept)
     tensors, graph = arguments(num_atoms)
-    ours, theirs = (ask(method, tensors, graph) for method in (edge_network_sum, edge_network_sum_plain))
+    ours, theirs = (ask(method, tensors, graph, activation) for method in (edge_network_sum, edge_network_sum_plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     cotangent = torch.randn_like(ours)
     for found, expected in zip(
         torch.autograd.grad(ours, tensors, cotangent), torch.autograd.grad(theirs, tensors, cotangent), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_two_threads_find_what_one_finds(kept: int, monkeypatch) -> None:
+    monkeypatch.setattr(edge_network, "KEPT", kept)
+    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    tensors, graph = arguments(40, hidden=24, channels=33)
+    results, before = [], torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            out = ask(edge_network_sum, tensors, graph)
+            results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+
+
+def test_memory_is_used_again_and_by_other_sizes_too() -> None:
+    spare = Spare()
+    first = spare.take(6, 4, torch.float64)
+    spare.give([first])
+    assert np.shares_memory(spare.take(5, 4, torch.float64), first)
+    spare.give([first])
+    assert not np.shares_memory(spare.take(2, 4, torch.float64), first)
+    assert not np.shares_memory(spare.take(6, 4, torch.float32), first)
+
+
+def test_memory_from_an_inference_mode_serves_without() -> None:
+    (X, radial, receiving, sending, envelope, *layers), graph = arguments(7)
+    network = EdgeNetwork(torch.nn.functional.silu, [(layers[0], layers[1]), (layers[2], layers[3])], Spare())
+    with torch.inference_mode():
+        inside = edge_network_sum(X, radial, receiving, sending, envelope, network, graph)
+    outside = edge_network_sum(X, radial, receiving, sending, envelope, network, graph)
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silu_and_its_slope_are_accurate_to_the_last_bits(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 4001, dtype=dtype), torch.tensor([-1e4, -700, -90, -0.0, 90, 1e4])])
+    x = x.to(dtype)[None]
+    value, slope = torch.empty_like(x), torch.empty_like(x)
+    arrays = (x.numpy(), torch.zeros_like(x[0]).numpy(), value.numpy(), slope.numpy())
+    kernels.edge_network_loops().silu_both(0, *arrays)
+    exact = x.numpy().astype(np.longdouble)
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-exact))
+    last = 16 * torch.finfo(dtype).eps
+    expected = exact * sigmoid, sigmoid * (1 + exact * (1 - sigmoid))
+    for found, right in zip((value, slope), expected, strict=True):
+        right = torch.from_numpy(right.astype(np.float64)).to(dtype)
+        torch.testing.assert_close(found, right, rtol=last, atol=last)
 
 
 def test_gradients_can_be_asked_for_twice() -> None:

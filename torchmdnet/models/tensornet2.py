@@ -21,7 +21,7 @@ from torchmdnet.nn.mlp import MLP
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
-from torchmdnet.ops.edge_network import EdgeNetwork, edge_network_sum, edge_network_sum_plain
+from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
 from torchmdnet.ops.irreps import norms_by_part
 from torchmdnet.ops.messages import rows_of_pairs
 from torchmdnet.typing import AtomTensors, PairFeatures, PairScalars
@@ -134,6 +134,7 @@ class TensorNet2(Representation):
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
         self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
         self.act = make_activation(activation)
+        self._spare = Spare()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,7 +151,7 @@ class TensorNet2(Representation):
         X = self.tensor_embedding(radial(first), rows_of_pairs(graph), graph)  # (N, 9, F)
         charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
         for layer, predict in zip(self.layers, self.charge_predicts, strict=True):
-            X = layer(X, layer.gather(rbf, envelope, charges[-1], graph), ones)  # type: ignore[operator]
+            X = layer(X, layer.gather(rbf, envelope, charges[-1], graph, self._spare), ones)  # type: ignore[operator]
             charges.append(predict(X, graph))
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         if self.output_charges:
@@ -240,7 +241,7 @@ class Interaction(tensornet.Interaction):
         self.widths = (num_rbf, q_dim, q_dim)
 
     def gather(
-        self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph
+        self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph, spare: Spare
     ) -> Callable[[AtomTensors], AtomTensors]:
         """How this layer sums over neighbours.
 
@@ -250,7 +251,7 @@ class Interaction(tensornet.Interaction):
         first: Any = self.linears_scalar[0]
         rest: Any = self.linears_scalar[1:]
         radial, receiving, sending = first.weight.split(self.widths, dim=1)
-        network = EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest])
+        network = EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest], spare)
         inputs = (F.linear(rbf, radial, first.bias), F.linear(charges, receiving), F.linear(charges, sending))
         method = edge_network_sum_plain if self.training else edge_network_sum
         return lambda X: method(X, *inputs, envelope, network, graph)

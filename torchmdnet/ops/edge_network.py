@@ -12,7 +12,7 @@ made again on the way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +28,37 @@ from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScala
 
 __all__ = ["EdgeNetwork", "edge_network_sum", "edge_network_sum_plain"]
 
-#: Edges of a block; a receiver is never divided.
-BLOCK = 1536
+#: Edges of a block for each thread; a receiver is never divided.
+BLOCK = 512
 #: Edges up to which what is hidden is kept for the way back.
 KEPT = 40_000
+#: Arrays that wait for the next evaluation, at most.
+WAITING = 24
+#: Portions of channels that each thread takes in turns on the way back, so that features of few channels are at hand.
+PORTIONS = 2
 
-_STARTS = np.array([0, 1, 4, 9])
+
+class Spare:
+    """Memory that waits for the next evaluation: asking the system for so much takes a tenth of the time."""
+
+    def __init__(self) -> None:
+        self.flat: list[Any] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Spare, ()
+
+    def take(self, num_rows: int, width: int, dtype: torch.dtype) -> Any:
+        """A matrix with anything in it, an array."""
+        size = num_rows * width
+        fresh = torch.empty(0, dtype=dtype).numpy()
+        for k, flat in enumerate(self.flat):
+            if size <= flat.size <= 2 * size and flat.dtype == fresh.dtype:
+                return self.flat.pop(k)[:size].reshape(num_rows, width)
+        return torch.empty(size, dtype=dtype).numpy()[:].reshape(num_rows, width)
+
+    def give(self, matrices: Iterable[Any]) -> None:
+        """Let others have what nobody reads any more; of much memory only the last that came is kept."""
+        self.flat = [*(matrix.base for matrix in matrices), *self.flat][:WAITING]
 
 
 class EdgeNetwork(NamedTuple):
@@ -42,10 +67,12 @@ class EdgeNetwork(NamedTuple):
     Args:
         activation: :math:`\\sigma`.
         layers: Weight and bias of the layers 2 to n.
+        spare: Where memory comes from and goes to.
     """
 
     activation: Callable[[Tensor], Tensor]
     layers: Sequence[tuple[Tensor, Tensor]]
+    spare: Spare
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Weights of edges, (E, 3 F), from what goes into the first activation, (E, K)."""
@@ -77,11 +104,10 @@ def edge_network_sum(
     Returns:
         (N, 9, F). Derivatives higher than the first come from :func:`edge_network_sum_plain`.
     """
-    if not kernels.can_loop(X):
+    if not all(kernels.can_loop(x) for x in (X, radial, *(bias for _, bias in network.layers))):
         return edge_network_sum_plain(X, radial, receiving, sending, envelope, network, graph)
-    parameters = [tensor for layer in network.layers for tensor in layer]
-    call = _Call(network.activation, graph)
-    return _Sum.apply(call, X, radial, receiving, sending, envelope, *parameters)  # type: ignore[return-value]
+    tensors = [X, radial, receiving, sending, envelope, *(tensor for layer in network.layers for tensor in layer)]
+    return _Sum.apply(_Run(network, graph), network, *tensors)  # type: ignore[return-value]
 
 
 def edge_network_sum_plain(
@@ -103,27 +129,53 @@ def edge_network_sum_plain(
     return gather_weight_sum(X, RadialFilter(weight, points), rows_of_edges(graph))
 
 
-class _Call(NamedTuple):
-    """What is not differentiated."""
+class _Rows(NamedTuple):
+    """Some rows of numbers, for PyTorch and for the loops."""
 
-    activation: Callable[[Tensor], Tensor]
-    graph: Graph
+    tensor: Tensor
+    array: Any
 
-    def network(self, parameters: Sequence[Tensor]) -> EdgeNetwork:
-        return EdgeNetwork(self.activation, list(zip(parameters[::2], parameters[1::2], strict=True)))
+    @classmethod
+    def of(cls, array: Any) -> _Rows:
+        return cls(torch.from_numpy(array), array)
 
-    def blocks(self) -> Iterator[_Block]:
-        """Receivers with about :data:`BLOCK` edges at a time."""
-        pairs = self.graph.pairs
-        assert pairs is not None
-        row_start, (i, j) = pairs.row_start.numpy(), self.graph.edge_index
-        lower, num_atoms = 0, self.graph.num_atoms
-        while lower < num_atoms:
-            upper = int(np.searchsorted(row_start, row_start[lower] + BLOCK, side="right")) - 1
-            upper = min(max(upper, lower + 1), num_atoms)
-            edges = slice(int(row_start[lower]), int(row_start[upper]))
-            yield _Block(lower, upper, pairs.of_edge[edges], i[edges], j[edges])
-            lower = upper
+    def part(self, rows: slice) -> _Rows:
+        return _Rows(self.tensor[rows], self.array[rows])
+
+
+class _Silu:
+    """SiLU of x + bias in compiled loops."""
+
+    def value(self, x: _Rows, bias: _Rows, out: _Rows) -> None:
+        kernels.edge_network_loops().silu(20 * x.array.size, x.array, bias.array, out.array)
+
+    def both(self, x: _Rows, bias: _Rows, out: _Rows, out_slope: _Rows) -> None:
+        kernels.edge_network_loops().silu_both(20 * x.array.size, x.array, bias.array, out.array, out_slope.array)
+
+    def backward(self, x: _Rows, bias: _Rows, grad: _Rows, out: _Rows) -> None:
+        kernels.edge_network_loops().silu_backward(20 * x.array.size, x.array, bias.array, grad.array, out.array)
+
+
+class _Activation:
+    """Any activation of x + bias, and PyTorch's derivative of it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def value(self, x: _Rows, bias: _Rows, out: _Rows) -> None:
+        out.tensor.copy_(self.function(x.tensor + bias.tensor))
+
+    def both(self, x: _Rows, bias: _Rows, out: _Rows, out_slope: _Rows) -> None:
+        with torch.enable_grad():
+            shifted = (x.tensor + bias.tensor).requires_grad_()
+            value = self.function(shifted)
+            (slope,) = torch.autograd.grad(value, shifted, torch.ones_like(value))
+        out.tensor.copy_(value.detach())
+        out_slope.tensor.copy_(slope)
+
+    def backward(self, x: _Rows, bias: _Rows, grad: _Rows, out: _Rows) -> None:
+        self.both(x, bias, out, out)
+        out.tensor.mul_(grad.tensor)
 
 
 class _Block(NamedTuple):
@@ -131,111 +183,152 @@ class _Block(NamedTuple):
 
     lower: int
     upper: int
-    pair: Tensor
-    receiver: Tensor
-    sender: Tensor
+    edges: slice
 
-    def hidden(self, radial: Tensor, receiving: Tensor, sending: Tensor) -> Tensor:
-        hidden = radial.index_select(0, self.pair)
-        hidden += receiving.index_select(0, self.receiver)
-        hidden += sending.index_select(0, self.sender)
-        return hidden
+    @property
+    def num_edges(self) -> int:
+        return self.edges.stop - self.edges.start
 
 
-class _Made(NamedTuple):
-    """What the network made of a block of edges."""
+class _Inputs(NamedTuple):
+    """What a network on edges reads, apart from its weights, or gradients in these; tensors or arrays."""
 
-    hidden: Tensor  # what went in, (E, K)
-    bare: Tensor  # weights without envelope, (E, 3 F)
+    X: Any
+    radial: Any
+    receiving: Any
+    sending: Any
+    envelope: Any
+
+    def arrays(self) -> _Inputs:
+        return _Inputs(*(tensor.numpy() for tensor in self))
 
 
-def _make(
-    call: _Call,
-    block: _Block,
-    radial: Tensor,
-    receiving: Tensor,
-    sending: Tensor,
-    parameters: Sequence[Tensor],
-    records: bool,
-) -> _Made:
-    """Run the network on a block of edges; with a history of its own if the way back will ask for it."""
-    with torch.set_grad_enabled(records):
-        hidden = block.hidden(radial.detach(), receiving.detach(), sending.detach()).requires_grad_(records)
-        return _Made(hidden, call.network(parameters)(hidden))
+class _Run:
+    """A network on the edges of a graph, block by block.
+
+    Args:
+        network: Its weights are read without history.
+        graph: Its edges.
+    """
+
+    def __init__(self, network: EdgeNetwork, graph: Graph) -> None:
+        assert graph.pairs is not None
+        self.graph, self.spare = graph, network.spare
+        is_silu = isinstance(network.activation, torch.nn.SiLU) or network.activation is F.silu
+        self.activation = _Silu() if is_silu else _Activation(network.activation)
+        self.weights = [weight.detach() for weight, _ in network.layers]
+        biases = [torch.zeros_like(self.weights[0][0]), *(bias.detach().contiguous() for _, bias in network.layers)]
+        self.biases = [_Rows.of(bias.numpy()) for bias in biases]
+        self.widths = [bias.array.size for bias in self.biases]
+        self.pair, self.sender = graph.pairs.of_edge.numpy(), graph.edge_index[1].contiguous().numpy()
+        self.row_start = graph.pairs.row_start.numpy()
+        self.blocks = list(self._blocks())
+        self.longest = max((block.num_edges for block in self.blocks), default=0)
+        self.kept: list[_Rows] = []
+
+    def _blocks(self) -> Iterator[_Block]:
+        """Receivers with about :data:`BLOCK` edges at a time."""
+        lower, num_atoms, size = 0, self.graph.num_atoms, BLOCK * torch.get_num_threads()
+        while lower < num_atoms:
+            upper = int(np.searchsorted(self.row_start, self.row_start[lower] + size, side="right")) - 1
+            upper = min(max(upper, lower + 1), num_atoms)
+            yield _Block(lower, upper, slice(int(self.row_start[lower]), int(self.row_start[upper])))
+            lower = upper
+
+    def _where(self, block: _Block) -> tuple[Any, ...]:
+        return self.pair, self.sender, self.row_start, block.lower, block.upper
+
+    def _take(self, num_edges: int, widths: Sequence[int]) -> list[_Rows]:
+        return [_Rows.of(self.spare.take(num_edges, width, self.weights[0].dtype)) for width in widths]
+
+    def _give(self, *rooms: list[_Rows]) -> None:
+        self.spare.give(rows.array for room in rooms for rows in room)
+
+    def __del__(self) -> None:
+        self._give(self.kept)
+
+    def _join(self, block: _Block, inputs: _Inputs, out: _Rows) -> None:
+        joined = (inputs.radial, inputs.receiving, inputs.sending)
+        kernels.edge_network_loops().join(3 * out.array.size, *joined, *self._where(block), out.array)
+
+    def _layers(self, before: list[_Rows], after: list[_Rows]) -> None:
+        """Fill what goes into all activations but the first, and what comes out of all but the last."""
+        for k, weight in enumerate(self.weights):
+            self.activation.value(before[k], self.biases[k], after[k])
+            torch.mm(after[k].tensor, weight.t(), out=before[k + 1].tensor)
+
+    def forward(self, inputs: _Inputs, keeps: bool) -> Tensor:
+        """The sums; what goes into the activations is kept for :meth:`backward` if there is a use for it."""
+        inputs, out = inputs.arrays(), torch.empty_like(inputs.X)
+        target = out.numpy()
+        self.kept = self._take(self.pair.shape[0], self.widths[1:]) if keeps else []
+        rooms = [self._take(self.longest, self.widths) for _ in range(2)]
+        for block in self.blocks:
+            before, after = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
+            before[1:] = [rows.part(block.edges) for rows in self.kept] or before[1:]
+            self._join(block, inputs, before[0])
+            self._layers(before, after)
+            weight = after[-1]
+            self.activation.value(before[-1], self.biases[-1], weight)
+            arrays = (weight.array, inputs.envelope, inputs.X, *self._where(block), target)
+            kernels.edge_network_loops().message(3 * weight.array.size, *arrays)
+        self._give(*rooms)
+        return out
+
+    def backward(self, inputs: _Inputs, grad: Tensor, of_weights: bool) -> tuple[_Inputs, list[Tensor]]:
+        """Gradients in what went in, and in weights and biases, layer by layer."""
+        found = _Inputs(*(torch.zeros_like(x) for x in inputs))
+        layers = zip(self.weights, (bias.tensor for bias in self.biases[1:]), strict=True)
+        of_network = [torch.zeros_like(x) for layer in layers for x in layer]
+        loops, groups = kernels.edge_network_loops(), PORTIONS * torch.get_num_threads()
+        O, inputs, out = grad.numpy(), inputs.arrays(), found.arrays()
+        per_edge = np.empty((groups, self.longest), O.dtype)
+        rooms = [self._take(self.longest, self.widths) for _ in range(3)]
+        for block in self.blocks:
+            before, after, slopes = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
+            before[1:] = [rows.part(block.edges) for rows in self.kept] or before[1:]
+            self._join(block, inputs, before[0])
+            if not self.kept:
+                self._layers(before, after)
+            weight, g, along = after[-1], slopes[-1], per_edge[:, : block.num_edges]
+            self.activation.both(before[-1], self.biases[-1], weight, g)
+            arrays = (weight.array, g.array, inputs.envelope, O, inputs.X, *self._where(block), out.X, g.array, along)
+            loops.message_backward(9 * weight.array.size, *arrays)
+            loops.add_along(along.size, along, self.pair, block.edges.start, out.envelope)
+            for k in range(len(self.weights) - 1, -1, -1):
+                if of_weights:
+                    self.activation.value(before[k], self.biases[k], after[k])
+                    of_network[2 * k].addmm_(g.tensor.t(), after[k].tensor)
+                    of_network[2 * k + 1] += g.tensor.sum(dim=0)
+                torch.mm(g.tensor, self.weights[k], out=after[k].tensor)
+                g = slopes[k]
+                self.activation.backward(before[k], self.biases[k], after[k], g)
+            arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
+            loops.join_backward(3 * g.array.size, *arrays)
+        self._give(*rooms)
+        return found, of_network
 
 
 class _Sum(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        call: _Call,
-        X: Tensor,
-        radial: Tensor,
-        receiving: Tensor,
-        sending: Tensor,
-        envelope: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(X, radial, receiving, sending, envelope, *parameters)
-        out = torch.empty_like(X, memory_format=torch.contiguous_format)
-        values, target, indices = _flat(X), _flat(out), _indices(call.graph)
-        keeps = any(ctx.needs_input_grad) and call.graph.edge_index.shape[1] <= KEPT
-        ctx.kept = []
-        for block in call.blocks():
-            made = _make(call, block, radial, receiving, sending, parameters, keeps)
-            weight = made.bare.detach() * envelope.index_select(0, block.pair)[:, None]
-            if keeps:
-                ctx.kept.append(made)
-            work = weight.numel() * 3
-            rows = (weight.numpy(), values, *indices, block.lower, block.upper, _STARTS, target)
-            kernels.edge_loops().own_rows_sum(work, *rows)
-        return out
+    def forward(ctx: Any, run: _Run, network: EdgeNetwork, *tensors: Tensor) -> Tensor:
+        ctx.run, ctx.network = run, network._replace(layers=())
+        ctx.save_for_backward(*tensors)
+        inputs = _Inputs(*(tensor.detach().contiguous() for tensor in tensors[:5]))
+        return run.forward(inputs, any(ctx.needs_input_grad) and run.pair.shape[0] <= KEPT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        call: _Call = ctx.call
-        X, radial, receiving, sending, envelope, *parameters = tensors = ctx.saved_tensors
-        again, needs = torch.is_grad_enabled(), kernels.needed(ctx)
-        if again:
+        run: _Run = ctx.run
+        tensors, needs = ctx.saved_tensors, kernels.needed(ctx)
+        needs = needs[-len(tensors) :]
+        if torch.is_grad_enabled():
             inputs = [tensor.view_as(tensor) for tensor in tensors]
-            x, r, a, b, c, *rest = inputs
-            made = edge_network_sum_plain(x, r, a, b, c, call.network(rest), call.graph)
+            network = ctx.network._replace(layers=list(zip(inputs[5::2], inputs[6::2], strict=True)))
+            made = edge_network_sum_plain(*inputs[:5], network, run.graph)  # type: ignore[arg-type]
             wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
             found = iter(torch.autograd.grad(made, wanted, grads[0], create_graph=True, allow_unused=True))
-            return None, *(next(found) if need else None for need in needs)
-        weights = [tensor for tensor, need in zip(parameters, needs[5:], strict=True) if need]
-        of_X, of_radial, of_receiving, of_sending, of_envelope = (torch.zeros_like(tensor) for tensor in tensors[:5])
-        of_weights = [torch.zeros_like(tensor) for tensor in weights]
-        values, gradient, target, indices = _flat(X), _flat(grads[0]), _flat(of_X), _indices(call.graph)
-        kept = iter(ctx.kept)
-        for block in call.blocks():
-            fade = envelope.index_select(0, block.pair)[:, None]
-            made = next(kept, None)
-            if made is None:
-                made = _make(call, block, radial, receiving, sending, parameters, True)
-            hidden, bare = made
-            weight, of_weight = bare.detach() * fade, torch.empty_like(bare)
-            rows = (weight.numpy(), gradient, values, *indices, block.lower, block.upper, _STARTS)
-            kernels.edge_loops().own_rows_backward(*rows, target, of_weight.numpy())
-            of_envelope.index_add_(0, block.pair, (of_weight * bare.detach()).sum(dim=1))
-            of_hidden, *found = torch.autograd.grad(
-                bare, [hidden, *weights], of_weight.mul_(fade), retain_graph=bool(ctx.kept)
-            )
-            of_radial.index_add_(0, block.pair, of_hidden)
-            of_receiving.index_add_(0, block.receiver, of_hidden)
-            of_sending.index_add_(0, block.sender, of_hidden)
-            for total, part in zip(of_weights, found, strict=True):
-                total += part
-        of_parameters = iter(of_weights)
-        rest = (next(of_parameters) if need else None for need in needs[5:])
-        return None, of_X, of_radial, of_receiving, of_sending, of_envelope, *rest
-
-
-def _indices(graph: Graph) -> tuple[Any, Any]:
-    assert graph.pairs is not None
-    return graph.edge_index[1].contiguous().numpy(), graph.pairs.row_start.numpy()
-
-
-def _flat(X: Tensor) -> Any:
-    return X.detach().contiguous().view(X.shape[0], -1).numpy()
+            return None, None, *(next(found) if need else None for need in needs)
+        inputs = _Inputs(*(tensor.detach().contiguous() for tensor in tensors[:5]))
+        of_inputs, of_network = run.backward(inputs, grads[0].contiguous(), any(needs[5:]))
+        return None, None, *of_inputs, *of_network

@@ -26,6 +26,7 @@ __all__ = [
     "can_pass",
     "can_run",
     "edge_loops",
+    "edge_network_loops",
     "embed",
     "further_edge_loops",
     "interact",
@@ -117,6 +118,14 @@ def further_edge_loops() -> ModuleType:
     from torchmdnet.ops.kernels import tensor_edges
 
     return tensor_edges
+
+
+@functools.cache
+def edge_network_loops() -> ModuleType:
+    """Loops of networks on edges."""
+    from torchmdnet.ops.kernels import edge_network
+
+    return edge_network
 
 
 @functools.cache

@@ -1,23 +1,25 @@
 """Vectors of channels as a Numba type: what LLVM does not vectorise by itself is written with these.
 
-``lanes`` are a few neighbouring channels, 256 bits, held in a register. Arithmetic between lanes is ``+ - * /``;
-:func:`load` and :func:`store` move them, :func:`splat` fills them with one number. LLVM turns them into whatever the
-processor has.
+``lanes`` are a few neighbouring channels, 256 bits, held in a register. Arithmetic between lanes is ``+ - * /`` and
+:func:`exp`; :func:`load` and :func:`store` move them, :func:`splat` fills them with one number. LLVM turns them into
+whatever the processor has.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalCall=false
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["load", "num_lanes", "repeat", "splat", "store", "total"]
+__all__ = ["exp", "load", "num_lanes", "repeat", "splat", "store", "total"]
 
 BITS = 256
 _FLAGS = ("contract", "reassoc", "nsz")
@@ -122,6 +124,51 @@ def total(typing_context, value):
         return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
     return value.dtype(value), generate
+
+
+#: By bits of a number: terms of the exponential series, bits of the mantissa, the exponent of 1, and a limit whose
+#: exponential is a normal number.
+_EXP = {32: (8, 23, 127, 87.0), 64: (14, 52, 1023, 708.0)}
+#: ln 2 in two pieces, the first of so few bits that small multiples of it are exact in single precision.
+_LN2 = (355 / 512, math.log(2) - 355 / 512)
+
+
+@intrinsic
+def exp(typing_context, value):
+    """Exponential of each number to about the last bit, of what lies beyond the range of normal numbers as of its end.
+
+    The nearest multiple of ln 2 becomes the exponent, the series sums the rest, at most ln 2 / 2 in size.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        (x,) = args
+        lanes = sig.args[0]
+        bits = lanes.dtype.bitwidth
+        terms, mantissa, bias, limit = _EXP[bits]
+        whole = ir.VectorType(ir.IntType(bits), lanes.count)
+        nearest = get_or_insert_function(
+            builder.module, ir.FunctionType(x.type, [x.type]), f"llvm.rint.v{lanes.count}f{bits}"
+        )
+
+        def constant(number: float) -> Any:
+            return ir.Constant(x.type, [number] * lanes.count)
+
+        def multiply_add(a: Any, b: Any, c: Any) -> Any:
+            return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+        x = builder.select(builder.fcmp_ordered("<", x, constant(limit)), x, constant(limit))
+        x = builder.select(builder.fcmp_ordered(">", x, constant(-limit)), x, constant(-limit))
+        n = builder.call(nearest, [builder.fmul(x, constant(1 / math.log(2)))])
+        for part in _LN2:
+            x = multiply_add(n, constant(-part), x)
+        series = constant(1 / math.factorial(terms - 1))
+        for k in range(terms - 2, -1, -1):
+            series = multiply_add(series, x, constant(1 / math.factorial(k)))
+        exponent = builder.add(builder.fptosi(n, whole), ir.Constant(whole, [bias] * lanes.count))
+        power = builder.shl(exponent, ir.Constant(whole, [mantissa] * lanes.count))
+        return builder.fmul(series, builder.bitcast(power, x.type))
+
+    return value(value), generate
 
 
 def num_lanes(array: Any) -> int:

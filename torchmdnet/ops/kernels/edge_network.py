@@ -1,0 +1,213 @@
+"""Loops of networks on edges: what goes into them, activation by SiLU, and sums over neighbours with what comes out.
+
+They work on the edges of a block of receivers, ``lower`` to ``upper``. Edges are sorted by receiver: i has those from
+``row_start[i]`` to ``row_start[i + 1]``. Arrays of a block begin with its first edge.
+"""
+
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import numba
+
+from torchmdnet.ops.kernels.nodes import components, put
+from torchmdnet.ops.kernels.simd import exp, load, num_lanes, repeat, splat, store, total
+from torchmdnet.ops.kernels.threads import compiled, inlined
+
+__all__ = ["add_along", "join", "join_backward", "message", "message_backward", "silu", "silu_backward", "silu_both"]
+
+
+@compiled
+def join(radial, receiving, sending, pair, sender, row_start, lower, upper, out):
+    """out_ij = R_p + A_i + B_j: (P, K), (N, K), (N, K) -> (E, K)."""
+    K, W = radial.shape[1], num_lanes(radial)
+    R, A, B, o = radial.reshape(-1), receiving.reshape(-1), sending.reshape(-1), out.reshape(-1)
+    for i in numba.prange(lower, upper):
+        for e in range(row_start[i], row_start[i + 1]):
+            r, b, at = pair[e] * K, sender[e] * K, (e - row_start[lower]) * K
+            for block in range(0, K, W):
+                f = min(block, K - W)
+                store(o, at + f, load(R, r + f) + load(A, i * K + f) + load(B, b + f))
+
+
+@compiled
+def join_backward(grad, pair, sender, row_start, lower, upper, groups, out_radial, out_receiving, out_sending):
+    """What :func:`join` read grows by its gradients; threads share the channels."""
+    K, W = out_radial.shape[1], num_lanes(grad)
+    g, R, A, B = grad.reshape(-1), out_radial.reshape(-1), out_receiving.reshape(-1), out_sending.reshape(-1)
+    for group in numba.prange(groups):
+        first, last, end = share(group, groups, K, W)
+        for i in range(lower, upper):
+            for e in range(row_start[i], row_start[i + 1]):
+                a, r, b, at = i * K, pair[e] * K, sender[e] * K, (e - row_start[lower]) * K
+                for f in range(first, last, W):
+                    change = load(g, at + f)
+                    store(R, r + f, load(R, r + f) + change)
+                    store(A, a + f, load(A, a + f) + change)
+                    store(B, b + f, load(B, b + f) + change)
+                for f in range(last, end):
+                    R[r + f] += g[at + f]
+                    A[a + f] += g[at + f]
+                    B[b + f] += g[at + f]
+
+
+@inlined
+def share(group, groups, num, W):
+    """The numbers of one thread: where its vectors begin and end, and where what follows singly ends."""
+    vectors = num // W
+    last = (group + 1) * vectors // groups * W
+    return group * vectors // groups * W, last, num if group == groups - 1 else last
+
+
+@inlined
+def sigmoid(x, zero, one):
+    """1 / (1 + exp(-x))."""
+    return one / (one + exp(zero - x))
+
+
+@compiled
+def silu(x, bias, out):
+    """SiLU of x + bias: (E, K), (K,) -> (E, K)."""
+    E, K = x.shape
+    W = num_lanes(x)
+    flat, o = x.reshape(-1), out.reshape(-1)
+    zero, one = splat(flat, 0.0), splat(flat, 1.0)
+    for e in numba.prange(E):
+        for block in range(0, K, W):
+            f = min(block, K - W)
+            v = load(flat, e * K + f) + load(bias, f)
+            store(o, e * K + f, v * sigmoid(v, zero, one))
+
+
+@compiled
+def silu_both(x, bias, out, out_slope):
+    """SiLU and its derivative."""
+    E, K = x.shape
+    W = num_lanes(x)
+    flat, o, os = x.reshape(-1), out.reshape(-1), out_slope.reshape(-1)
+    zero, one = splat(flat, 0.0), splat(flat, 1.0)
+    for e in numba.prange(E):
+        for block in range(0, K, W):
+            f = min(block, K - W)
+            v = load(flat, e * K + f) + load(bias, f)
+            s = sigmoid(v, zero, one)
+            value = v * s
+            store(o, e * K + f, value)
+            store(os, e * K + f, s + value * (one - s))
+
+
+@compiled
+def silu_backward(x, bias, grad, out):
+    """The gradient times the derivative of SiLU."""
+    E, K = x.shape
+    W = num_lanes(x)
+    flat, g, o = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    zero, one = splat(flat, 0.0), splat(flat, 1.0)
+    for e in numba.prange(E):
+        for block in range(0, K, W):
+            f = min(block, K - W)
+            v = load(flat, e * K + f) + load(bias, f)
+            s = sigmoid(v, zero, one)
+            store(o, e * K + f, load(g, e * K + f) * (s + v * s * (one - s)))
+
+
+@compiled
+def message(weight, envelope, X, pair, sender, row_start, lower, upper, out):
+    """out_i = Σ_j c_ij w_ij X_j: (E, 3 F), (P,), (N, 9, F) -> (N, 9, F)."""
+    F, W = X.shape[2], num_lanes(X)
+    w, x, o = weight.reshape(-1), X.reshape(-1), out.reshape(-1)
+    whole = F - F % W
+    for i in numba.prange(lower, upper):
+        for k in range(i * 9 * F, (i + 1) * 9 * F):
+            o[k] = 0
+        for e in range(row_start[i], row_start[i + 1]):
+            at, there = (e - row_start[lower]) * 3 * F, sender[e] * 9 * F
+            fade = repeat(envelope, pair[e])
+            for f in range(0, whole, W):
+                w0, w1 = fade * load(w, at + f), fade * load(w, at + F + f)
+                w2 = fade * load(w, at + 2 * F + f)
+                x0, x1, x2, x3, x4, x5, x6, x7, x8 = components(x, there + f, F)
+                y0, y1, y2, y3, y4, y5, y6, y7, y8 = components(o, i * 9 * F + f, F)
+                sums = (
+                    *(y0 + w0 * x0, y1 + w1 * x1, y2 + w1 * x2, y3 + w1 * x3),
+                    *(y4 + w2 * x4, y5 + w2 * x5, y6 + w2 * x6, y7 + w2 * x7, y8 + w2 * x8),
+                )
+                put(o, i * 9 * F + f, F, sums)
+            for f in range(whole, F):
+                for c in range(9):
+                    part = 0 if c < 1 else 1 if c < 4 else 2
+                    weighted = envelope[pair[e]] * w[at + part * F + f]
+                    o[(i * 9 + c) * F + f] += weighted * x[there + c * F + f]
+
+
+@compiled
+def message_backward(
+    weight, slope, envelope, O, X, pair, sender, row_start, lower, upper, out, out_weight, out_envelope
+):
+    """Gradients of :func:`message`, for a gradient O in the sums.
+
+    ``out`` grows by the gradient in X. ``out_weight`` is the gradient in the weights times ``slope``, which may be the
+    same array. The gradient in the envelope, (G, E), is of one row for each of G threads, which share the channels.
+    """
+    F, W = X.shape[2], num_lanes(X)
+    w, d, x, g = weight.reshape(-1), slope.reshape(-1), X.reshape(-1), O.reshape(-1)
+    o, ow = out.reshape(-1), out_weight.reshape(-1)
+    groups = out_envelope.shape[0]
+    zero = splat(x, 0.0)
+    for group in numba.prange(groups):
+        first, last, end = share(group, groups, F, W)
+        for i in range(lower, upper):
+            for e in range(row_start[i], row_start[i + 1]):
+                k, p, mine, other = e - row_start[lower], pair[e], i * 9 * F, sender[e] * 9 * F
+                fade, along = repeat(envelope, p), zero
+                for f in range(first, last, W):
+                    at, here, there = k * 3 * F + f, mine + f, other + f
+                    bare = load(w, at)
+                    s = cross(g, x, o, here, there, fade * bare, zero)
+                    along += bare * s
+                    store(ow, at, fade * s * load(d, at))
+                    at, here, there = at + F, here + F, there + F
+                    bare = load(w, at)
+                    s = cross(g, x, o, here, there, fade * bare, zero)
+                    s = cross(g, x, o, here + F, there + F, fade * bare, s)
+                    s = cross(g, x, o, here + 2 * F, there + 2 * F, fade * bare, s)
+                    along += bare * s
+                    store(ow, at, fade * s * load(d, at))
+                    at, here, there = at + F, here + 3 * F, there + 3 * F
+                    bare = load(w, at)
+                    s = cross(g, x, o, here, there, fade * bare, zero)
+                    s = cross(g, x, o, here + F, there + F, fade * bare, s)
+                    s = cross(g, x, o, here + 2 * F, there + 2 * F, fade * bare, s)
+                    s = cross(g, x, o, here + 3 * F, there + 3 * F, fade * bare, s)
+                    s = cross(g, x, o, here + 4 * F, there + 4 * F, fade * bare, s)
+                    along += bare * s
+                    store(ow, at, fade * s * load(d, at))
+                out_envelope[group, k] = total(along)
+                for f in range(last, end):
+                    for part in range(3):
+                        at = (k * 3 + part) * F + f
+                        bare = w[at]
+                        s = 0 * bare
+                        for c in range(part * part, (part + 1) * (part + 1)):
+                            here, there = mine + c * F + f, other + c * F + f
+                            s += g[here] * x[there]
+                            o[there] += envelope[p] * bare * g[here]
+                        out_envelope[group, k] += bare * s
+                        ow[at] = envelope[p] * s * d[at]
+
+
+@inlined
+def cross(g, x, o, here, there, w, s):
+    """s + g x of one component, where o grows by w g."""
+    v = load(g, here)
+    s += v * load(x, there)
+    store(o, there, load(o, there) + w * v)
+    return s
+
+
+@compiled
+def add_along(per_edge, pair, first, out):
+    """out_p += Σ_g of row g for the edges that begin at ``first``: (G, E) -> (P,)."""
+    for group in range(per_edge.shape[0]):
+        for k in range(per_edge.shape[1]):
+            out[pair[first + k]] += per_edge[group, k]
