@@ -9,12 +9,15 @@ import torch
 
 from torchmdnet.build import create_model, create_prior_models
 from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Inputs, sum_to_atoms, sum_to_systems
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.tensornet import TensorNet
+from torchmdnet.models.tensornet_fused import FrozenTensorNet
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.atomref import Atomref, LearnableAtomref
 from torchmdnet.priors.base import BasePrior
-from torchmdnet.testing import small_molecules, tiny_model
+from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
 
 SYSTEMS = small_molecules()
@@ -222,3 +225,93 @@ def test_options_are_not_modified() -> None:
     before = dict(args)
     create_model(args)
     assert args == before
+
+
+class Stiffer(BasePrior):
+    """Reads the edges of the network, and changes what its head says."""
+
+    needs_positions = False
+
+    def pre_reduce(self, x, z, pos, batch, extra_args=None):
+        return x * (1 + x)
+
+    def per_system(self, graph):
+        return sum_to_systems(sum_to_atoms(graph.edge_dist.square().sin() + graph.edge_vec.prod(dim=1), graph), graph)[
+            :, None
+        ]
+
+
+def both_ways(model: TorchMD_Net, systems: Systems, monkeypatch: pytest.MonkeyPatch, **asked) -> list[list]:
+    """All that a potential finds by derivatives that are written out, which has to be possible, and by autograd."""
+    inputs = Inputs(systems.z, systems.pos, systems.batch, systems.box, systems.q, num_systems=systems.num_systems)
+    encode, calls = FrozenTensorNet.encode, []
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenTensorNet, "encode", lambda *args: calls.append(1) or encode(*args))
+        ours = model.evaluate(inputs, **asked)
+        assert calls
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorNet, "direct", lambda *args: None)
+        theirs = model.evaluate(inputs, **asked)
+    return [
+        [found.energy, found.forces, found.virial, *found.properties.values(), found.atomic] for found in (ours, theirs)
+    ]
+
+
+@pytest.mark.parametrize("systems", [small_molecules(charges=True), cell_of_atoms(), mixed_boxes()])
+@pytest.mark.parametrize("prior", [None, Atomref(dataset=References(), trainable=True), Stiffer()])
+@pytest.mark.parametrize("options", [{}, {"equivariance_invariance_group": "SO(3)", "output_mlp_num_layers": 2}])
+def test_derivatives_written_out_are_those_of_autograd(options, prior, systems, monkeypatch) -> None:
+    properties = {"dipole": None}
+    model = create_model(
+        {**TINY, "model": "tensornet", "properties": properties, **options}, prior, std=torch.tensor(1.7)
+    ).eval()
+    for virial in (False, True):
+        asked = {"virial": virial, "properties": virial, "by_atom": virial and not isinstance(prior, Stiffer)}
+        for ours, theirs in zip(*both_ways(model, systems, monkeypatch, **asked), strict=True):
+            torch.testing.assert_close(ours, None if theirs is None else theirs.detach(), rtol=1e-10, atol=1e-11)
+
+
+def test_what_is_written_out_follows_every_weight(monkeypatch) -> None:
+    model = tiny_model("tensornet")
+    representation, head = model.representation_model, model.output_model.output_network.layers[0]
+
+    def in_place(weight: torch.nn.Parameter) -> None:
+        with torch.no_grad():
+            weight.mul_(1.5)
+
+    def other_data(weight: torch.nn.Parameter) -> None:
+        weight.data = 1.5 * weight.data
+
+    def assigned(weight: torch.nn.Parameter) -> None:
+        state = {name: x.clone() for name, x in model.state_dict().items()}
+        (name,) = [name for name, x in model.named_parameters() if x is weight]
+        model.load_state_dict({**state, name: 1.5 * state[name]}, assign=True)
+
+    for change in (in_place, other_data, assigned):
+        for of in (head, representation.linear, representation.out_norm, representation.layers[0].linears_tensor[1]):
+            before, _ = both_ways(model, SYSTEMS, monkeypatch)
+            change(of.weight)
+            after, expected = both_ways(model, SYSTEMS, monkeypatch)
+            assert not torch.allclose(before[1], after[1])
+            torch.testing.assert_close(after[1], expected[1], rtol=1e-10, atol=1e-11)
+
+
+def test_hooks_are_called_whether_derivatives_are_written_out_or_not() -> None:
+    model = tiny_model("tensornet")
+    expected = model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
+    seen = []
+    for part in (model.representation_model.out_norm, model.output_model.output_network):
+        part.register_forward_hook(lambda module, args, output: seen.append(module))
+    found = model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
+    assert seen == [model.representation_model.out_norm, model.output_model.output_network]
+    torch.testing.assert_close(found.energy.detach(), expected.energy.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(found.forces, expected.forces)
+
+
+def test_positions_made_in_inference_mode_are_welcome() -> None:
+    model = tiny_model("tensornet")
+    expected = model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
+    with torch.inference_mode():
+        found = model(SYSTEMS.z, SYSTEMS.pos.clone(), SYSTEMS.batch)
+    assert not found.forces.is_inference()
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=0)

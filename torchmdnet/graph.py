@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors import Listed, Search, by_receiver, edge_geometry, edges_of_pairs, length, pairs_within
+from torchmdnet.neighbors import (
+    Listed,
+    Search,
+    by_receiver,
+    edge_geometry,
+    edges_of_pairs,
+    length,
+    pairs_within,
+    pull_back,
+)
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -29,6 +38,7 @@ __all__ = [
     "bare_graph",
     "build_graph",
     "edges_within",
+    "forces_of",
     "graph_of_edges",
     "sum_to_atoms",
     "sum_to_systems",
@@ -348,6 +358,23 @@ def _per_system(value: Tensor | None, name: str, num_systems: int, pos: Position
             f"Pass one value per system, shape ({num_systems},)."
         )
     return value.reshape(num_systems).to(device=pos.device, dtype=pos.dtype)
+
+
+def forces_of(
+    graph: Graph, of_vec: EdgeVectors, of_dist: PairScalars, *, strained: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Forces (N, 3) and, if wanted, the derivative in a strain of each system (S, 3, 3), on the CPU.
+
+    Args:
+        graph: With edges in both directions.
+        of_vec: Gradient of the energy in the vectors of the edges.
+        of_dist: And in the distances of the pairs.
+        strained: Whether to differentiate in strains.
+    """
+    assert graph.pairs is not None
+    _, dist, of_edge, reverse, row_start = graph.pairs
+    systems = (graph.batch, graph.num_systems) if strained else None
+    return pull_back(row_start, of_edge, reverse, (graph.edge_vec, dist), (of_vec, of_dist), systems)
 
 
 def sum_to_atoms(x: Tensor, graph: Graph) -> Tensor:

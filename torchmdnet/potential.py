@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, Inputs, as_boxes, bare_graph, graph_of_edges, sum_to_systems
+from torchmdnet.graph import Graph, Inputs, as_boxes, bare_graph, forces_of, graph_of_edges, sum_to_systems
 from torchmdnet.heads.base import OutputModel
-from torchmdnet.models.base import Features
+from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
@@ -229,6 +229,9 @@ class TorchMD_Net(nn.Module):
         if not (forces or virial):
             energy, values, atomic = self._values(inputs, properties=properties, by_atom=by_atom)
             return Evaluation(energy, None, None, values, atomic)
+        found = self._evaluate_directly(inputs, virial=virial, properties=properties, by_atom=by_atom)
+        if found is not None:
+            return found if forces else found._replace(forces=None)
         with torch.inference_mode(False), torch.enable_grad():
             pos = inputs.pos
             inner = not pos.requires_grad and (inputs.box is None or not inputs.box.requires_grad)
@@ -250,6 +253,59 @@ class TorchMD_Net(nn.Module):
             values,
             None if atomic is None else atomic.detach(),
         )
+
+    def _evaluate_directly(self, inputs: Inputs, *, virial: bool, properties: bool, by_atom: bool) -> Evaluation | None:
+        """:meth:`evaluate` where derivatives are written out and nobody asks for more than forces; None elsewhere."""
+        with torch.inference_mode(False), torch.no_grad():
+            given = (inputs.pos, inputs.box, inputs.q, inputs.s, *(inputs.extra or {}).values())
+            if any(getattr(x, "requires_grad", False) for x in given):
+                return None
+            encode = self._direct_encoder(inputs.pos)
+            if encode is None:
+                return None
+            return self._evaluate_graph(
+                encode, self._graph(inputs), virial=virial, properties=properties, by_atom=by_atom
+            )
+
+    def _direct_encoder(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
+        """See :meth:`torchmdnet.models.base.Representation.direct`; None also where another part has no such thing."""
+        head = self.output_model
+        is_plain = (
+            like.shape[0] > 0
+            and not self.training
+            and getattr(head, "has_slope", False)
+            and head.reduce_op in ("add", "sum")
+        )
+        if not is_plain or not isinstance(self.representation_model, Representation):
+            return None
+        if any(getattr(prior, "needs_positions", True) for prior in self.prior_model or ()):
+            return None
+        return self.representation_model.direct(like)
+
+    def _evaluate_graph(
+        self,
+        encode: Callable[[Graph], tuple[Features, Pullback]],
+        graph: Graph,
+        *,
+        virial: bool,
+        properties: bool,
+        by_atom: bool,
+    ) -> Evaluation:
+        """Energy, derivatives and all else of a graph without history, from an architecture that goes back itself."""
+        features, pull_back = encode(graph)
+        contributions, slope = self.output_model.value_and_slope(features.x)  # (N, 1), (N, F)
+        options: dict[str, Any] = {"properties": properties, "by_atom": by_atom, "contributions": contributions}
+        if self.prior_model is None:
+            value = self._values_of(features, graph, **options)
+            grads = pull_back(slope * self.std)
+        else:  # priors may read the edges, and change what the head says
+            with torch.enable_grad():
+                seen, edges = _with_leaves(graph)
+                leaves = [contributions.requires_grad_(), *edges]
+                value = self._values_of(features, seen, **options)
+                weight, *more = derivatives_of(value[0], leaves, differentiable=False)
+            grads = tuple(x + y for x, y in zip(pull_back(slope * weight), more, strict=True))
+        return _evaluation(value, *forces_of(graph, *grads, strained=virial))
 
     def from_edges(
         self,
@@ -375,12 +431,18 @@ class TorchMD_Net(nn.Module):
         return self._values_of(*self._features(inputs), properties=properties, by_atom=by_atom)
 
     def _values_of(
-        self, features: Features, graph: Graph, *, properties: bool, by_atom: bool
+        self,
+        features: Features,
+        graph: Graph,
+        *,
+        properties: bool,
+        by_atom: bool,
+        contributions: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         values = self._properties(features, graph) if properties else {}
         if not by_atom:
-            return self._system_energy(features, graph), values, None
-        atomic = self._atomic(features, graph)[:, 0]  # (N,)
+            return self._system_energy(features, graph, contributions), values, None
+        atomic = self._atomic(features, graph, contributions)[:, 0]  # (N,)
         return sum_to_systems(atomic, graph)[:, None], values, atomic
 
     def _properties(self, features: Features, graph: Graph) -> dict[str, Tensor]:
@@ -396,18 +458,21 @@ class TorchMD_Net(nn.Module):
             values[name] = value
         return values
 
-    def _system_energy(self, features: Features, graph: Graph) -> Tensor:
+    def _system_energy(self, features: Features, graph: Graph, contributions: Tensor | None = None) -> Tensor:
         """Summed in float64 and rounded once: totals of many atoms, or of large reference energies, need it."""
-        atomic = self._atomic(features, graph)
+        atomic = self._atomic(features, graph, contributions)
         energy = self.output_model.reduce(atomic, graph.batch, graph.num_systems) + self.mean  # (S, 1)
         energy = self.output_model.per_system(energy, graph)
         for prior in self.prior_model or ():
             energy = prior.add_to_systems(energy, graph)
         return energy.to(self.dtype)
 
-    def _atomic(self, features: Features, graph: Graph) -> Tensor:
-        """Contribution of each atom, priors included, (N, 1) in float64 where the device has it."""
-        atomic = self.output_model.per_atom(features, graph)  # (N, 1)
+    def _atomic(self, features: Features, graph: Graph, contributions: Tensor | None = None) -> Tensor:
+        """Contribution of each atom, priors included, (N, 1) in float64 where the device has it.
+
+        Those of the head may have been found already.
+        """
+        atomic = self.output_model.per_atom(features, graph) if contributions is None else contributions  # (N, 1)
         if features.energy is not None and atomic.shape == features.energy.shape:
             atomic = atomic + features.energy
         atomic = widened(atomic * self.std)
@@ -444,14 +509,21 @@ class TorchMD_Net(nn.Module):
         inputs = Inputs(z, pos, batch, box, q, s, extra_args, num_systems)
         return self._atomic(*self._features(inputs)).to(self.dtype)
 
+    def _graph(self, inputs: Inputs) -> Graph:
+        """The edges that the architecture works on."""
+        z, pos, batch, box, q, s, extra, num_systems, search, inner = inputs
+        found_by = {} if search is None else {"search": search}
+        graph = self.representation_model.graph(
+            z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, **found_by
+        )
+        return graph._replace(inner=inner)
+
     def _features(self, inputs: Inputs) -> tuple[Features, Graph]:
         model = self.representation_model
-        z, pos, batch, box, q, s, extra, num_systems, search, inner = inputs
         if hasattr(model, "encode"):
-            found_by = {} if search is None else {"search": search}
-            graph = model.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, **found_by)
-            graph = graph._replace(inner=inner)
+            graph = self._graph(inputs)
             return model.select(model.encode(graph), graph)
+        z, pos, batch, box, q, s, extra, num_systems, *_ = inputs
         # an architecture written for older releases: no graph, five results
         batch = torch.zeros_like(z) if batch is None else batch
         x, v, z, pos, system = model(z, pos, batch, box=box, q=q, s=s)
@@ -502,6 +574,14 @@ def derivatives_of(energy: Tensor, wanted: list[Tensor], *, differentiable: bool
         [energy.sum()], wanted, create_graph=differentiable, retain_graph=differentiable, allow_unused=True
     )
     return [torch.zeros_like(x) if slope is None else slope for x, slope in zip(wanted, found, strict=True)]
+
+
+def _with_leaves(graph: Graph) -> tuple[Graph, list[Tensor]]:
+    """The same graph as a function of the vectors of its edges and the distances of its pairs."""
+    assert graph.pairs is not None
+    vec, dist = graph.edge_vec.detach().requires_grad_(), graph.pairs.dist.detach().requires_grad_()
+    edge_dist = dist.index_select(0, graph.pairs.of_edge)
+    return graph._replace(edge_vec=vec, edge_dist=edge_dist, pairs=graph.pairs._replace(dist=dist)), [vec, dist]
 
 
 def _evaluation(
@@ -657,6 +737,12 @@ class Ensemble(nn.ModuleList):
         """One member after the other, on copies of one graph that are differentiated and dropped."""
         found = []
         for model in self.members:
+            encode = model._direct_encoder(graph.pos)
+            if encode is not None:
+                with torch.no_grad():
+                    options = {"virial": virial, "properties": properties, "by_atom": by_atom}
+                    found.append(model._evaluate_graph(encode, graph, **options))
+                continue
             copies = moved_copies(graph, 1, strained=virial)
             (moved,) = copies.graphs
             features, seen = model.representation_model.select(model.representation_model.encode(moved), moved)

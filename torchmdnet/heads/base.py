@@ -54,6 +54,15 @@ class OutputModel(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} defines neither per_atom nor pre_reduce.")
         return self.pre_reduce(features.x, features.v, graph.z, graph.pos, graph.batch, graph.box)
 
+    @property
+    def has_slope(self) -> bool:
+        """Whether :meth:`value_and_slope` can be asked: if the output is a plain reduction of functions of x."""
+        return False
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`per_atom` and its derivative in x, without history: (N, F) -> (N, 1), (N, F)."""
+        raise NotImplementedError
+
     def per_system(self, y: Tensor, graph: Graph) -> Tensor:
         """Turn reduced values, (S, ...), into the property."""
         return self.post_reduce(y)

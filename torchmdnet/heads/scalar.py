@@ -11,6 +11,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features
 from torchmdnet.nn.mlp import MLP
+from torchmdnet.nn.modules import is_plain
 
 __all__ = ["Scalar"]
 
@@ -58,3 +59,12 @@ class Scalar(OutputModel):
     def per_atom(self, features: Features, graph: Graph) -> Tensor:
         """Energy of each atom, (N, 1)."""
         return self.output_network(features.x)
+
+    @property
+    def has_slope(self) -> bool:
+        """See :class:`torchmdnet.heads.base.OutputModel`."""
+        return is_plain(self.output_network, MLP) and type(self) is Scalar and self.output_network.has_slope
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`torchmdnet.heads.base.OutputModel`."""
+        return self.output_network.value_and_slope(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,7 +28,10 @@ from torchmdnet.typing import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Features", "Representation", "set_radial_mode"]
+__all__ = ["Features", "Pullback", "Representation", "set_radial_mode"]
+
+#: Takes the gradient in features x, (N, F), back to the vectors of edges (E, 3) and the distances of pairs (P,).
+Pullback = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Features(NamedTuple):
@@ -100,6 +104,16 @@ class Representation(nn.Module):
     def encode(self, graph: Graph) -> Features:
         """Features of every atom of the graph."""
         raise NotImplementedError
+
+    def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
+        """:meth:`encode` together with its derivative, written out instead of recorded; None where it is not.
+
+        What it finds has no history. Ask anew for every call: it holds for the weights as they are.
+
+        Args:
+            like: Of the precision and on the device of the geometry.
+        """
+        return None
 
     def select(self, features: Features, graph: Graph) -> tuple[Features, Graph]:
         """The atoms a head gets to see; all of them unless a wrapper says otherwise."""

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
-from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.models.tensornet_fused import Encoder, FrozenTensorNet, TrainedTensorNet, encode
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import Radial, RadialFunction
-from torchmdnet.nn.modules import reset_all, weights_of
+from torchmdnet.nn.filters import Radial, RadialFunction, Tables
+from torchmdnet.nn.mlp import SiluLayers
+from torchmdnet.nn.modules import is_plain, reset_all, weights_of
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
 from torchmdnet.ops.cartesian import (
     compose_tensor,
@@ -164,7 +166,7 @@ class TensorNet(Representation):
     def encode(self, graph: Graph) -> Features:
         functions = self.radial_functions
         radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
-        charge = graph.pos.new_ones(graph.num_atoms) if graph.q is None else 1 + 0.1 * graph.q[graph.batch]  # (N,)
+        charge = charge_factors(graph)
 
         def layer_by_layer(graph: Graph, radial: Radial) -> AtomTensors:
             edges = rows_of_pairs(graph)
@@ -185,6 +187,21 @@ class TensorNet(Representation):
             X = encode(encoder, graph, layers)
         x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
         return Features(x, v=X[:, 1:4], S=X[:, 4:9])
+
+    def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
+        """See :meth:`torchmdnet.models.base.Representation.direct`."""
+        is_usual = (type(self).encode, type(self).select) == (TensorNet.encode, Representation.select)
+        output = (self.linear, nn.Linear), (self.out_norm, nn.LayerNorm), (self.act, nn.SiLU)
+        is_plain_output = all(is_plain(module, kind) for module, kind in output)
+        if self.training or not is_usual or not is_plain_output or not kernels.can_loop(self.linear.weight):
+            return None
+        spline = self.radial.ready(like, self.distance_expansion, self.envelope, self.radial_functions)
+        if spline is None:
+            return None
+        frozen, norm = self._freeze(spline, self.radial.tables), self.out_norm
+        layers = [(self.linear.weight.detach(), self.linear.bias.detach())]
+        output = SiluLayers(layers, (norm.weight.detach(), norm.bias.detach(), norm.eps))
+        return lambda graph: frozen.encode(graph, charge_factors(graph), output)
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
@@ -207,11 +224,15 @@ class TensorNet(Representation):
             return self._trained.encoder(self, graph, charge, radial) if is_about_forces else None
         if not isinstance(self.act, nn.SiLU):
             return None
-        if self._frozen is None or self._frozen_of is not radial.tables:  # made anew whenever a weight has changed
-            assert radial.spline is not None
-            tables = [radial.tables[function].values for function in self.radial_functions]
-            self._frozen, self._frozen_of = FrozenTensorNet(self, radial.spline, tables), radial.tables
-        return self._frozen.encoder(graph, charge)
+        assert radial.spline is not None
+        return self._freeze(radial.spline, radial.tables).encoder(graph, charge)
+
+    def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet:
+        """What is kept as long as the tables are, which are made anew whenever a weight has changed."""
+        if self._frozen is None or self._frozen_of is not tables:
+            values = [tables[function].values for function in self.radial_functions]
+            self._frozen, self._frozen_of = FrozenTensorNet(self, spline, values), tables
+        return self._frozen
 
 
 class TensorEmbedding(nn.Module):
@@ -370,6 +391,11 @@ class Interaction(nn.Module):
         is_symmetric = self.group == "O(3)"
         P = interact(Y, M, charge if is_symmetric else torch.ones_like(charge), both=is_symmetric)
         return refine(X, mix_channels(P, after), charge)
+
+
+def charge_factors(graph: Graph) -> Tensor:
+    """How much each atom feels the total charge of its system, 1 + 0.1 q, (N,)."""
+    return graph.pos.new_ones(graph.num_atoms) if graph.q is None else 1 + 0.1 * graph.q[graph.batch]
 
 
 def check_group(group: str) -> None:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from torchmdnet.graph import Graph
+from torchmdnet.models.base import Features, Pullback
 from torchmdnet.nn.filters import Radial, RadialFunction
+from torchmdnet.nn.mlp import SiluLayers
 from torchmdnet.nn.modules import weights_of
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
@@ -65,6 +66,28 @@ class FrozenTensorNet:
         """The network on one graph."""
         Z, gate = self.factors.index_select(0, graph.z), _FrozenGate(self.gates, self.norm)
         return Encoder(self.frame, graph, charge, self.tables, Z, self.mixers, gate, self.parameters, self.spare)
+
+    def encode(self, graph: Graph, charge: Tensor, output: SiluLayers) -> tuple[Features, Pullback]:
+        """Features of all atoms and the way back to the geometry, without history.
+
+        Args:
+            graph: The atoms.
+            charge: The factor κ of each atom, (N,).
+            output: What makes invariant features of norms.
+        """
+        assert graph.pairs is not None
+        nodes, encoder = kernels.node_loops(), self.encoder(graph, charge)
+        X = encoder.forward(graph.edge_vec, graph.pairs.dist)
+        N, size, channels = X.shape[0], X.numel(), X.shape[2]
+        norms = X.new_empty(N, 3 * channels)
+        nodes.part_norms(size, X.numpy(), norms.numpy())
+
+        def pull_back(of_x: Tensor) -> tuple[Tensor, Tensor]:
+            of_norms, of_X = output.backward(of_x), torch.empty_like(X)
+            nodes.part_norms_backward(size, X.numpy(), of_norms.numpy(), of_X.numpy())
+            return encoder.backward(of_X)
+
+        return Features(output.forward(norms), v=X[:, 1:4], S=X[:, 4:9]), pull_back
 
 
 class TrainedTensorNet:
@@ -435,29 +458,16 @@ class _Mixer:
 
 
 class _FrozenGate:
-    """The network that makes gates of norms, (N, F) -> (N, 3 F), with SiLU and without gradients of its weights."""
+    """The network that makes gates of norms, (N, F) -> (N, 3 F), without gradients of its weights."""
 
-    def __init__(self, layers: list[tuple[Tensor, Any]], norm: tuple[Tensor, Tensor, float]) -> None:
-        self.layers, self.norm = layers, norm
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], norm: tuple[Tensor, Tensor, float]) -> None:
+        self.network = SiluLayers(layers, norm)
 
     def forward(self, norms: Tensor) -> np.ndarray:
-        self.norms = norms
-        hidden, *self.moments = torch.native_layer_norm(norms, (norms.shape[1],), *self.norm)
-        self.before = []
-        for weight, bias in self.layers:
-            before = F.linear(hidden, weight, bias)
-            self.before.append(before)
-            hidden = F.silu(before)
-        return hidden.numpy()
+        return self.network.forward(norms).numpy()
 
     def backward(self, grad: Tensor) -> np.ndarray:
-        for (weight, _), before in zip(reversed(self.layers), reversed(self.before), strict=True):
-            grad = torch.ops.aten.silu_backward(grad, before) @ weight
-        weight, bias, _ = self.norm
-        shape, mask = (self.norms.shape[1],), [True, False, False]
-        return torch.ops.aten.native_layer_norm_backward(grad, self.norms, shape, *self.moments, weight, bias, mask)[
-            0
-        ].numpy()
+        return self.network.backward(grad).numpy()
 
 
 class _TrainedGate:

@@ -2,7 +2,7 @@
 
 from torchmdnet.neighbors.fixed import FixedSearch
 from torchmdnet.neighbors.search import Search, by_receiver, edges_of_pairs, pairs_within
-from torchmdnet.neighbors.vectors import Listed, edge_geometry, length
+from torchmdnet.neighbors.vectors import Listed, edge_geometry, length, pull_back
 from torchmdnet.neighbors.verlet import VerletList
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "edges_of_pairs",
     "length",
     "pairs_within",
+    "pull_back",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "edge_geometry_backward",
     "edges_of_pairs",
     "farthest",
+    "pull_back",
     "sorted_pairs",
 ]
 
@@ -157,6 +158,41 @@ def edge_geometry_backward(pos, boxes, index, pair, sign, shifts, batch, of_vec,
             if boxes.shape[0] > 0:
                 for m in range(3):
                     of_boxes[s, m, k] += sign[e] * shifts[p, m] * g
+
+
+@numba.njit(**_OPTIONS)
+def pull_back(row_start, of_edge, reverse, vec, dist, of_vec, of_dist, batch, out_forces, out_virial):
+    """Minus the gradient in positions (N, 3), and that in the strain of each system (S, 3, 3).
+
+    From the gradients in the vectors of edges (E, 3) and the distances of pairs (P,).
+    """
+    for a in range(row_start.shape[0] - 1):
+        fx, fy, fz = 0.0, 0.0, 0.0
+        for e in range(row_start[a], row_start[a + 1]):
+            r, p = reverse[e], of_edge[e]
+            slope = 0.0
+            if dist[p] > 0:
+                slope = of_dist[p] / dist[p]
+            x, y, z = np.float64(vec[e, 0]), np.float64(vec[e, 1]), np.float64(vec[e, 2])
+            fx -= of_vec[e, 0] - of_vec[r, 0] + slope * x
+            fy -= of_vec[e, 1] - of_vec[r, 1] + slope * y
+            fz -= of_vec[e, 2] - of_vec[r, 2] + slope * z
+            if out_virial.shape[0] > 0:
+                s = batch[a]
+                gx = of_vec[e, 0] + 0.5 * slope * x  # each direction counts half of the distance
+                gy = of_vec[e, 1] + 0.5 * slope * y
+                gz = of_vec[e, 2] + 0.5 * slope * z
+                out_virial[s, 0, 0] += x * gx
+                out_virial[s, 1, 1] += y * gy
+                out_virial[s, 2, 2] += z * gz
+                out_virial[s, 0, 1] += 0.5 * (x * gy + y * gx)
+                out_virial[s, 0, 2] += 0.5 * (x * gz + z * gx)
+                out_virial[s, 1, 2] += 0.5 * (y * gz + z * gy)
+        out_forces[a, 0], out_forces[a, 1], out_forces[a, 2] = fx, fy, fz
+    for s in range(out_virial.shape[0]):
+        out_virial[s, 1, 0] = out_virial[s, 0, 1]
+        out_virial[s, 2, 0] = out_virial[s, 0, 2]
+        out_virial[s, 2, 1] = out_virial[s, 1, 2]
 
 
 @numba.njit(**_OPTIONS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Listed", "edge_geometry", "has_loops", "length"]
+__all__ = ["Listed", "edge_geometry", "has_loops", "length", "pull_back"]
 
 
 def has_loops(x: Tensor) -> bool:
@@ -106,6 +106,36 @@ class _EdgeGeometry(Function):
             _array(pos), *_arrays(pos, box, listed), _array(of_vec), _array(of_dist), of_pos.numpy(), boxes.numpy()
         )
         return of_pos, of_box, None, None
+
+
+def pull_back(
+    row_start: Tensor,
+    of_edge: Tensor,
+    reverse: Tensor,
+    geometry: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor],
+    systems: tuple[Tensor, int] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """From gradients in the geometry of edges to those in positions and strains; compiled, for the CPU.
+
+    Args:
+        row_start: Where the edges of each atom begin, (N + 1,).
+        of_edge: The pair of each edge, (E,).
+        reverse: The edge of opposite direction, (E,).
+        geometry: Vectors of edges (E, 3) and distances of pairs (P,).
+        grads: In these.
+        systems: System of each atom (N,) and their number S; None if strains are of no interest.
+
+    Returns:
+        Minus the gradient in positions (N, 3), and that in the strain of each system (S, 3, 3), symmetrised.
+    """
+    vec = geometry[0]
+    batch, num_systems = (row_start, 0) if systems is None else systems
+    forces = vec.new_empty(row_start.shape[0] - 1, 3)
+    virial = vec.new_zeros(num_systems, 3, 3, dtype=torch.float64)
+    arrays = (row_start, of_edge, reverse, *geometry, *grads, batch, forces, virial)
+    _loops().pull_back(*map(_array, arrays))
+    return forces, None if systems is None else virial.to(vec.dtype)
 
 
 def _arrays(pos: Tensor, box: Tensor | None, listed: Listed) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from torchmdnet.ops.kernels.tracing import is_recording
 from torchmdnet.ops.messages import RadialFilter, RadialPoints
 from torchmdnet.typing import PairFeatures, PairScalars
 
-__all__ = ["MODES", "Radial", "RadialEngine", "RadialFunction", "RadialMode"]
+__all__ = ["MODES", "Radial", "RadialEngine", "RadialFunction", "RadialMode", "Tables"]
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Radial:
         basis: nn.Module,
         fade: CosineCutoff,
         spline: Spline | None = None,
-        tables: dict[RadialFunction, _Table] | None = None,
+        tables: Tables | None = None,
     ) -> None:
         self.dist, self.basis, self.fade, self.spline, self.tables = dist, basis, fade, spline, tables
 
@@ -141,6 +141,9 @@ class _Remembered(Function):
         return None, *found
 
 
+Tables = dict[RadialFunction, _Table]
+
+
 class RadialEngine:
     """Decides how the filters of an architecture are evaluated, and keeps what can be kept.
 
@@ -172,7 +175,7 @@ class RadialEngine:
         """Drop everything that was made from weights."""
         self.stamp: Any = None
         self.holders: list[dict[str, Tensor | None]] = []
-        self.tables: dict[RadialFunction, _Table] = {}
+        self.tables: Tables = {}
         self.spline: Spline | None = None
         self.dtype: torch.dtype | None = None
         self.uses = 0
@@ -204,6 +207,21 @@ class RadialEngine:
         else:
             spline = self.used = self._choose(dist, basis, envelope, functions, training)
         return Radial(dist, basis, envelope, spline, None if training or spline is None else self.tables)
+
+    def ready(
+        self, like: Tensor, basis: nn.Module, envelope: CosineCutoff, functions: Sequence[RadialFunction]
+    ) -> Spline | None:
+        """In evaluation mode the grid, with :attr:`tables` at hand, before there is a graph; None for pair by pair.
+
+        Args:
+            like: Of the precision and on the device of the distances.
+            basis: As in a call.
+            envelope: As in a call.
+            functions: As in a call.
+        """
+        self.asked = (basis, envelope, tuple(functions))
+        self.used = self._choose(like, basis, envelope, functions, training=False)
+        return self.used
 
     def choose_again(self, dist: PairScalars, training: bool) -> Any:
         """Have the grid ready that distances like these take, for a recording to use as it is.
@@ -325,9 +343,7 @@ def _double(function: RadialFunction) -> RadialFunction:
     return function._replace(owner=copy.deepcopy(function.owner).double())
 
 
-def _tables(
-    spline: Spline, basis: nn.Module, functions: Sequence[RadialFunction], r: Tensor
-) -> dict[RadialFunction, _Table]:
+def _tables(spline: Spline, basis: nn.Module, functions: Sequence[RadialFunction], r: Tensor) -> Tables:
     """Coefficients of all functions, made in double precision."""
     with torch.no_grad():
         rows = copy.deepcopy(basis).double().continued(spline.nodes(torch.float64, r.device))  # type: ignore[operator]

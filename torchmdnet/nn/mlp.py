@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchmdnet.nn.activation import make_activation
+from torchmdnet.nn.modules import is_plain
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "SiluLayers"]
 
 
 class MLP(nn.Module):
@@ -48,3 +53,52 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+    @property
+    def has_slope(self) -> bool:
+        """Whether :meth:`value_and_slope` can be asked."""
+        layers: list[Any] = [*self.layers]
+        kinds = [nn.SiLU if k % 2 else nn.Linear for k in range(len(layers))]
+        return layers[-1].out_features == 1 and all(map(is_plain, [self.layers, *layers], [nn.Sequential, *kinds]))
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The one output and its derivative, without history: (N, F) -> (N, 1), (N, F)."""
+        linears: list[Any] = [*self.layers][::2]
+        *hidden, last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
+        layers = SiluLayers(hidden)
+        y = F.linear(layers.forward(x), *last)  # (N, 1)
+        return y, layers.backward(last[0].expand(x.shape[0], -1))
+
+
+class SiluLayers:
+    """Linear layers, each followed by SiLU, and the way back through them, with weights that stay as they are.
+
+    Args:
+        layers: Weight and bias of each layer.
+        norm: Weight, bias and ε of a layer norm that comes first.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[Tensor, Tensor]], norm: tuple[Tensor, Tensor, float] | None = None
+    ) -> None:
+        self.layers, self.norm = layers, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layers make of x, which must not depend on anything that is differentiated."""
+        self.x, self.before = x, []
+        if self.norm is not None:
+            x, *self.moments = torch.native_layer_norm(x, (x.shape[1],), *self.norm)
+        for weight, bias in self.layers:
+            self.before.append(F.linear(x, weight, bias))
+            x = F.silu(self.before[-1])
+        return x
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """The gradient in x, given that in the result of the last :meth:`forward`."""
+        for (weight, _), before in zip(reversed(self.layers), reversed(self.before), strict=True):
+            grad = torch.ops.aten.silu_backward(grad, before) @ weight
+        if self.norm is None:
+            return grad
+        weight, bias, _ = self.norm
+        shape, mask = (self.x.shape[1],), [True, False, False]
+        return torch.ops.aten.native_layer_norm_backward(grad, self.x, shape, *self.moments, weight, bias, mask)[0]

@@ -7,13 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["reset_all", "weights_of", "xavier_all"]
+__all__ = ["is_plain", "reset_all", "weights_of", "xavier_all"]
 
 
 def reset_all(*modules: Any) -> None:
     """Call ``reset_parameters`` of each module, in this order; seeded results depend on it."""
     for module in modules:
         module.reset_parameters()
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is what its class says and nobody listens to it, so that it need not be called."""
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def weights_of(linears: Iterable[Any]) -> list[Tensor]:
