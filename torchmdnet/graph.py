@@ -14,6 +14,7 @@ from torchmdnet.neighbors import (
     edge_geometry,
     edges_of_pairs,
     length,
+    measured_edges,
     pairs_within,
     pull_back,
 )
@@ -157,6 +158,10 @@ def edges_within(
         search: Finds the pairs; None is :func:`torchmdnet.neighbors.pairs_within`.
     """
     i, j, shifts = (search or pairs_within)(pos, batch, box, num_systems, cutoff_upper, cutoff_lower)
+    measured = measured_edges(pos, batch, box, (i, j, shifts), loop)
+    if measured is not None:
+        index, of_edge, reverse, row_start, vec, dist, edge_dist, atoms = measured
+        return Edges(index, vec, edge_dist, Pairs(atoms, dist, of_edge, reverse, row_start))
     index, of_edge, reverse, row_start, sign = edges_of_pairs(i, j, pos.shape[0], loop)
     vec, dist = edge_geometry(pos, box, Listed(index, of_edge, sign, i, j, shifts, batch), loop)
     pairs = Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start)

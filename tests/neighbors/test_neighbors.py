@@ -14,6 +14,7 @@ from torchmdnet.neighbors import pairs_within
 from torchmdnet.neighbors.brute import all_pairs
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.lattice import lattice_of
+from torchmdnet.neighbors.search import pairs_of_images
 
 CUTOFF = 3.3
 CELLS = {
@@ -25,6 +26,15 @@ CELLS = {
     "slab": np.array([[4.0, 0.5, 0], [0.3, 4.4, 0.2], [0, 0, 0]]),
     "wire": np.array([[0, 0, 0], [0.6, 0.8, 2.9], [0, 0, 0]]),
 }
+
+
+def loop_over_images(pos, batch, lattice, num_systems, cutoff):
+    if lattice is None:
+        return pairs_of_images(pos, batch, torch.zeros(1, 3, 3), cutoff)
+    return pairs_of_images(pos, batch, lattice.cell.masked_fill(lattice.is_open[:, :, None], 0.0), cutoff)
+
+
+SEARCHES = [all_pairs, vesin_pairs, loop_over_images]
 
 
 def pairs_of_ase(pos: np.ndarray, cell: np.ndarray) -> Counter:
@@ -42,7 +52,7 @@ def as_counter(found, offset: int = 0) -> Counter:
     return Counter(once + [(b, a, -x, -y, -z) for a, b, x, y, z in once])
 
 
-@pytest.mark.parametrize("search", [all_pairs, vesin_pairs])
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 def test_pairs_equal_those_of_ase(cell: np.ndarray, search) -> None:
     pos = np.random.default_rng(1).uniform(-6, 9, size=(14, 3))  # deliberately outside the cell
@@ -52,7 +62,7 @@ def test_pairs_equal_those_of_ase(cell: np.ndarray, search) -> None:
     assert as_counter(found) == pairs_of_ase(pos, cell)
 
 
-@pytest.mark.parametrize("search", [all_pairs, vesin_pairs])
+@pytest.mark.parametrize("search", SEARCHES)
 def test_systems_of_a_batch_keep_to_themselves(search) -> None:
     generator = np.random.default_rng(2)
     positions = {
@@ -72,7 +82,7 @@ def test_systems_of_a_batch_keep_to_themselves(search) -> None:
     assert total == len(found[0])
 
 
-@pytest.mark.parametrize("search", [all_pairs, vesin_pairs])
+@pytest.mark.parametrize("search", SEARCHES)
 def test_atoms_need_not_be_grouped_by_system(search) -> None:
     generator = torch.Generator().manual_seed(0)
     pos = torch.rand(12, 3, generator=generator, dtype=torch.float64) * 5
@@ -83,6 +93,22 @@ def test_atoms_need_not_be_grouped_by_system(search) -> None:
     both = {frozenset((int(a), int(b))) for a, b in zip(i, j, strict=True)}
     assert both == {frozenset(p) for p in expected.nonzero().tolist()}
     assert len(both) == len(i)
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_pairs_of_images_come_in_their_order(cell: np.ndarray) -> None:
+    pos = torch.tensor(np.random.default_rng(1).uniform(-6, 9, size=(14, 3)))
+    i, j, shifts = pairs_of_images(pos, torch.zeros(14, dtype=torch.long), torch.tensor(cell)[None], CUTOFF)
+    rows = list(zip(i.tolist(), j.tolist(), shifts.tolist(), strict=True))
+    assert rows == sorted(rows)
+    assert (i <= j).all()
+
+
+def test_an_atom_that_is_nowhere_has_no_neighbours() -> None:
+    pos, box = torch.rand(6, 3, dtype=torch.float64), 6 * torch.eye(3, dtype=torch.float64)[None]
+    pos[2, 1], pos[4] = torch.nan, torch.inf
+    i, j, _ = pairs_within(pos, torch.zeros(6, dtype=torch.long), box, 1, 2.5)
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {(0, 1), (0, 3), (0, 5), (1, 3), (1, 5), (3, 5)}
 
 
 def test_no_atoms_have_no_neighbours() -> None:

@@ -2,7 +2,7 @@
 
 from torchmdnet.neighbors.fixed import FixedSearch
 from torchmdnet.neighbors.search import Search, by_receiver, edges_of_pairs, pairs_within
-from torchmdnet.neighbors.vectors import Listed, edge_geometry, length, pull_back
+from torchmdnet.neighbors.vectors import Listed, edge_geometry, length, measured_edges, pull_back
 from torchmdnet.neighbors.verlet import VerletList
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "edge_geometry",
     "edges_of_pairs",
     "length",
+    "measured_edges",
     "pairs_within",
     "pull_back",
 ]

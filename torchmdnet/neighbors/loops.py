@@ -10,12 +10,14 @@ import numba
 import numpy as np
 
 __all__ = [
+    "close_images",
     "close_of_list",
     "close_pairs",
     "edge_geometry",
     "edge_geometry_backward",
     "edges_of_pairs",
     "farthest",
+    "measured_edges",
     "pull_back",
     "sorted_pairs",
 ]
@@ -64,6 +66,125 @@ def close_pairs(pos, batch, square):
 
 
 @numba.njit(**_OPTIONS)
+def duals_of(boxes, duals):
+    """Vectors that count how many lattice vectors a vector is long, zero for open directions, (B, 3, 3).
+
+    Whether there are any: False where lattice vectors are not finite or lie in a plane.
+    """
+    for s in range(boxes.shape[0]):
+        for k in range(3):
+            u, v, w = boxes[s, k], boxes[s, (k + 1) % 3], boxes[s, (k + 2) % 3]
+            for c in range(3):  # across both others, or the only other, or along the vector itself
+                duals[s, k, c] = v[(c + 1) % 3] * w[(c + 2) % 3] - v[(c + 2) % 3] * w[(c + 1) % 3]
+            vv, ww = v[0] * v[0] + v[1] * v[1] + v[2] * v[2], w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
+            uu = u[0] * u[0] + u[1] * u[1] + u[2] * u[2]
+            if uu == 0:
+                duals[s, k, 0], duals[s, k, 1], duals[s, k, 2] = 0, 0, 0
+                continue
+            if vv == 0 or ww == 0:
+                along = 0.0
+                if vv > 0:
+                    along = (u[0] * v[0] + u[1] * v[1] + u[2] * v[2]) / vv
+                if ww > 0:
+                    along = (u[0] * w[0] + u[1] * w[1] + u[2] * w[2]) / ww
+                for c in range(3):
+                    duals[s, k, c] = u[c] - along * (v[c] + w[c])  # one of them is zero
+            d = duals[s, k]
+            height = u[0] * d[0] + u[1] * d[1] + u[2] * d[2]
+            size = uu * (vv if vv > 0 else 1.0) * (ww if ww > 0 else 1.0) if vv > 0 and ww > 0 else uu * uu
+            if not height * height > 1e-18 * size:
+                return False
+            for c in range(3):
+                d[c] /= height
+    return True
+
+
+#: Adding and taking away this number rounds one of less than half of it to an integer.
+_ROUNDS = 1.5 * 2.0**52
+
+
+@numba.njit(**_OPTIONS)
+def nearest_squares(first, last, place, count, h, out):
+    """Squares of the distances from one atom to others, ``first`` to ``last``, in the nearest image by ``count``.
+
+    ``place`` (3, N) are positions and ``count`` (3, N) how many lattice vectors h they are long.
+    """
+    x, y, z = place[0, first:last], place[1, first:last], place[2, first:last]
+    f, g, k = count[0, first:last], count[1, first:last], count[2, first:last]
+    x0, y0, z0, f0, g0, k0 = x[0], y[0], z[0], f[0], g[0], k[0]
+    for b in range(last - first):
+        u = ((f[b] - f0) + _ROUNDS) - _ROUNDS
+        v = ((g[b] - g0) + _ROUNDS) - _ROUNDS
+        w = ((k[b] - k0) + _ROUNDS) - _ROUNDS
+        dx = (x0 - x[b]) + u * h[0, 0] + v * h[1, 0] + w * h[2, 0]
+        dy = (y0 - y[b]) + u * h[0, 1] + v * h[1, 1] + w * h[2, 1]
+        dz = (z0 - z[b]) + u * h[0, 2] + v * h[1, 2] + w * h[2, 2]
+        out[b] = dx * dx + dy * dy + dz * dz
+
+
+@numba.njit(**_OPTIONS)
+def close_images(pos, batch, boxes, cutoff):
+    """Pairs of atoms and images closer than a cutoff, in their order, and the lattice vectors between them (P, 3).
+
+    An atom and its partner come as i <= j, sorted by i, then j, then lattice vectors. The last result is False for
+    boxes without volume.
+    """
+    num_atoms = pos.shape[0]
+    duals, reach = np.empty_like(boxes), np.empty((boxes.shape[0], 3))
+    has_volume = duals_of(boxes, duals)
+    for s in range(boxes.shape[0]):
+        for k in range(3):
+            x, y, z = duals[s, k, 0], duals[s, k, 1], duals[s, k, 2]
+            reach[s, k] = cutoff * np.sqrt(x * x + y * y + z * z) + 1e-9
+    place, count = np.empty((3, num_atoms)), np.empty((3, num_atoms))
+    is_sorted = True
+    for a in range(num_atoms if has_volume else 0):
+        s = batch[a] if boxes.shape[0] > 1 else 0
+        is_sorted = is_sorted and (a == 0 or batch[a] >= batch[a - 1])
+        for k in range(3):
+            place[k, a] = pos[a, k]
+            count[k, a] = pos[a, 0] * duals[s, k, 0] + pos[a, 1] * duals[s, k, 1] + pos[a, 2] * duals[s, k, 2]
+            if not abs(count[k, a]) < 1e12:  # nobody is near an atom that is nowhere
+                place[k, a], count[k, a] = np.inf, 0
+    capacity = 32 * num_atoms + 16
+    i, j = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+    shifts, squares = np.empty(3 * capacity, pos.dtype), np.empty(num_atoms)
+    found, last = 0, 0
+    for a in range(num_atoms if has_volume else 0):
+        if a == last or not is_sorted:
+            last = num_atoms
+            for b in range(a + 1, num_atoms):
+                if is_sorted and batch[b] != batch[a]:
+                    last = b
+                    break
+        s = batch[a] if boxes.shape[0] > 1 else 0
+        h, r = boxes[s], reach[s]
+        has_one = max(r[0], r[1], r[2]) < 0.5  # image of a pair within the cutoff, at most
+        if has_one:
+            nearest_squares(a, last, place, count, h, squares)
+        for b in range(a, last):
+            if batch[b] != batch[a] or (has_one and (b == a or not squares[b - a] < cutoff * cutoff)):
+                continue
+            f, g, k = count[0, b] - count[0, a], count[1, b] - count[1, a], count[2, b] - count[2, a]
+            for u in range(int(np.ceil(f - r[0])), int(np.floor(f + r[0])) + 1):
+                for v in range(int(np.ceil(g - r[1])), int(np.floor(g + r[1])) + 1):
+                    for w in range(int(np.ceil(k - r[2])), int(np.floor(k + r[2])) + 1):
+                        dx = (place[0, a] - place[0, b]) + u * h[0, 0] + v * h[1, 0] + w * h[2, 0]
+                        dy = (place[1, a] - place[1, b]) + u * h[0, 1] + v * h[1, 1] + w * h[2, 1]
+                        dz = (place[2, a] - place[2, b]) + u * h[0, 2] + v * h[1, 2] + w * h[2, 2]
+                        is_once = a != b or u > 0 or (u == 0 and (v > 0 or (v == 0 and w > 0)))
+                        if is_once and dx * dx + dy * dy + dz * dz < cutoff * cutoff:
+                            if found == capacity:
+                                capacity *= 2
+                                i, j = _widened(i, capacity), _widened(j, capacity)
+                                shifts = _widened(shifts, 3 * capacity)
+                            i[found], j[found] = a, b
+                            shifts[3 * found], shifts[3 * found + 1], shifts[3 * found + 2] = u, v, w
+                            found += 1
+    return i[:found], j[:found], shifts[: 3 * found].reshape(found, 3), has_volume
+
+
+@numba.njit(**_OPTIONS)
 def edges_of_pairs(i, j, num_atoms, loop):
     """Both directions of every pair, and self loops, sorted by receiver.
 
@@ -102,6 +223,39 @@ def edges_of_pairs(i, j, num_atoms, loop):
         index[0, e], index[1, e], pair[e], sign[e] = j[p], i[p], p, -1
         reverse[e], reverse[forward[p]] = forward[p], e
     return index, pair, reverse, row_start, sign
+
+
+@numba.njit(**_OPTIONS)
+def measured_edges(pos, boxes, batch, i, j, shifts, loop):
+    """:func:`edges_of_pairs` and :func:`edge_geometry` at once, without signs.
+
+    Then follow the vectors of the edges (E, 3), the distances of the pairs and of the edges, and the pairs (2, P).
+    """
+    index, pair, reverse, row_start, sign = edges_of_pairs(i, j, pos.shape[0], loop)
+    num_pairs, num_edges = i.shape[0], pair.shape[0]
+    vec, edge_dist = np.empty((num_edges, 3), pos.dtype), np.empty(num_edges, pos.dtype)
+    dist = np.zeros(num_pairs + (1 if loop else 0), pos.dtype)
+    atoms = np.empty((2, num_pairs), np.int64)
+    for e in range(num_edges):
+        p, r = pair[e], reverse[e]
+        if sign[e] == 0:
+            vec[e, 0], vec[e, 1], vec[e, 2], edge_dist[e] = 0, 0, 0, 0
+        elif sign[e] > 0:
+            a, b = index[0, e], index[1, e]
+            x, y, z = pos[a, 0] - pos[b, 0], pos[a, 1] - pos[b, 1], pos[a, 2] - pos[b, 2]
+            if boxes.shape[0] > 0:
+                s = 0
+                if boxes.shape[0] > 1:
+                    s = batch[a]
+                u, v, w = shifts[p, 0], shifts[p, 1], shifts[p, 2]
+                x += u * boxes[s, 0, 0] + v * boxes[s, 1, 0] + w * boxes[s, 2, 0]
+                y += u * boxes[s, 0, 1] + v * boxes[s, 1, 1] + w * boxes[s, 2, 1]
+                z += u * boxes[s, 0, 2] + v * boxes[s, 1, 2] + w * boxes[s, 2, 2]
+            d = np.sqrt(x * x + y * y + z * z)
+            vec[e, 0], vec[e, 1], vec[e, 2], edge_dist[e] = x, y, z, d
+            vec[r, 0], vec[r, 1], vec[r, 2], edge_dist[r] = -x, -y, -z, d
+            dist[p], atoms[0, p], atoms[1, p] = d, a, b
+    return index, pair, reverse, row_start, vec, dist, edge_dist, atoms
 
 
 @numba.njit(**_OPTIONS)

@@ -6,6 +6,7 @@ import math
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ __all__ = ["Search", "by_receiver", "edges_of_pairs", "pairs_within"]
 
 #: Atoms per system up to which a compiled loop over all pairs is quickest.
 LOOP_LIMIT = 200
+#: Atoms per periodic system up to which such a loop, over the images in reach, is quicker than building cells.
+IMAGES_LIMIT = 600
 #: Candidate pairs per system up to which looking at every one of them beats building cells.
 BRUTE_LIMIT = {"cpu": 2_000, "cuda": 2_000_000}
 
@@ -75,10 +78,27 @@ def pairs_within(
     if is_few(pos, box, num_systems):
         i, j = _loops().close_pairs(_array(pos), _array(batch), float(cutoff) ** 2)
         return torch.from_numpy(i), torch.from_numpy(j), None
+    if box is not None and has_loops(pos) and pos.shape[0] <= IMAGES_LIMIT * num_systems and not math.isinf(cutoff):
+        found = pairs_of_images(pos, batch, box, cutoff)
+        if found is not None:  # or the next search says which box has no volume
+            return found
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
     limit = BRUTE_LIMIT.get(pos.device.type, 2_000_000) * num_systems
     few = math.isinf(cutoff) or count_candidates(batch, lattice, num_systems) <= limit
     return (all_pairs if few else vesin_pairs)(pos, batch, lattice, num_systems, cutoff)
+
+
+def pairs_of_images(pos: Tensor, batch: Tensor, box: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """See :func:`pairs_within`: every pair of a periodic system is looked at, in all images that may be in reach.
+
+    An atom and its partner come in the order i <= j, and pairs in the order of their atoms and lattice vectors. None if
+    a box has no volume. For the CPU.
+    """
+    boxes = _array(box).astype(np.float64)
+    i, j, shifts, has_volume = _loops().close_images(_array(pos.double()), _array(batch), boxes, float(cutoff))
+    if not has_volume:
+        return None
+    return torch.from_numpy(i), torch.from_numpy(j), torch.from_numpy(shifts).to(pos.dtype)
 
 
 def _distances(

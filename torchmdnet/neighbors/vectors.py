@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Listed", "edge_geometry", "has_loops", "length", "pull_back"]
+__all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measured_edges", "pull_back"]
 
 
 def has_loops(x: Tensor) -> bool:
@@ -44,6 +44,45 @@ def edge_geometry(pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) -
     if _can_record(pos):
         return _EdgeGeometry.apply(pos, None if listed.shifts is None else box, listed, loop)  # type: ignore[return-value]
     return _edge_geometry(pos, box, listed, loop)
+
+
+class Measured(NamedTuple):
+    """What :func:`torchmdnet.neighbors.edges_of_pairs` and :func:`edge_geometry` find, without signs."""
+
+    edge_index: Tensor  # (2, E)
+    of_edge: Tensor  # (E,)
+    reverse: Tensor  # (E,)
+    row_start: Tensor  # (N + 1,)
+    vec: Tensor  # (E, 3)
+    dist: Tensor  # (P,), or with self loops (P + 1,)
+    edge_dist: Tensor  # (E,)
+    atoms: Tensor  # (2, P)
+
+
+def measured_edges(
+    pos: Tensor,
+    batch: Tensor,
+    box: Tensor | None,
+    pairs: tuple[Tensor, Tensor, Tensor | None],
+    loop: bool,
+) -> Measured | None:
+    """The edges of a list of pairs in one compiled loop, where nobody differentiates in the geometry; None elsewhere.
+
+    Args:
+        pos: Positions, (N, 3).
+        batch: System of each atom, (N,).
+        box: Lattice vectors, (1 or S, 3, 3); None if there are no shifts.
+        pairs: First and second atom (P,), and shifts (P, 3) or None.
+        loop: Whether to add the edge (a, a) of every atom.
+    """
+    is_followed = torch.is_grad_enabled() and (pos.requires_grad or (box is not None and box.requires_grad))
+    if is_followed or not _can_record(pos):
+        return None
+    i, j, shifts = pairs
+    if box is None or shifts is None:
+        box, shifts = pos.new_empty(0, 3, 3), pos.new_empty(0, 3)
+    found = _loops().measured_edges(*map(_array, (pos, box, batch, i, j, shifts)), loop)
+    return Measured(*map(torch.from_numpy, found))
 
 
 def _edge_geometry(pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) -> tuple[Tensor, Tensor]:
