@@ -50,7 +50,7 @@ class FrozenTensorNet:
 
     def __init__(self, model: TensorNet, spline: Spline, tables: list[Tensor]) -> None:
         self.frame = _frame(model, spline)
-        self.tables = [_array(table.flatten(1)) for table in tables]
+        self.tables = [_packed(_array(table)) for table in tables]
         embedding: Any = model.tensor_embedding
         every = torch.arange(model.max_z, device=tables[0].device)
         with torch.no_grad():
@@ -106,7 +106,7 @@ class TrainedTensorNet:
         mixers = [_Mixer(torch.stack(weights).detach()) for weights in mixing]
         gate = _TrainedGate(embedding)
         made = _Made([*tables, Z], [weight for weights in mixing for weight in weights], gate)
-        arrays = [_array(table.flatten(1)) for table in tables]
+        arrays = [_packed(_array(table)) for table in tables]
         frame = _frame(model, radial.spline)
         return Encoder(frame, graph, charge, arrays, Z.detach(), mixers, gate, _parameters(model), self.spare, made)
 
@@ -132,7 +132,6 @@ class _Frame(NamedTuple):
     num_rows: int  # that a pair reads
     is_symmetric: bool  # O(3) rather than SO(3)
     handedness: float
-    starts: Any
 
 
 def _frame(model: TensorNet, spline: Spline | None) -> _Frame:
@@ -143,7 +142,7 @@ def _frame(model: TensorNet, spline: Spline | None) -> _Frame:
     else:
         grid = (spline.start, spline.stop, spline.num_cells, basis, handedness)
     is_symmetric = model.equivariance_invariance_group == "O(3)"
-    return _Frame(grid, 2 if spline is None else 6, is_symmetric, handedness, np.array([0, 1, 4, 9]))
+    return _Frame(grid, 2 if spline is None else 6, is_symmetric, handedness)
 
 
 def _mixing(model: TensorNet) -> list[list[Tensor]]:
@@ -186,7 +185,7 @@ class Encoder:
         frame: What it is.
         graph: The atoms.
         charge: The factor κ of each atom, (N,).
-        tables: What the filters are read from, (R, 3 F).
+        tables: What the filters are read from, packed, (B, R, 3, 2 lanes).
         Z: Factors of the elements, (N, 2, F).
         mixers: Matrices that mix channels.
         gate: What scales the parts of the embedding.
@@ -213,7 +212,7 @@ class Encoder:
         self.frame, self.tables, self.Z, self.mixers, self.gate, self.made = frame, tables, Z, mixers, gate, made
         self.shape = (graph.num_atoms, 9, Z.shape[2])
         self.sender, self.row = graph.edge_index[1].numpy(), pairs.of_edge.numpy()
-        self.reverse_edge, self.row_start = pairs.reverse.numpy(), pairs.row_start.numpy()
+        self.row_start = pairs.row_start.numpy()
         self.charge = _array(charge)
         self.both = self.charge if frame.is_symmetric else np.ones_like(self.charge)
         self.parameters, self.spare = parameters, spare
@@ -227,30 +226,43 @@ class Encoder:
         assert self.notes is not None
         return self.notes.get(name, shape, self.Z.dtype)
 
-    def _flat(self, X: np.ndarray) -> np.ndarray:
-        return X.reshape(self.shape[0], 9 * self.shape[2])
+    def _pack(self, name: str, X: np.ndarray) -> np.ndarray:
+        """Features (N, C, F) in blocks of channels, as loops over edges read them."""
+        return _packed(X, self._get(name, self.tables[0].shape[0], *X.shape[:2], self.tables[0].shape[3]))
 
-    def _edges(self) -> tuple[Any, ...]:
-        return self.sender, self.row, self.row_start, self.frame.starts
+    def _visit(self, coef: np.ndarray, name: str) -> np.ndarray:
+        """Coefficients of pairs in the order in which the loops over edges come to them."""
+        out = self._get(name, len(self.schedule.rows), coef.shape[1])
+        kernels.tensor_edge_loops().pick(coef, self.schedule.rows, out)
+        return out
+
+    @property
+    def _where(self) -> tuple[Any, ...]:
+        _, slot, chunk, first, most = self.schedule
+        return self.sender, slot, chunk, first, self.row_start, most, self.groups
 
     def forward(self, vec: Tensor, dist: Tensor) -> Tensor:
         """Tensors of all atoms, (N, 9, F), from the vectors of the edges (E, 3) and distances of the pairs (P,)."""
-        loops, nodes, network = kernels.edge_loops(), kernels.node_loops(), kernels.network_loops()
+        loops, nodes, network = kernels.tensor_edge_loops(), kernels.node_loops(), kernels.network_loops()
         N, _, channels = self.shape
         E, P, size, num = vec.shape[0], dist.shape[0], math.prod(self.shape), self.frame.num_rows
         self.notes = _Notes(self.spare, self.shape, self.Z.dtype, keeps=self.made is not None)
         take = self.notes.take
         self.work = E * channels * 27
+        self.groups = torch.get_num_threads() if self.work >= kernels.WORTH_THREADS else 1
         self.dist = _array(dist)
         self.u, self.Y = self._get("u", E, 3), self._get("Y", E, 9)
-        self.coef, self.slope = self._get("coef", P, num), self._get("slope", P, num)
-        self.cell = self.notes.get("cell", (P,), torch.int64)
-        out_geometry = (self.Y, self.u, self.coef, self.slope, self.cell)
+        coef, self.slope = self._get("coef", P, num), self._get("slope", P, num)
+        cell = self.notes.get("cell", (P,), torch.int64)
+        out_geometry = (self.Y, self.u, coef, self.slope, cell)
         network.geometry(40 * E, _array(vec), self.dist, self.row, *self.frame.grid, *out_geometry)
+        num_cells = self.tables[0].shape[1] if num == 6 else 0
+        self.schedule = loops.schedule(cell, self.row, self.row_start, num_cells)
+        self.coef, self.place = self._visit(coef, "visited"), cell[self.schedule.rows]
 
-        self.X0 = take()
-        arrays = (self.coef, self.cell, self.tables[0], self.Y, self.Z.numpy())
-        loops.embed_sum(self.work, *arrays, *self._edges(), self._flat(self.X0))
+        self.X0, self.factors = take(), self._pack("Z", self.Z.numpy())
+        arrays = (self.coef, self.place, self.tables[0], self.Y, self.factors)
+        loops.embed_sum(self.work, *arrays, *self._where, self.X0)
         norms = self._get("norms", N, channels)
         network.squared_norms(size, self.X0, norms)
         self.gated_by = self.gate.forward(torch.from_numpy(norms))
@@ -266,8 +278,8 @@ class Encoder:
             normed, Y, M, P_, D = take(), take(), take(), take(), take()
             nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
-            arrays = (self.coef, self.cell, table, self._flat(Y))
-            loops.message_sum(self.work, *arrays, *self._edges(), self._flat(M))
+            arrays = (self.coef, self.place, table, self._pack("left", Y))
+            loops.message_sum(self.work, *arrays, *self._where, M)
             nodes.interact(16 * size, Y, M, self.both, self.frame.is_symmetric, P_)
             self.mixers[2 * k + 2].forward(P_, D)
             self.layers.append(_Layer(X, normed, Y, M, P_, D))
@@ -278,12 +290,14 @@ class Encoder:
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients in the vectors of the edges (E, 3) and the distances of the pairs (P,)."""
-        loops, nodes, network = kernels.edge_loops(), kernels.node_loops(), kernels.network_loops()
+        loops, nodes, network = kernels.tensor_edge_loops(), kernels.node_loops(), kernels.network_loops()
         assert self.notes is not None
         N, _, channels = self.shape
         size, E, notes = math.prod(self.shape), self.u.shape[0], self.notes
         g = _array(grad)
-        per_edge = notes.get("per_edge", (len(self.tables), E, self.frame.num_rows), self.Z.dtype)
+        sides, _ = loops.shares(self.groups, self.factors.shape[0])
+        per_edge = self._get("per_edge", len(self.tables), sides, E)
+        coefs = (self.coef, self._visit(self.slope, "visited slope"), self.place)
         self.slopes: list[_Layer] = []
         for k in reversed(range(len(self.layers))):  # a gradient takes the place of what nobody reads any more
             X, _, Y, M, _, D = self.layers[k]
@@ -294,9 +308,8 @@ class Encoder:
             of_Y, of_M = notes.instead_of(of_D), notes.take()
             nodes.interact_backward(48 * size, Y, M, self.both, self.frame.is_symmetric, of_P, of_Y, of_M)
             more, of_normed = notes.instead_of(M), notes.instead_of(of_P)
-            arrays = (self.coef, self.cell, self.tables[k + 1], self._flat(of_M), self._flat(Y))
-            where = (self.sender, self.row, self.row, self.row_start, self.frame.starts)
-            loops.message_both(2 * self.work, *arrays, *where, self._flat(more), per_edge[k + 1])
+            arrays = (self.tables[k + 1], self._pack("left", of_M), self._pack("right", Y))
+            loops.message_backward(2 * self.work, *coefs, *arrays, *self._where, more, per_edge[k + 1])
             np.add(of_Y, more, out=of_Y)
             self.mixers[2 * k + 1].backward(of_Y, of_normed)
             np.add(of_normed, g, out=of_normed)
@@ -312,28 +325,29 @@ class Encoder:
         self.mixers[0].backward(of_mixed, of_X0)
         network.add_norms_backward(size, self.X0, of_norms, of_X0)
         self.of_embedding = (g, of_mixed, of_norms, of_X0)
-        of_Y_ = self._get("of_directions", E, 9)
-        arrays = (self.coef, self.cell, self.tables[0], self._flat(of_X0), self.Y, self.Z.numpy())
-        loops.embed_both(2 * self.work, *arrays, *self._edges(), of_Y_, per_edge[0])
+        of_Y_ = self._get("of_directions", sides, E, 8)
+        arrays = (self.tables[0], self._pack("left", of_X0), self.Y, self.factors)
+        loops.embed_backward(2 * self.work, *coefs, *arrays, *self._where, of_Y_, per_edge[0])
         of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(self.dist.shape)
-        edges = (self.u, self.dist, self.row, self.frame.handedness, self.slope, of_Y_, per_edge)
+        edges = (self.u, self.dist, self.row, self.frame.handedness, of_Y_, per_edge.reshape(-1, E))
         network.geometry_backward(40 * E, *edges, of_vec.numpy(), of_dist.numpy())
         return of_vec, of_dist
 
     def tangent(self, dvec: Tensor, ddist: Tensor) -> Tensor:
         """Derivative of :meth:`forward` as vectors and distances change, (N, 9, F)."""
-        further, nodes, network = kernels.further_edge_loops(), kernels.node_loops(), kernels.network_loops()
+        loops, nodes, network = kernels.tensor_edge_loops(), kernels.node_loops(), kernels.network_loops()
         assert self.notes is not None
         N, _, channels = self.shape
         size, E, take = math.prod(self.shape), self.u.shape[0], self.notes.take
         self._forget_tangent()
-        self.dY, self.dcoef = self._get("dY", E, 9), self._get("dcoef", *self.coef.shape)
+        self.dY, dcoef = self._get("dY", E, 9), self._get("dcoef", *self.slope.shape)
         arrays = (self.u, self.dist, self.row, self.frame.handedness, self.slope, _array(dvec), _array(ddist))
-        network.geometry_tangent(40 * E, *arrays, self.dY, self.dcoef)
+        network.geometry_tangent(40 * E, *arrays, self.dY, dcoef)
+        self.dcoef = self._visit(dcoef, "visited dcoef")
         self.dX0, self.dmixed, dX = take(), take(), take()
-        where = (self.sender, self.row, self.row_start)
-        arrays = (self.coef, self.dcoef, self.cell, self.tables[0], self.Y, self.dY, self.Z.numpy())
-        further.embed_tangent(2 * self.work, *arrays, *where, self.dX0)
+        coefs = (self.coef, self.dcoef, self.place)
+        arrays = (self.tables[0], self.Y, self.dY, self.factors)
+        loops.embed_tangent(2 * self.work, *coefs, *arrays, *self._where, self.dX0)
         dnorms = self._get("dnorms", N, channels)
         network.squared_norms_tangent(size, self.X0, self.dX0, dnorms)
         self.dnorms = torch.from_numpy(dnorms)
@@ -345,8 +359,8 @@ class Encoder:
             dnormed, dY, dM, dP, dD, after = take(), take(), take(), take(), take(), take()
             nodes.normalize_backward(8 * size, X, dX, dnormed)  # its Jacobian is symmetric
             self.mixers[2 * k + 1].forward(dnormed, dY)
-            arrays = (self.coef, self.dcoef, self.cell, self.tables[k + 1], Y, dY)
-            further.gather_tangent(2 * self.work, *arrays, *where, dM)
+            arrays = (self.tables[k + 1], self._pack("left", Y), self._pack("right", dY))
+            loops.message_tangent(2 * self.work, *coefs, *arrays, *self._where, dM)
             nodes.interact_tangent(32 * size, Y, M, dY, dM, self.both, self.frame.is_symmetric, dP)
             self.mixers[2 * k + 2].forward(dP, dD)
             nodes.refine_tangent(32 * size, D, dnormed, dD, self.charge, after)
@@ -362,17 +376,17 @@ class Encoder:
 
     def reverse(self, grad: Tensor, wanted: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients in weights of ⟨grad, forward⟩ and of the derivative that :meth:`tangent` took, together."""
-        further, nodes, network = kernels.further_edge_loops(), kernels.node_loops(), kernels.network_loops()
+        loops, nodes, network = kernels.tensor_edge_loops(), kernels.node_loops(), kernels.network_loops()
         assert self.made is not None
         assert self.notes is not None
         size, channels, take = math.prod(self.shape), self.shape[2], self.notes.take
-        groups = torch.get_num_threads() if self.work >= kernels.WORTH_THREADS else 1
+        coefs = (self.coef, self.dcoef, self.place)
+        _, ranges = loops.shares(self.groups, self.factors.shape[0])
         h = _array(grad)
         of_tables: list[Tensor] = []
         of_mixers: list[Tensor] = []
         scratch = [take() for _ in range(7)]
         of_D, of_P, of_Y, of_M, more, *turns = scratch
-        where = (self.sender, self.row, self.row_start)
         for k in reversed(range(len(self.layers))):
             at, d, g = self.layers[k], self.tangents[k], self.slopes[k]
             nodes.refine_reverse(32 * size, at.D, d.D, self.charge, h, g.X, of_D)
@@ -380,13 +394,13 @@ class Encoder:
             self.mixers[2 * k + 2].backward(of_D, of_P)
             arrays = (at.Y, at.M, d.Y, d.M, self.both, self.frame.is_symmetric, of_P, g.P)
             nodes.interact_reverse(96 * size, *arrays, of_Y, of_M)
-            arrays = (self.coef, self.dcoef, self.cell, self.tables[k + 1])
-            further.gather_tangent(2 * self.work, *arrays, g.M, of_M, *where, more)
+            O, dO = self._pack("left", of_M), self._pack("right", g.M)
+            loops.message_tangent(2 * self.work, *coefs, self.tables[k + 1], dO, O, *self._where, more)
             np.add(of_Y, more, out=of_Y)
-            table = self._get("of_table", groups, *self.tables[k + 1].shape)
-            arrays = (self.coef, self.dcoef, self.cell, of_M, g.M, at.Y, d.Y, self.sender, self.row)
-            further.table_reverse(3 * self.work, *arrays, self.reverse_edge, self.row_start, table)
-            of_tables.append(_total(table))
+            table = self._get("of_table", ranges, *self.tables[k + 1].shape)
+            arrays = (O, dO, self._pack("third", at.Y), self._pack("fourth", d.Y))
+            loops.message_reverse(3 * self.work, *coefs, *arrays, *self._where, table)
+            of_tables.append(_unpacked(table, channels))
             of_mixers.append(self._outer(of_Y, at.normed, g.Y, d.normed))
             self.mixers[2 * k + 1].backward(of_Y, of_D)
             np.add(of_D, h, out=of_D)
@@ -402,14 +416,13 @@ class Encoder:
         self.mixers[0].backward(of_P, of_Y)
         network.add_norms_backward(size, self.X0, of_norms, of_Y)
         network.add_norms_backward(size, self.dX0, g_norms, of_Y)
-        table = self._get("of_table", groups, *self.tables[0].shape)
-        of_Z = self._get("of_Z", groups, *self.Z.shape)
-        arrays = (self.coef, self.dcoef, self.cell, self.tables[0], of_Y, g_X0, self.Y, self.dY, self.Z.numpy())
-        indices = (self.sender, self.row, self.reverse_edge, self.row_start)
-        further.embed_reverse(4 * self.work, *arrays, *indices, table, of_Z)
-        of_tables.append(_total(table))
+        table = self._get("of_table", ranges, *self.tables[0].shape)
+        of_Z = self._get("of_Z", ranges, *self.factors.shape)
+        arrays = (self.tables[0], self._pack("left", of_Y), self._pack("right", g_X0), self.Y, self.dY, self.factors)
+        loops.embed_reverse(4 * self.work, *coefs, *arrays, *self._where, table, of_Z)
+        of_tables.append(_unpacked(table, channels))
         self.notes.free(*scratch)
-        return self.made.gradients([*reversed(of_tables), _total(of_Z)], of_mixers[::-1], found, wanted)
+        return self.made.gradients([*reversed(of_tables), _unpacked(of_Z, channels)], of_mixers[::-1], found, wanted)
 
     def _outer(self, O: np.ndarray, X: np.ndarray, dO: np.ndarray, dX: np.ndarray) -> Tensor:
         """Gradient of mixing and of its derivative in the matrices, (3, F, F)."""
@@ -529,7 +542,7 @@ class _Made(NamedTuple):
         rest = [weight for weight in wanted if id(weight) not in found]
         pairs = [(x, grad) for x, grad in zip(self.tensors, of_tensors, strict=True) if x.requires_grad]
         if rest and pairs:
-            grads = [grad.view(x.shape) for x, grad in pairs]
+            grads = [grad.reshape(x.shape) for x, grad in pairs]
             more = torch.autograd.grad([x for x, _ in pairs], rest, grads, retain_graph=True, allow_unused=True)
             found.update((id(weight), grad) for weight, grad in zip(rest, more, strict=True))
         return [found.get(id(weight)) for weight in wanted]
@@ -698,9 +711,21 @@ def _current_run() -> int:
     return torch._C._current_graph_task_id()
 
 
-def _total(groups: np.ndarray) -> Tensor:
-    """Sum over what threads made side by side; a copy."""
-    return torch.from_numpy(groups.sum(axis=0))
+def _packed(X: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Channels in blocks, (N, C, F) -> (B, N, C, 2 lanes)."""
+    loops = kernels.tensor_edge_loops()
+    if out is None:
+        size = loops.block_size(X.itemsize)
+        shape = (-(-X.shape[2] // size), *X.shape[:2], size)
+        out = torch.empty(shape, dtype=torch.from_numpy(X).dtype).numpy()
+    loops.pack(X.size, X, out)
+    return out
+
+
+def _unpacked(groups: np.ndarray, channels: int) -> Tensor:
+    """The sum over what threads made side by side, (T, B, N, C, 2 lanes) -> (N, C, F)."""
+    total = torch.from_numpy(groups).sum(dim=0).permute(1, 2, 0, 3)
+    return total.flatten(2)[:, :, :channels]
 
 
 def _array(tensor: Tensor) -> Any:

@@ -10,7 +10,6 @@ from torchmdnet.ops.kernels.operators import (
     edge_loops,
     edge_network_loops,
     embed,
-    further_edge_loops,
     interact,
     is_traced,
     message,
@@ -21,6 +20,7 @@ from torchmdnet.ops.kernels.operators import (
     norms_by_part,
     product,
     refine,
+    tensor_edge_loops,
 )
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "edge_loops",
     "edge_network_loops",
     "embed",
-    "further_edge_loops",
     "interact",
     "is_traced",
     "message",
@@ -45,4 +44,5 @@ __all__ = [
     "norms_by_part",
     "product",
     "refine",
+    "tensor_edge_loops",
 ]

@@ -86,18 +86,20 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
 
 
 @compiled
-def geometry_backward(u, dist, row, handedness, slope, grad_Y, grad_coef, out_vec, out_dist):
+def geometry_backward(u, dist, row, handedness, grad_Y, grad_dist, out_vec, out_dist):
     """Gradients of :func:`geometry` in the vectors (E, 3), and in the distances (P,).
 
-    ``grad_coef`` (T, E, K) holds the contributions of T tables for every edge.
+    ``grad_Y`` (S, E, 8), of the components beyond the first, and ``grad_dist`` (T, E) are added up.
     """
     for e in numba.prange(u.shape[0]):
         r = dist[row[e]]
         x, y, z = u[e, 0], u[e, 1], u[e, 2]
-        g = grad_Y[e]
-        gx = handedness * _R2 * g[1] + _R2 * (g[4] * y + g[6] * z + g[7] * x) - 2 * _R6 * g[8] * x
-        gy = handedness * _R2 * g[2] + _R2 * (g[4] * x + g[5] * z - g[7] * y) - 2 * _R6 * g[8] * y
-        gz = handedness * _R2 * g[3] + _R2 * (g[5] * y + g[6] * x) + 4 * _R6 * g[8] * z
+        gx, gy, gz = 0.0, 0.0, 0.0
+        for s in range(grad_Y.shape[0]):
+            g = grad_Y[s, e]
+            gx += handedness * _R2 * g[0] + _R2 * (g[3] * y + g[5] * z + g[6] * x) - 2 * _R6 * g[7] * x
+            gy += handedness * _R2 * g[1] + _R2 * (g[3] * x + g[4] * z - g[6] * y) - 2 * _R6 * g[7] * y
+            gz += handedness * _R2 * g[2] + _R2 * (g[4] * y + g[5] * x) + 4 * _R6 * g[7] * z
         if r > 0:
             out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = gx / r, gy / r, gz / r
         else:
@@ -105,13 +107,9 @@ def geometry_backward(u, dist, row, handedness, slope, grad_Y, grad_coef, out_ve
     clear(out_dist)
     for e in range(u.shape[0]):
         out_dist[row[e]] -= out_vec[e, 0] * u[e, 0] + out_vec[e, 1] * u[e, 1] + out_vec[e, 2] * u[e, 2]
-    for table in range(grad_coef.shape[0]):
+    for t in range(grad_dist.shape[0]):
         for e in range(u.shape[0]):
-            p = row[e]
-            total = 0.0
-            for k in range(slope.shape[1]):
-                total += grad_coef[table, e, k] * slope[p, k]
-            out_dist[p] += total
+            out_dist[row[e]] += grad_dist[t, e]
 
 
 @compiled

@@ -28,7 +28,6 @@ __all__ = [
     "edge_loops",
     "edge_network_loops",
     "embed",
-    "further_edge_loops",
     "interact",
     "is_traced",
     "message",
@@ -39,6 +38,7 @@ __all__ = [
     "norms_by_part",
     "product",
     "refine",
+    "tensor_edge_loops",
 ]
 
 #: The release that comes with the oldest PyTorch we run on.
@@ -113,7 +113,7 @@ def edge_loops() -> ModuleType:
 
 
 @functools.cache
-def further_edge_loops() -> ModuleType:
+def tensor_edge_loops() -> ModuleType:
     """Loops over edges that only training on forces needs."""
     from torchmdnet.ops.kernels import tensor_edges
 

@@ -19,7 +19,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["exp", "load", "num_lanes", "repeat", "splat", "store", "total"]
+__all__ = ["exp", "item", "load", "num_lanes", "raise_totals", "repeat", "splat", "store", "total"]
 
 BITS = 256
 _FLAGS = ("contract", "reassoc", "nsz")
@@ -107,6 +107,18 @@ def repeat(typing_context, array, index):
 
 
 @intrinsic
+def item(typing_context, array, index):
+    """The number at ``index`` of a flat contiguous array; unlike ``array[index]`` it never counts from the end."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [at]))
+
+    return array.dtype(array, index), generate
+
+
+@intrinsic
 def total(typing_context, value):
     """Sum of the numbers in lanes."""
 
@@ -169,6 +181,36 @@ def exp(typing_context, value):
         return builder.fmul(series, builder.bitcast(power, x.type))
 
     return value(value), generate
+
+
+def _halves_of_pairs(builder: Any, left: Any, right: Any) -> Any:
+    """Sums of neighbours in one vector and then in another."""
+    count = left.type.count
+    every = [ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(first, 2 * count, 2))) for first in (0, 1)]
+    return builder.fadd(*(builder.shuffle_vector(left, right, order) for order in every), flags=_FLAGS)
+
+
+@intrinsic
+def raise_totals(typing_context, array, index, v0, v1, v2, v3, v4, v5, v6, v7):
+    """Add the sums of the numbers in eight lanes to eight neighbouring numbers of a flat contiguous array."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        count = sig.args[2].count
+        vector = context.get_value_type(sig.args[2])
+        for first in range(0, 8, count):
+            rows = list(args[2 + first : 2 + first + count])
+            while len(rows) > 1:
+                rows = [_halves_of_pairs(builder, *rows[k : k + 2]) for k in range(0, len(rows), 2)]
+            place = builder.add(at, ir.Constant(at.type, first))
+            pointer = _address(context, builder, sig.args[0], args[0], place, vector)
+            before = builder.load(pointer)
+            before.align = array.dtype.bitwidth // 8
+            stored = builder.store(builder.fadd(before, rows[0], flags=_FLAGS), pointer)
+            stored.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, index, v0, v1, v2, v3, v4, v5, v6, v7), generate
 
 
 def num_lanes(array: Any) -> int:

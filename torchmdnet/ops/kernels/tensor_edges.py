@@ -1,12 +1,17 @@
-"""Loops over edges for derivatives of derivatives, for tensors of 1 + 3 + 5 components.
+"""Loops over edges for tensors of 1 + 3 + 5 components, with their derivatives.
 
-Training on forces differentiates the energy along a direction in which the atoms move. Names that begin with d are
-derivatives along it: of the coefficients of a pair, dcoef (P, K); of features, dX (N, 9, F); of the directions of
-edges, dY (E, 9). O is a gradient in what a loop makes, dO one in the derivative of that. Otherwise names are those of
-:mod:`torchmdnet.ops.kernels.edges`; a pair has six coefficients, two or one.
+They are bound by what they read rather than by arithmetic, so everything is arranged for the caches. Channels come in
+blocks of a cache line: :func:`pack` brings features (N, C, F) into the layout (B, N, C, 2 lanes), and a table of
+filters likewise, in which a block of all atoms and of the whole table stays in the second cache. Receivers are visited
+in chunks, see :func:`schedule`: the weights of the pairs of a chunk are made from the table in the order of their
+distances, once for both directions where a chunk holds both, and then read by the receivers, whose sums are kept in
+registers.
 
-A few channels at a time pass over all edges, so that what is read of neighbours and table stays in the second cache.
-The last channels overlap those before where their number is no multiple of a vector.
+Names: ``coef`` (n, K) are the coefficients of the pairs of all chunks, ``place`` (n,) their first rows in the table,
+``slot`` (E,) where in its chunk the pair of an edge is. ``slope`` (n, K) are derivatives of the coefficients in the
+distance. Training on forces differentiates the energy along a direction in which the atoms move: names that begin with
+d are derivatives along it, and O is a gradient in what a loop makes, dO one in the derivative of that. ``groups``
+threads share blocks of channels, and receivers if there are more threads than blocks.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
@@ -14,285 +19,760 @@ The last channels overlap those before where their number is no multiple of a ve
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numba
 import numpy as np
 
-from torchmdnet.ops.kernels.edges import clear
-from torchmdnet.ops.kernels.nodes import add, components, put
-from torchmdnet.ops.kernels.simd import load, num_lanes, repeat, splat, store
-from torchmdnet.ops.kernels.threads import compiled, inlined
+from torchmdnet.ops.kernels.simd import BITS, item, load, num_lanes, raise_totals, repeat, splat, store, total
+from torchmdnet.ops.kernels.threads import compiled, inlined, spliced
 
-__all__ = ["embed_reverse", "embed_tangent", "gather_tangent", "table_reverse"]
+__all__ = [
+    "Schedule",
+    "block_size",
+    "embed_backward",
+    "embed_reverse",
+    "embed_sum",
+    "embed_tangent",
+    "message_backward",
+    "message_reverse",
+    "message_sum",
+    "message_tangent",
+    "pack",
+    "pick",
+    "schedule",
+    "shares",
+]
 
-#: Vectors of channels in a block.
-BLOCK = 4
-
-
-@inlined
-def coefficients(c, at, num, zero):
-    """Six coefficients, those beyond ``num`` zero."""
-    if num == 6:
-        c0, c1, c2 = repeat(c, at), repeat(c, at + 1), repeat(c, at + 2)
-        return c0, c1, c2, repeat(c, at + 3), repeat(c, at + 4), repeat(c, at + 5)
-    second = repeat(c, at + 1) if num > 1 else zero
-    return repeat(c, at), second, zero, zero, zero, zero
-
-
-@inlined
-def rows(t, at, step, num, zero):
-    """The rows of the table that a pair reads, in some channels of one part."""
-    if num == 6:
-        t0, t1, t2 = load(t, at), load(t, at + step), load(t, at + 2 * step)
-        return t0, t1, t2, load(t, at + 3 * step), load(t, at + 4 * step), load(t, at + 5 * step)
-    second = load(t, at + step) if num > 1 else zero
-    return load(t, at), second, zero, zero, zero, zero
+#: Pairs of a chunk, whose weights stay in the second cache.
+ROOM = 512
 
 
-@inlined
-def weight(c, t):
-    """The weight that coefficients make of rows."""
-    c0, c1, c2, c3, c4, c5 = c
-    t0, t1, t2, t3, t4, t5 = t
-    return (c0 * t0 + c1 * t1 + c2 * t2) + (c3 * t3 + c4 * t4 + c5 * t5)
+class Schedule(NamedTuple):
+    """The order in which edges are visited."""
+
+    rows: Any  # (n,) pairs of all chunks
+    slot: Any  # (E,) the place of an edge's pair in its chunk
+    chunk: Any  # (C + 1,) receivers of each chunk
+    first: Any  # (C + 1,) pairs of each chunk
+    most: int  # pairs of the largest chunk
 
 
-@inlined
-def weighted(x, w0, w1, w2):
-    """Nine components times the weights of their parts."""
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = x
-    return w0 * x0, w1 * x1, w1 * x2, w1 * x3, w2 * x4, w2 * x5, w2 * x6, w2 * x7, w2 * x8
+def schedule(cell: Any, row: Any, row_start: Any, num_cells: int) -> Schedule:
+    """Divide receivers into chunks.
 
-
-@inlined
-def by_part(x, y):
-    """Inner products of two sets of nine within each part."""
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = x
-    y0, y1, y2, y3, y4, y5, y6, y7, y8 = y
-    return x0 * y0, x1 * y1 + x2 * y2 + x3 * y3, (x4 * y4 + x5 * y5) + (x6 * y6 + x7 * y7 + x8 * y8)
+    Args:
+        cell: First row of each pair in the table, (P,).
+        row: Pair of each edge, (E,), sorted by receiver.
+        row_start: First edge of each receiver, (N + 1,).
+        num_cells: The table's rows; 0 if each pair has rows of its own, in which case the order is theirs.
+    """
+    rows, slot, chunk, first = divided(cell, row, row_start, ROOM, num_cells)
+    return Schedule(rows, slot, chunk, first, int(np.diff(first).max(initial=0)))
 
 
 @inlined
-def plus(a, b):
-    """Sum of two sets of three."""
-    a0, a1, a2 = a
-    b0, b1, b2 = b
-    return a0 + b0, a1 + b1, a2 + b2
-
-
-@inlined
-def times(s, v):
-    """A set of three times a factor."""
-    v0, v1, v2 = v
-    return s * v0, s * v1, s * v2
-
-
-@inlined
-def directions(y, at):
-    """The nine components of an edge's direction, each in all lanes."""
-    y0, y1, y2, y3, y4 = repeat(y, at), repeat(y, at + 1), repeat(y, at + 2), repeat(y, at + 3), repeat(y, at + 4)
-    return y0, y1, y2, y3, y4, repeat(y, at + 5), repeat(y, at + 6), repeat(y, at + 7), repeat(y, at + 8)
-
-
-@inlined
-def fresh_lanes(array, first, channel, keep):
-    """1 for the channels from ``first`` on in a vector that begins at ``channel``, 0 for those that overlap."""
-    for k in range(keep.shape[0]):
-        keep[k] = 1.0 if channel + k >= first else 0.0
-    return load(keep, 0)
-
-
-@inlined
-def raise_rows(t, at, step, num, c, d, s, r):
-    """Rows of a table += c_k s + d_k r, in some channels of one part."""
-    c0, c1, c2, c3, c4, c5 = c
-    d0, d1, d2, d3, d4, d5 = d
-    store(t, at, load(t, at) + c0 * s + d0 * r)
-    if num > 1:
-        store(t, at + step, load(t, at + step) + c1 * s + d1 * r)
-    if num == 6:
-        store(t, at + 2 * step, load(t, at + 2 * step) + c2 * s + d2 * r)
-        store(t, at + 3 * step, load(t, at + 3 * step) + c3 * s + d3 * r)
-        store(t, at + 4 * step, load(t, at + 4 * step) + c4 * s + d4 * r)
-        store(t, at + 5 * step, load(t, at + 5 * step) + c5 * s + d5 * r)
-
-
-@inlined
-def raise_parts(t, at, F, num, c, d, s, r):
-    """:func:`raise_rows` for all parts."""
-    s0, s1, s2 = s
-    r0, r1, r2 = r
-    raise_rows(t, at, 3 * F, num, c, d, s0, r0)
-    raise_rows(t, at + F, 3 * F, num, c, d, s1, r1)
-    raise_rows(t, at + 2 * F, 3 * F, num, c, d, s2, r2)
-
-
-@compiled
-def gather_tangent(coef, dcoef, cell, table, X, dX, sender, row, row_start, out):
-    """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`torchmdnet.ops.kernels.edges.message_sum`."""
-    num_atoms, _, F = X.shape
-    num, W = coef.shape[1], num_lanes(X)
-    x, dx, t, o = X.reshape(-1), dX.reshape(-1), table.reshape(-1), out.reshape(-1)
-    c, dc = coef.reshape(-1), dcoef.reshape(-1)
-    zero = splat(x, 0.0)
-    for i in numba.prange(num_atoms):
-        here = np.empty(9 * BLOCK * W, X.dtype)
-        for first in range(0, F, BLOCK * W):
-            many = min(BLOCK, (F - first + W - 1) // W)
-            clear(here)
+def divided(cell, row, row_start, room, num_cells):
+    """The loop of :func:`schedule`; pairs of a chunk are sorted by counting."""
+    num_atoms = row_start.shape[0] - 1
+    seen = np.full(cell.shape[0], -1, np.int64)
+    rows, slot = np.empty(row.shape[0], np.int64), np.empty(row.shape[0], np.int64)
+    chunk, first = np.zeros(num_atoms + 1, np.int64), np.zeros(num_atoms + 1, np.int64)
+    count = np.empty(num_cells + 1, np.int64)
+    chunks, n, i = 0, 0, 0
+    while i < num_atoms:
+        begin, base = i, n
+        while i < num_atoms and (i == begin or n - base + row_start[i + 1] - row_start[i] <= room):
             for e in range(row_start[i], row_start[i + 1]):
                 p = row[e]
-                C, D = coefficients(c, p * num, num, zero), coefficients(dc, p * num, num, zero)
-                begin, there = cell[p] * 3 * F, sender[e] * 9 * F
-                for v in range(many):
-                    f, k = min(first + v * W, F - W), 9 * v * W
-                    at = begin + f
-                    T0, T1 = rows(t, at, 3 * F, num, zero), rows(t, at + F, 3 * F, num, zero)
-                    T2 = rows(t, at + 2 * F, 3 * F, num, zero)
-                    sums, a, b = components(here, k, W), components(dx, there + f, F), components(x, there + f, F)
-                    sums = add(sums, weighted(a, weight(C, T0), weight(C, T1), weight(C, T2)))
-                    put(here, k, W, add(sums, weighted(b, weight(D, T0), weight(D, T1), weight(D, T2))))
-            for v in range(many):
-                put(o, i * 9 * F + min(first + v * W, F - W), F, components(here, 9 * v * W, W))
+                if seen[p] < base:
+                    seen[p] = n
+                    rows[n] = p
+                    n += 1
+            i += 1
+        if num_cells > 0:
+            for k in range(num_cells + 1):
+                count[k] = 0
+            for k in range(base, n):
+                count[cell[rows[k]] + 1] += 1
+            for k in range(num_cells):
+                count[k + 1] += count[k]
+            for k in range(base, n):
+                p = rows[k]
+                seen[p] = base + count[cell[p]]
+                count[cell[p]] += 1
+        for e in range(row_start[begin], row_start[i]):
+            place = seen[row[e]]
+            slot[e] = place - base
+            rows[place] = row[e]
+        chunks += 1
+        chunk[chunks], first[chunks] = i, n
+    return rows[:n].copy(), slot, chunk[: chunks + 1].copy(), first[: chunks + 1].copy()
 
 
 @inlined
-def overlaps(g, dg, x, dx, left, right, F):
-    """Inner products by part of what edges ``left`` from ``right`` put into weights and into their derivatives."""
-    slope, theirs = components(dg, left, F), components(x, right, F)
-    value = plus(by_part(components(g, left, F), theirs), by_part(slope, components(dx, right, F)))
-    return value, by_part(slope, theirs)
+def pick(values, rows, out):
+    """out = values[rows]."""
+    for n in range(rows.shape[0]):
+        for k in range(values.shape[1]):
+            out[n, k] = values[rows[n], k]
+
+
+def block_size(itemsize: int) -> int:
+    """Channels of a block."""
+    return 2 * BITS // (8 * itemsize)
+
+
+def shares(groups: int, num_blocks: int) -> tuple[int, int]:
+    """Into how many parts ``groups`` threads divide blocks of channels and receivers."""
+    return min(groups, num_blocks), max(groups // num_blocks, 1)
 
 
 @compiled
-def table_reverse(coef, dcoef, cell, O, dO, X, dX, sender, row, reverse, row_start, out):
-    """Gradients in the table of a sum over neighbours and of :func:`gather_tangent`, together.
-
-    out[cell + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j, one table for each group of atoms.
-    """
-    num_atoms, _, F = X.shape
-    num, W = coef.shape[1], num_lanes(X)
-    x, dx, g, dg = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
-    c, dc = coef.reshape(-1), dcoef.reshape(-1)
-    zero = splat(x, 0.0)
-    groups = out.shape[0]
-    for group in numba.prange(groups):
-        t = out[group].reshape(-1)
-        keep = np.empty(W, X.dtype)
-        clear(t)
-        for first in range(0, F, BLOCK * W):
-            many = min(BLOCK, (F - first + W - 1) // W)
-            for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
-                for e in range(row_start[i], row_start[i + 1]):
-                    r, p = reverse[e], row[e]
-                    if r < e:  # both directions in one go, by the first of them
-                        continue
-                    C, D = coefficients(c, p * num, num, zero), coefficients(dc, p * num, num, zero)
-                    for v in range(many):
-                        f = min(first + v * W, F - W)
-                        mine, there = i * 9 * F + f, sender[e] * 9 * F + f
-                        s, d = overlaps(g, dg, x, dx, mine, there, F)
-                        if r != e:
-                            more, steep = overlaps(g, dg, x, dx, there, mine, F)
-                            s, d = plus(s, more), plus(d, steep)
-                        if f < first + v * W:
-                            fresh = fresh_lanes(x, first + v * W, f, keep)
-                            s, d = times(fresh, s), times(fresh, d)
-                        raise_parts(t, cell[p] * 3 * F + f, F, num, C, D, s, d)
-
-
-@compiled
-def embed_tangent(coef, dcoef, cell, table, Y, dY, Z, sender, row, row_start, out):
-    """out_i = Σ_j (dY_ij w_ij + Y_ij dw_ij) (Z_i0 + Z_j1)."""
-    num_atoms, _, F = out.shape
-    num, W = coef.shape[1], num_lanes(Z)
-    t, y, dy, z, o = table.reshape(-1), Y.reshape(-1), dY.reshape(-1), Z.reshape(-1), out.reshape(-1)
-    c, dc = coef.reshape(-1), dcoef.reshape(-1)
-    zero = splat(z, 0.0)
+def pack(X, out):
+    """Channels in blocks: (N, C, F) -> (B, N, C, 2 lanes), with zeros behind the last channel."""
+    num_atoms, C, F = X.shape
+    x, o, W = X.reshape(-1), out.reshape(-1), num_lanes(X)
     for i in numba.prange(num_atoms):
-        here = np.empty(9 * BLOCK * W, Z.dtype)
-        for first in range(0, F, BLOCK * W):
-            many = min(BLOCK, (F - first + W - 1) // W)
-            clear(here)
-            for e in range(row_start[i], row_start[i + 1]):
-                p = row[e]
-                C, D = coefficients(c, p * num, num, zero), coefficients(dc, p * num, num, zero)
-                begin, there = cell[p] * 3 * F, (2 * sender[e] + 1) * F
-                for v in range(many):
-                    f, k = min(first + v * W, F - W), 9 * v * W
-                    at = begin + f
-                    factor = load(z, 2 * i * F + f) + load(z, there + f)
-                    T0, T1 = rows(t, at, 3 * F, num, zero), rows(t, at + F, 3 * F, num, zero)
-                    T2 = rows(t, at + 2 * F, 3 * F, num, zero)
-                    w0, w1, w2 = factor * weight(C, T0), factor * weight(C, T1), factor * weight(C, T2)
-                    sums = add(components(here, k, W), weighted(directions(dy, 9 * e), w0, w1, w2))
-                    w0, w1, w2 = factor * weight(D, T0), factor * weight(D, T1), factor * weight(D, T2)
-                    put(here, k, W, add(sums, weighted(directions(y, 9 * e), w0, w1, w2)))
-            for v in range(many):
-                put(o, i * 9 * F + min(first + v * W, F - W), F, components(here, 9 * v * W, W))
+        for b in range(out.shape[0]):
+            room = F - 2 * W * b
+            for c in range(C):
+                at, to = (i * C + c) * F + 2 * W * b, ((b * num_atoms + i) * C + c) * 2 * W
+                if room >= 2 * W:
+                    store(o, to, load(x, at))
+                    store(o, to + W, load(x, at + W))
+                else:
+                    for k in range(2 * W):
+                        out[b, i, c, k] = X[i, c, 2 * W * b + k] if k < room else 0.0
+
+
+# ----------------------------------------------------------------------------------------------- what loops are made of
 
 
 @inlined
-def onto_directions(y, dy, at, g, dg):
-    """Inner products by part of what an edge puts into its weights and into their derivatives."""
-    Y = directions(y, at)
-    return plus(by_part(g, Y), by_part(dg, directions(dy, at))), by_part(dg, Y)
+def aligned(size, like):
+    """Memory that begins where a cache line does."""
+    memory = np.empty(size + 64 // like.itemsize, like.dtype)
+    begin = (64 - memory.ctypes.data % 64) % 64 // like.itemsize
+    return memory[begin : begin + size]
 
 
 @inlined
-def dot3(w0, w1, w2, v):
-    """Inner product of two sets of three."""
-    v0, v1, v2 = v
-    return w0 * v0 + w1 * v1 + w2 * v2
+def part_of(g, parts, number):
+    """The g-th of about equal parts."""
+    return g * number // parts, (g + 1) * number // parts
+
+
+@inlined
+def blend(t, c, begin, end, place, base, num, w, W):
+    """w = Σ_k coef_k table[place + k] for pairs of a chunk, (n, 3, 2 lanes)."""
+    S = 6 * W
+    o = 0
+    for r in range(begin, end):
+        a, at = base + item(place, r) * S, r * num
+        if num == 6:
+            c0, c1, c2 = repeat(c, at), repeat(c, at + 1), repeat(c, at + 2)
+            c3, c4, c5 = repeat(c, at + 3), repeat(c, at + 4), repeat(c, at + 5)
+            for _ in range(6):
+                left = c0 * load(t, a) + c1 * load(t, a + S) + c2 * load(t, a + 2 * S)
+                store(w, o, left + (c3 * load(t, a + 3 * S) + c4 * load(t, a + 4 * S) + c5 * load(t, a + 5 * S)))
+                a, o = a + W, o + W
+        else:
+            for _ in range(6):
+                value = repeat(c, at) * load(t, a)
+                for k in range(1, num):
+                    value += repeat(c, at + k) * load(t, a + k * S)
+                store(w, o, value)
+                a, o = a + W, o + W
+
+
+@inlined
+def blend_two(t, c, d, begin, end, place, base, num, w, W):
+    """:func:`blend` with two sets of coefficients, (n, 2, 3, 2 lanes)."""
+    S = 6 * W
+    o = 0
+    for r in range(begin, end):
+        a, at = base + item(place, r) * S, r * num
+        if num == 6:
+            c0, c1, c2 = repeat(c, at), repeat(c, at + 1), repeat(c, at + 2)
+            c3, c4, c5 = repeat(c, at + 3), repeat(c, at + 4), repeat(c, at + 5)
+            d0, d1, d2 = repeat(d, at), repeat(d, at + 1), repeat(d, at + 2)
+            d3, d4, d5 = repeat(d, at + 3), repeat(d, at + 4), repeat(d, at + 5)
+            for _ in range(6):
+                t0, t1, t2 = load(t, a), load(t, a + S), load(t, a + 2 * S)
+                left, steep = c0 * t0 + c1 * t1 + c2 * t2, d0 * t0 + d1 * t1 + d2 * t2
+                t0, t1, t2 = load(t, a + 3 * S), load(t, a + 4 * S), load(t, a + 5 * S)
+                store(w, o, left + (c3 * t0 + c4 * t1 + c5 * t2))
+                store(w, o + S, steep + (d3 * t0 + d4 * t1 + d5 * t2))
+                a, o = a + W, o + W
+        else:
+            for _ in range(6):
+                value, steep = repeat(c, at) * load(t, a), repeat(d, at) * load(t, a)
+                for k in range(1, num):
+                    value += repeat(c, at + k) * load(t, a + k * S)
+                    steep += repeat(d, at + k) * load(t, a + k * S)
+                store(w, o, value)
+                store(w, o + S, steep)
+                a, o = a + W, o + W
+        o += S
+
+
+@inlined
+def spread(t, c, d, begin, end, place, base, num, s, W):
+    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk, with s and ds (n, 2, 3, 2 lanes)."""
+    S = 6 * W
+    for r in range(begin, end):
+        at, o = r * num, (r - begin) * 2 * S
+        for k in range(num):
+            a = base + (item(place, r) + k) * S
+            value, change = repeat(c, at + k), repeat(d, at + k)
+            for v in range(6):
+                store(t, a + v * W, load(t, a + v * W) + value * load(s, o + v * W) + change * load(s, o + S + v * W))
+
+
+@inlined
+def put_last(o, at, left, a, b, W, spare):
+    """Store a block of channels of which only ``left`` exist."""
+    store(spare, 0, a)
+    store(spare, W, b)
+    for k in range(left):
+        o[at + k] = spare[k]
+
+
+@spliced
+def put_four(o, at, F, left, v, W, spare):
+    """Store the first four components of an atom."""
+    a0, b0, a1, b1, a2, b2, a3, b3 = v
+    if left >= 2 * W:
+        store(o, at, a0)
+        store(o, at + W, b0)
+        store(o, at + F, a1)
+        store(o, at + F + W, b1)
+        store(o, at + 2 * F, a2)
+        store(o, at + 2 * F + W, b2)
+        store(o, at + 3 * F, a3)
+        store(o, at + 3 * F + W, b3)
+    else:
+        put_last(o, at, left, a0, b0, W, spare)
+        put_last(o, at + F, left, a1, b1, W, spare)
+        put_last(o, at + 2 * F, left, a2, b2, W, spare)
+        put_last(o, at + 3 * F, left, a3, b3, W, spare)
+
+
+@spliced
+def put_five(o, at, F, left, v, W, spare):
+    """Store the last five components of an atom."""
+    a0, b0, a1, b1, a2, b2, a3, b3, a4, b4 = v
+    if left >= 2 * W:
+        store(o, at + 4 * F, a0)
+        store(o, at + 4 * F + W, b0)
+        store(o, at + 5 * F, a1)
+        store(o, at + 5 * F + W, b1)
+        store(o, at + 6 * F, a2)
+        store(o, at + 6 * F + W, b2)
+        store(o, at + 7 * F, a3)
+        store(o, at + 7 * F + W, b3)
+        store(o, at + 8 * F, a4)
+        store(o, at + 8 * F + W, b4)
+    else:
+        put_last(o, at + 4 * F, left, a0, b0, W, spare)
+        put_last(o, at + 5 * F, left, a1, b1, W, spare)
+        put_last(o, at + 6 * F, left, a2, b2, W, spare)
+        put_last(o, at + 7 * F, left, a3, b3, W, spare)
+        put_last(o, at + 8 * F, left, a4, b4, W, spare)
+
+
+@inlined
+def add_four(v, u0, u1, w0, w1, x, j, W):
+    """The first four components += weights times those of a neighbour."""
+    a0, b0, a1, b1, a2, b2, a3, b3 = v
+    a0 += u0 * load(x, j)
+    b0 += u1 * load(x, j + W)
+    a1 += w0 * load(x, j + 2 * W)
+    b1 += w1 * load(x, j + 3 * W)
+    a2 += w0 * load(x, j + 4 * W)
+    b2 += w1 * load(x, j + 5 * W)
+    a3 += w0 * load(x, j + 6 * W)
+    b3 += w1 * load(x, j + 7 * W)
+    return a0, b0, a1, b1, a2, b2, a3, b3
+
+
+@inlined
+def add_five(v, u, w, x, j, W):
+    """The last five components += weights times those of a neighbour."""
+    a0, b0, a1, b1, a2, b2, a3, b3, a4, b4 = v
+    a0 += u * load(x, j + 8 * W)
+    b0 += w * load(x, j + 9 * W)
+    a1 += u * load(x, j + 10 * W)
+    b1 += w * load(x, j + 11 * W)
+    a2 += u * load(x, j + 12 * W)
+    b2 += w * load(x, j + 13 * W)
+    a3 += u * load(x, j + 14 * W)
+    b3 += w * load(x, j + 15 * W)
+    a4 += u * load(x, j + 16 * W)
+    b4 += w * load(x, j + 17 * W)
+    return a0, b0, a1, b1, a2, b2, a3, b3, a4, b4
+
+
+@inlined
+def sum_four(x, xo, w, stride, sender, slot, lo, hi, W, z):
+    """The first four components of Σ_j w_ij X_j."""
+    v = z, z, z, z, z, z, z, z
+    for e in range(lo, hi):
+        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * stride
+        v = add_four(v, load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W), x, j, W)
+    return v
+
+
+@inlined
+def sum_five(x, xo, w, stride, sender, slot, lo, hi, W, z):
+    """The last five components of Σ_j w_ij X_j."""
+    v = z, z, z, z, z, z, z, z, z, z
+    for e in range(lo, hi):
+        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * stride
+        v = add_five(v, load(w, k + 4 * W), load(w, k + 5 * W), x, j, W)
+    return v
 
 
 @compiled
-def embed_reverse(coef, dcoef, cell, table, O, dO, Y, dY, Z, sender, row, reverse, row_start, out, out_Z):
-    """Gradients of :func:`torchmdnet.ops.kernels.edges.embed_sum` and of :func:`embed_tangent` together.
+def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, groups, out):
+    """out_i = Σ_j w_ij X_j, (N, 9, F), from packed tables and features."""
+    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
+    t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
+    sides, ranges = min(groups, B), max(groups // B, 1)
+    z = splat(x, 0.0)
+    for g in numba.prange(sides * ranges):
+        w, spare = aligned(most * 6 * W, X), aligned(2 * W, X)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, left = b * num_atoms * 18 * W, F - 2 * W * b
+            for n in range(chunks[0], chunks[1]):
+                blend(t, c, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    lo, hi, at = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b
+                    v = sum_four(x, xo, w, 6 * W, sender, slot, lo, hi, W, z)
+                    put_four(o, at, F, left, v, W, spare)
+                    v5 = sum_five(x, xo, w, 6 * W, sender, slot, lo, hi, W, z)
+                    put_five(o, at, F, left, v5, W, spare)
 
-    In the table, as in :func:`table_reverse`, and in the factors: (T, R, 3 F) and (T, N, 2, F) for T groups of atoms.
+
+@inlined
+def back_four(g, xo, x, mine, w, sender, slot, lo, hi, d, W, z):
+    """The first four components of Σ_j w_ij O_j, and the parts of w'_ij X_i O_j that they make."""
+    v = z, z, z, z, z, z, z, z
+    for e in range(lo, hi):
+        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * 12 * W
+        v = add_four(v, load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W), g, j, W)
+        k += 6 * W
+        s = load(w, k) * (load(x, mine) * load(g, j)) + load(w, k + W) * (load(x, mine + W) * load(g, j + W))
+        left = load(x, mine + 2 * W) * load(g, j + 2 * W) + load(x, mine + 4 * W) * load(g, j + 4 * W)
+        right = load(x, mine + 3 * W) * load(g, j + 3 * W) + load(x, mine + 5 * W) * load(g, j + 5 * W)
+        s += load(w, k + 2 * W) * (left + load(x, mine + 6 * W) * load(g, j + 6 * W))
+        s += load(w, k + 3 * W) * (right + load(x, mine + 7 * W) * load(g, j + 7 * W))
+        store(d, (e - lo) * W, s)
+    return v
+
+
+@inlined
+def back_five(g, xo, x, mine, w, wo, sender, slot, lo, hi, d, W, z):
+    """The last five components, likewise, of one vector of channels, as registers hold; what they make is added."""
+    a0, a1, a2, a3, a4 = z, z, z, z, z
+    for e in range(lo, hi):
+        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * 12 * W + wo
+        u = load(w, k)
+        y = load(g, j + 8 * W)
+        a0, s = a0 + u * y, load(x, mine + 8 * W) * y
+        y = load(g, j + 10 * W)
+        a1, s = a1 + u * y, s + load(x, mine + 10 * W) * y
+        y = load(g, j + 12 * W)
+        a2, s = a2 + u * y, s + load(x, mine + 12 * W) * y
+        y = load(g, j + 14 * W)
+        a3, s = a3 + u * y, s + load(x, mine + 14 * W) * y
+        y = load(g, j + 16 * W)
+        a4, s = a4 + u * y, s + load(x, mine + 16 * W) * y
+        store(d, (e - lo) * W, load(d, (e - lo) * W) + load(w, k + 6 * W) * s)
+    return a0, a1, a2, a3, a4
+
+
+@inlined
+def longest(row_start):
+    """Edges of the atom that has most."""
+    found = 0
+    for i in range(row_start.shape[0] - 1):
+        found = max(found, row_start[i + 1] - row_start[i])
+    return found
+
+
+@compiled
+def message_backward(
+    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, groups, out, out_edge
+):
+    """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
+
+    ``out_edge`` (S, E) holds the sums over the channels of each of the S :func:`shares`. Pairs are shared by both
+    directions, and out_edge counts what the distance of i and j does to the message from i to j.
     """
-    num_atoms, _, F = O.shape
-    num, W = coef.shape[1], num_lanes(O)
-    g, dg, t, z = O.reshape(-1), dO.reshape(-1), table.reshape(-1), Z.reshape(-1)
-    y, dy, c, dc = Y.reshape(-1), dY.reshape(-1), coef.reshape(-1), dcoef.reshape(-1)
-    zero, one = splat(g, 0.0), splat(g, 1.0)
-    groups = out.shape[0]
-    for group in numba.prange(groups):
-        ow, oz = out[group].reshape(-1), out_Z[group].reshape(-1)
-        keep = np.empty(W, O.dtype)
-        clear(ow)
-        clear(oz)
-        for first in range(0, F, BLOCK * W):
-            many = min(BLOCK, (F - first + W - 1) // W)
-            for i in range(group * num_atoms // groups, (group + 1) * num_atoms // groups):
-                for e in range(row_start[i], row_start[i + 1]):
-                    r, p, j = reverse[e], row[e], sender[e]
-                    if r < e:
-                        continue
-                    C, D = coefficients(c, p * num, num, zero), coefficients(dc, p * num, num, zero)
-                    for v in range(many):
-                        f = min(first + v * W, F - W)
-                        fresh = fresh_lanes(g, first + v * W, f, keep) if f < first + v * W else one
-                        at = cell[p] * 3 * F + f
-                        T0, T1 = rows(t, at, 3 * F, num, zero), rows(t, at + F, 3 * F, num, zero)
-                        T2 = rows(t, at + 2 * F, 3 * F, num, zero)
-                        w0, w1, w2 = weight(C, T0), weight(C, T1), weight(C, T2)
-                        d0, d1, d2 = weight(D, T0), weight(D, T1), weight(D, T2)
-                        a, b = components(g, i * 9 * F + f, F), components(dg, i * 9 * F + f, F)
-                        s, d = onto_directions(y, dy, 9 * e, a, b)
-                        to_i, from_j = 2 * i * F + f, (2 * j + 1) * F + f
-                        of_factor = fresh * (dot3(w0, w1, w2, s) + dot3(d0, d1, d2, d))
-                        store(oz, to_i, load(oz, to_i) + of_factor)
-                        store(oz, from_j, load(oz, from_j) + of_factor)
-                        factor = fresh * (load(z, to_i) + load(z, from_j))
-                        s, d = times(factor, s), times(factor, d)
-                        if r != e:
-                            a, b = components(g, j * 9 * F + f, F), components(dg, j * 9 * F + f, F)
-                            more, steep = onto_directions(y, dy, 9 * r, a, b)
-                            to_j, from_i = 2 * j * F + f, (2 * i + 1) * F + f
-                            of_factor = fresh * (dot3(w0, w1, w2, more) + dot3(d0, d1, d2, steep))
-                            store(oz, to_j, load(oz, to_j) + of_factor)
-                            store(oz, from_i, load(oz, from_i) + of_factor)
-                            factor = fresh * (load(z, to_j) + load(z, from_i))
-                            s, d = plus(s, times(factor, more)), plus(d, times(factor, steep))
-                        raise_parts(ow, at, F, num, C, D, s, d)
+    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
+    t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
+    x, grad = X.reshape(-1), O.reshape(-1)
+    sides, ranges = min(groups, B), max(groups // B, 1)
+    z, edges = splat(x, 0.0), longest(row_start)
+    for g in numba.prange(sides * ranges):
+        w, s, spare = aligned(most * 12 * W, X), aligned(edges * W, X), aligned(2 * W, X)
+        to = out_edge[g % sides]
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, left = b * num_atoms * 18 * W, F - 2 * W * b
+            for n in range(chunks[0], chunks[1]):
+                blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    lo, hi, at = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b
+                    mine = xo + i * 18 * W
+                    v = back_four(grad, xo, x, mine, w, sender, slot, lo, hi, s, W, z)
+                    put_four(o, at, F, left, v, W, spare)
+                    a0, a1, a2, a3, a4 = back_five(grad, xo, x, mine, w, 4 * W, sender, slot, lo, hi, s, W, z)
+                    b0, b1, b2, b3, b4 = back_five(grad, xo + W, x, mine + W, w, 5 * W, sender, slot, lo, hi, s, W, z)
+                    v5 = a0, b0, a1, b1, a2, b2, a3, b3, a4, b4
+                    put_five(o, at, F, left, v5, W, spare)
+                    for e in range(lo, hi):
+                        more = total(load(s, (e - lo) * W))
+                        to[e] = more if b == blocks[0] else to[e] + more
+
+
+@inlined
+def change_four(x, dx, xo, w, sender, slot, lo, hi, W, z):
+    """The first four components of Σ_j w_ij dX_j + dw_ij X_j."""
+    v = z, z, z, z, z, z, z, z
+    for e in range(lo, hi):
+        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * 12 * W
+        v = add_four(v, load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W), dx, j, W)
+        k += 6 * W
+        v = add_four(v, load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W), x, j, W)
+    return v
+
+
+@inlined
+def change_five(x, dx, xo, w, sender, slot, lo, hi, W, z):
+    """The last five components of Σ_j w_ij dX_j + dw_ij X_j."""
+    v = z, z, z, z, z, z, z, z, z, z
+    for e in range(lo, hi):
+        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * 12 * W + 4 * W
+        v = add_five(v, load(w, k), load(w, k + W), dx, j, W)
+        v = add_five(v, load(w, k + 6 * W), load(w, k + 7 * W), x, j, W)
+    return v
+
+
+@compiled
+def message_tangent(coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, groups, out):
+    """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`message_sum`."""
+    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
+    t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
+    x, dx = X.reshape(-1), dX.reshape(-1)
+    sides, ranges = min(groups, B), max(groups // B, 1)
+    z = splat(x, 0.0)
+    for g in numba.prange(sides * ranges):
+        w, spare = aligned(most * 12 * W, X), aligned(2 * W, X)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, left = b * num_atoms * 18 * W, F - 2 * W * b
+            for n in range(chunks[0], chunks[1]):
+                blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    lo, hi, at = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b
+                    v = change_four(x, dx, xo, w, sender, slot, lo, hi, W, z)
+                    put_four(o, at, F, left, v, W, spare)
+                    v5 = change_five(x, dx, xo, w, sender, slot, lo, hi, W, z)
+                    put_five(o, at, F, left, v5, W, spare)
+
+
+@inlined
+def raise_overlaps(g, dg, mine, x, dx, j, s, k, W):
+    """s += O_i X_j + dO_i dX_j and ds += dO_i X_j by part, for one vector of channels."""
+    a, y = load(dg, mine), load(x, j)
+    store(s, k, load(s, k) + load(g, mine) * y + a * load(dx, j))
+    k += 6 * W
+    store(s, k, load(s, k) + a * y)
+    mine, j, k = mine + 2 * W, j + 2 * W, k - 4 * W
+    v, dv = load(s, k), load(s, k + 6 * W)
+    for _ in range(3):
+        a, y = load(dg, mine), load(x, j)
+        v += load(g, mine) * y + a * load(dx, j)
+        dv += a * y
+        mine, j = mine + 2 * W, j + 2 * W
+    store(s, k, v)
+    store(s, k + 6 * W, dv)
+    k += 2 * W
+    v, dv = load(s, k), load(s, k + 6 * W)
+    for _ in range(5):
+        a, y = load(dg, mine), load(x, j)
+        v += load(g, mine) * y + a * load(dx, j)
+        dv += a * y
+        mine, j = mine + 2 * W, j + 2 * W
+    store(s, k, v)
+    store(s, k + 6 * W, dv)
+
+
+@inlined
+def clear_up_to(values, number, W, z):
+    """Zeros in the first numbers, a multiple of a vector."""
+    for k in range(0, number, W):
+        store(values, k, z)
+
+
+@compiled
+def message_reverse(coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, groups, out):
+    """Gradients in the table of :func:`message_sum` and of :func:`message_tangent`, together.
+
+    table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 3, 2 lanes) has a packed
+    table for each of T groups of receivers.
+    """
+    B, num_atoms, W, num = X.shape[0], X.shape[1], num_lanes(X), coef.shape[1]
+    t, c, d = out.reshape(-1), coef.reshape(-1), dcoef.reshape(-1)
+    x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
+    sides, ranges, size = min(groups, B), out.shape[0], out.shape[2] * 6 * W
+    z = splat(x, 0.0)
+    for g in numba.prange(sides * ranges):
+        s = aligned(most * 12 * W, X)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, base = b * num_atoms * 18 * W, (g // sides * B + b) * size
+            for k in range(base, base + size, W):
+                store(t, k, z)
+            for n in range(chunks[0], chunks[1]):
+                clear_up_to(s, (first[n + 1] - first[n]) * 12 * W, W, z)
+                for i in range(chunk[n], chunk[n + 1]):
+                    mine = xo + i * 18 * W
+                    for e in range(row_start[i], row_start[i + 1]):
+                        j, k = xo + item(sender, e) * 18 * W, item(slot, e) * 12 * W
+                        raise_overlaps(grad, dgrad, mine, x, dx, j, s, k, W)
+                        raise_overlaps(grad, dgrad, mine + W, x, dx, j + W, s, k + W, W)
+                spread(t, c, d, first[n], first[n + 1], place, base, num, s, W)
+
+
+# ------------------------------------------------------------------------------------------------------------ embedding
+
+
+@inlined
+def turn_four(v, y, at, u0, u1, w0, w1):
+    """The first four components += those of a direction times weights."""
+    a0, b0, a1, b1, a2, b2, a3, b3 = v
+    y0, y1, y2, y3 = repeat(y, at), repeat(y, at + 1), repeat(y, at + 2), repeat(y, at + 3)
+    return (
+        a0 + y0 * u0,
+        b0 + y0 * u1,
+        a1 + y1 * w0,
+        b1 + y1 * w1,
+        a2 + y2 * w0,
+        b2 + y2 * w1,
+        a3 + y3 * w0,
+        b3 + y3 * w1,
+    )
+
+
+@inlined
+def turn_five(v, y, at, u, w):
+    """The last five components += those of a direction times weights."""
+    a0, b0, a1, b1, a2, b2, a3, b3, a4, b4 = v
+    y0, y1, y2 = repeat(y, at + 4), repeat(y, at + 5), repeat(y, at + 6)
+    a0, b0, a1, b1, a2, b2 = a0 + y0 * u, b0 + y0 * w, a1 + y1 * u, b1 + y1 * w, a2 + y2 * u, b2 + y2 * w
+    y3, y4 = repeat(y, at + 7), repeat(y, at + 8)
+    return a0, b0, a1, b1, a2, b2, a3 + y3 * u, b3 + y3 * w, a4 + y4 * u, b4 + y4 * w
+
+
+@compiled
+def embed_sum(coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, groups, out):
+    """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1), (N, 9, F), from packed tables and factors."""
+    B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], num_lanes(Z), coef.shape[1]
+    t, c, f, o, y = tables.reshape(-1), coef.reshape(-1), Z.reshape(-1), out.reshape(-1), Y.reshape(-1)
+    sides, ranges = min(groups, B), max(groups // B, 1)
+    z = splat(f, 0.0)
+    for g in numba.prange(sides * ranges):
+        w, spare = aligned(most * 6 * W, Z), aligned(2 * W, Z)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            zo, left = b * num_atoms * 4 * W, F - 2 * W * b
+            for n in range(chunks[0], chunks[1]):
+                blend(t, c, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    lo, hi, at, mine = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b, zo + i * 4 * W
+                    p, q = load(f, mine), load(f, mine + W)
+                    v = z, z, z, z, z, z, z, z
+                    for e in range(lo, hi):
+                        j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 6 * W
+                        u, r = p + load(f, j), q + load(f, j + W)
+                        u0, u1, w0, w1 = load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W)
+                        v = turn_four(v, y, 9 * e, u * u0, r * u1, u * w0, r * w1)
+                    put_four(o, at, F, left, v, W, spare)
+                    v5 = z, z, z, z, z, z, z, z, z, z
+                    for e in range(lo, hi):
+                        j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 6 * W + 4 * W
+                        u, r = (p + load(f, j)) * load(w, k), (q + load(f, j + W)) * load(w, k + W)
+                        v5 = turn_five(v5, y, 9 * e, u, r)
+                    put_five(o, at, F, left, v5, W, spare)
+
+
+@inlined
+def nine(x, at, W):
+    """Nine components of an atom, one vector of channels."""
+    x0, x1, x2, x3, x4 = load(x, at), load(x, at + 2 * W), load(x, at + 4 * W), load(x, at + 6 * W), load(x, at + 8 * W)
+    return x0, x1, x2, x3, x4, load(x, at + 10 * W), load(x, at + 12 * W), load(x, at + 14 * W), load(x, at + 16 * W)
+
+
+@inlined
+def onto(y, at, v):
+    """Inner products by part of nine components with those of a direction."""
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v
+    first = repeat(y, at) * v0
+    second = repeat(y, at + 1) * v1 + repeat(y, at + 2) * v2 + repeat(y, at + 3) * v3
+    third = repeat(y, at + 4) * v4 + repeat(y, at + 5) * v5 + repeat(y, at + 6) * v6
+    return first, second, third + (repeat(y, at + 7) * v7 + repeat(y, at + 8) * v8)
+
+
+@compiled
+def embed_backward(
+    coef, slope, place, tables, O, Y, Z, sender, slot, chunk, first, row_start, most, groups, out_Y, out_edge
+):
+    """Gradients of :func:`embed_sum` in the components of directions beyond the first, and in the distances.
+
+    ``out_Y`` (S, E, 8) and ``out_edge`` (S, E) hold the sums over the channels of each of the S :func:`shares`.
+    """
+    B, num_atoms, W, num = O.shape[0], O.shape[1], num_lanes(O), coef.shape[1]
+    t, c, d, f = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), Z.reshape(-1)
+    x, y = O.reshape(-1), Y.reshape(-1)
+    sides, ranges = min(groups, B), max(groups // B, 1)
+    for g in numba.prange(sides * ranges):
+        w = aligned(most * 12 * W, O)
+        to, to_Y = out_edge[g % sides], out_Y[g % sides].reshape(-1)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, zo = b * num_atoms * 18 * W, b * num_atoms * 4 * W
+            for n in range(chunks[0], chunks[1]):
+                blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    mine, factor = xo + i * 18 * W, zo + i * 4 * W
+                    p, q = load(f, factor), load(f, factor + W)
+                    for e in range(row_start[i], row_start[i + 1]):
+                        j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 12 * W
+                        if b == blocks[0]:
+                            to[e] = 0
+                            for m in range(8):
+                                to_Y[8 * e + m] = 0
+                        u, r = p + load(f, j), q + load(f, j + W)
+                        _, a1, a2, a3, a4, a5, a6, a7, a8 = left = nine(x, mine, W)
+                        _, b1, b2, b3, b4, b5, b6, b7, b8 = right = nine(x, mine + W, W)
+                        v, h = u * load(w, k + 2 * W), r * load(w, k + 3 * W)
+                        a1, a2, a3 = v * a1 + h * b1, v * a2 + h * b2, v * a3 + h * b3
+                        v, h = u * load(w, k + 4 * W), r * load(w, k + 5 * W)
+                        a4, a5, a6 = v * a4 + h * b4, v * a5 + h * b5, v * a6 + h * b6
+                        raise_totals(to_Y, 8 * e, a1, a2, a3, a4, a5, a6, v * a7 + h * b7, v * a8 + h * b8)
+                        k += 6 * W
+                        s0, s1, s2 = onto(y, 9 * e, left)
+                        s = u * (load(w, k) * s0 + load(w, k + 2 * W) * s1 + load(w, k + 4 * W) * s2)
+                        s0, s1, s2 = onto(y, 9 * e, right)
+                        s += r * (load(w, k + W) * s0 + load(w, k + 3 * W) * s1 + load(w, k + 5 * W) * s2)
+                        to[e] += total(s)
+
+
+@compiled
+def embed_tangent(coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, groups, out):
+    """out_i = Σ_j (dY_ij w_ij + Y_ij dw_ij) (Z_i0 + Z_j1), the derivative of :func:`embed_sum`."""
+    B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], num_lanes(Z), coef.shape[1]
+    t, c, d, f, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1), out.reshape(-1)
+    y, dy = Y.reshape(-1), dY.reshape(-1)
+    sides, ranges = min(groups, B), max(groups // B, 1)
+    z = splat(f, 0.0)
+    for g in numba.prange(sides * ranges):
+        w, spare = aligned(most * 12 * W, Z), aligned(2 * W, Z)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            zo, left = b * num_atoms * 4 * W, F - 2 * W * b
+            for n in range(chunks[0], chunks[1]):
+                blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    lo, hi, at, mine = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b, zo + i * 4 * W
+                    p, q = load(f, mine), load(f, mine + W)
+                    v = z, z, z, z, z, z, z, z
+                    for e in range(lo, hi):
+                        j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 12 * W
+                        u, r = p + load(f, j), q + load(f, j + W)
+                        u0, u1, w0, w1 = load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W)
+                        v = turn_four(v, dy, 9 * e, u * u0, r * u1, u * w0, r * w1)
+                        k += 6 * W
+                        u0, u1, w0, w1 = load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W)
+                        v = turn_four(v, y, 9 * e, u * u0, r * u1, u * w0, r * w1)
+                    put_four(o, at, F, left, v, W, spare)
+                    v5 = z, z, z, z, z, z, z, z, z, z
+                    for e in range(lo, hi):
+                        j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 12 * W + 4 * W
+                        u, r = p + load(f, j), q + load(f, j + W)
+                        v5 = turn_five(v5, dy, 9 * e, u * load(w, k), r * load(w, k + W))
+                        v5 = turn_five(v5, y, 9 * e, u * load(w, k + 6 * W), r * load(w, k + 7 * W))
+                    put_five(o, at, F, left, v5, W, spare)
+
+
+@inlined
+def raise_turned(x, dx, at, y, dy, e, u, w, s, k, W):
+    """s += Z (O_i Y + dO_i dY) and ds += Z dO_i Y by part, for one vector of channels with the factors Z = u.
+
+    Returns:
+        The gradient in the factors.
+    """
+    change = nine(dx, at, W)
+    a0, a1, a2 = onto(y, 9 * e, nine(x, at, W))
+    b0, b1, b2 = onto(dy, 9 * e, change)
+    a0, a1, a2 = a0 + b0, a1 + b1, a2 + b2
+    b0, b1, b2 = onto(y, 9 * e, change)
+    store(s, k, load(s, k) + u * a0)
+    store(s, k + 2 * W, load(s, k + 2 * W) + u * a1)
+    store(s, k + 4 * W, load(s, k + 4 * W) + u * a2)
+    v = load(w, k) * a0 + load(w, k + 2 * W) * a1 + load(w, k + 4 * W) * a2
+    k += 6 * W
+    store(s, k, load(s, k) + u * b0)
+    store(s, k + 2 * W, load(s, k + 2 * W) + u * b1)
+    store(s, k + 4 * W, load(s, k + 4 * W) + u * b2)
+    return v + load(w, k) * b0 + load(w, k + 2 * W) * b1 + load(w, k + 4 * W) * b2
+
+
+@compiled
+def embed_reverse(
+    coef, dcoef, place, tables, O, dO, Y, dY, Z, sender, slot, chunk, first, row_start, most, groups, out, out_Z
+):
+    """Gradients of :func:`embed_sum` and of :func:`embed_tangent` together.
+
+    In the table, as in :func:`message_reverse`, and in the factors: (T, B, R, 3, 2 lanes) and (T, B, N, 2, 2 lanes) for
+    T groups of receivers.
+    """
+    B, num_atoms, W, num = O.shape[0], O.shape[1], num_lanes(O), coef.shape[1]
+    t, c, d, f = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1)
+    x, dx, y, dy = O.reshape(-1), dO.reshape(-1), Y.reshape(-1), dY.reshape(-1)
+    o, oz = out.reshape(-1), out_Z.reshape(-1)
+    sides, ranges, size = min(groups, B), out.shape[0], out.shape[2] * 6 * W
+    z = splat(x, 0.0)
+    for g in numba.prange(sides * ranges):
+        w, s = aligned(most * 12 * W, O), aligned(most * 12 * W, O)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, zo, copy = b * num_atoms * 18 * W, b * num_atoms * 4 * W, g // sides * B + b
+            base, to = copy * size, copy * num_atoms * 4 * W
+            for k in range(base, base + size, W):
+                store(o, k, z)
+            for k in range(to, to + num_atoms * 4 * W, W):
+                store(oz, k, z)
+            for n in range(chunks[0], chunks[1]):
+                blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 6 * W, num, w, W)
+                clear_up_to(s, (first[n + 1] - first[n]) * 12 * W, W, z)
+                for i in range(chunk[n], chunk[n + 1]):
+                    mine, my = xo + i * 18 * W, i * 4 * W
+                    p, q = load(f, zo + my), load(f, zo + my + W)
+                    v, h = z, z
+                    for e in range(row_start[i], row_start[i + 1]):
+                        j, k = item(sender, e) * 4 * W + 2 * W, item(slot, e) * 12 * W
+                        u, r = p + load(f, zo + j), q + load(f, zo + j + W)
+                        left = raise_turned(x, dx, mine, y, dy, e, u, w, s, k, W)
+                        right = raise_turned(x, dx, mine + W, y, dy, e, r, w, s, k + W, W)
+                        store(oz, to + j, load(oz, to + j) + left)
+                        store(oz, to + j + W, load(oz, to + j + W) + right)
+                        v, h = v + left, h + right
+                    store(oz, to + my, load(oz, to + my) + v)
+                    store(oz, to + my + W, load(oz, to + my + W) + h)
+                spread(o, c, d, first[n], first[n + 1], place, base, num, s, W)

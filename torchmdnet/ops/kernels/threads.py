@@ -12,7 +12,7 @@ from numba.core import event
 
 from torchmdnet.ops.kernels.work import WORTH_THREADS
 
-__all__ = ["compiled", "inlined"]
+__all__ = ["compiled", "inlined", "spliced"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ event.register("numba:compile", _Notice())
 
 #: For what loops are made of; compiled into each of them.
 inlined = numba.njit(**_OPTIONS, inline="never")
+
+#: The same, put into each of them before LLVM sees it, where LLVM would call it with many vectors in memory.
+spliced = numba.njit(**_OPTIONS, inline="always")
 
 
 def compiled(loop: Callable[..., None]) -> Callable[..., None]:
