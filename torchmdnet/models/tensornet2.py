@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +12,26 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import Graph, sum_to_systems
 from torchmdnet.models import tensornet
-from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.models.tensornet import OPT, Group, Handedness, TensorEmbedding, check_group
+from torchmdnet.models.tensornet2_fused import FrozenTensorNet2
+from torchmdnet.models.tensornet_fused import encode
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import RadialFunction
-from torchmdnet.nn.mlp import MLP
-from torchmdnet.nn.modules import reset_all
+from torchmdnet.nn.filters import Radial, RadialFunction, Tables
+from torchmdnet.nn.mlp import MLP, SiluLayers
+from torchmdnet.nn.modules import is_plain, reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
+from torchmdnet.nn.spline import Spline
+from torchmdnet.ops import kernels
 from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
 from torchmdnet.ops.irreps import norms_by_part
 from torchmdnet.ops.messages import rows_of_pairs
-from torchmdnet.typing import AtomTensors, PairFeatures, PairScalars
+from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ChargePredict", "TensorNet2"]
 
@@ -134,30 +141,110 @@ class TensorNet2(Representation):
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
         self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
         self.act = make_activation(activation)
-        self._spare = Spare()
+        #: Memory that waits for the next evaluation.
+        self.spare = Spare()
+        self._frozen: FrozenTensorNet2 | None = None
+        self._frozen_of: object = None
         self.reset_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_frozen": None, "_frozen_of": None}
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what was made from the weights is forgotten."""
+        self._frozen = self._frozen_of = None
+        self.spare = Spare()
+        return super().train(mode)
 
     def reset_parameters(self) -> None:
         reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
         reset_all(self.charge_predict_0, *self.charge_predicts)
 
     def encode(self, graph: Graph) -> Features:
-        assert graph.pairs is not None
-        first = RadialFunction(self.tensor_embedding, "radial")
-        radial = self.radial(graph, self.distance_expansion, self.envelope, [first], self.training)
-        rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-        envelope = self.envelope(graph.pairs.dist)  # (P,)
-        ones = graph.pos.new_ones(graph.num_atoms)
-        X = self.tensor_embedding(radial(first), rows_of_pairs(graph), graph)  # (N, 9, F)
-        charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
-        for layer, predict in zip(self.layers, self.charge_predicts, strict=True):
-            X = layer(X, layer.gather(rbf, envelope, charges[-1], graph, self._spare), ones)  # type: ignore[operator]
-            charges.append(predict(X, graph))
-        x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
+        functions = self.radial_functions
+        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+
+        def layer_by_layer(graph: Graph, radial: Radial) -> Tensor:
+            assert graph.pairs is not None
+            ones = graph.pos.new_ones(graph.num_atoms)
+            rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
+            X = self.tensor_embedding(radial(functions[0]), rows_of_pairs(graph), graph)  # (N, 9, F)
+            charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
+            for layer, predict in zip(self.interactions, self.charge_predicts, strict=True):
+                X = layer(X, layer.gather(rbf, radial.envelope, charges[-1], graph, self.spare), ones)
+                charges.append(predict(X, graph))
+            return torch.cat([X.flatten(1), *charges], dim=1) if self.output_charges else X
+
+        if self._can_fuse(graph, radial):
+
+            def layers(graph: Graph) -> Tensor:
+                again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+                return layer_by_layer(graph, again)
+
+            assert radial.spline is not None
+            assert radial.tables is not None
+            frozen, keeps = self._freeze(radial.spline, radial.tables), graph.edge_vec.requires_grad
+            encoder = frozen.encoder(graph, graph.pos.new_ones(graph.num_atoms), keeps and torch.is_grad_enabled())
+            out = encode(encoder, graph, layers)
+        else:
+            out = layer_by_layer(graph, radial)
         if self.output_charges:
-            x = torch.cat([x, *charges], dim=-1)  # (N, F + (L + 1) q_dim)
+            tensors, charges = out.split([9 * self.hidden_channels, self.num_charges], dim=1)
+            X = tensors.unflatten(1, (9, self.hidden_channels))
+        else:
+            X, charges = out, None
+        x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
+        if charges is not None:
+            x = torch.cat([x, charges], dim=-1)  # (N, F + (L + 1) q_dim)
         energy = None if self.repulsion is None else self.repulsion(graph.z, graph.edge_index, graph.edge_dist)
         return Features(x, v=X[:, 1:4], energy=energy, S=X[:, 4:9])
+
+    def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
+        """See :meth:`torchmdnet.models.base.Representation.direct`; not with charges for the head, nor repulsion."""
+        is_usual = (type(self).encode, type(self).select) == (TensorNet2.encode, Representation.select)
+        output = (self.linear, nn.Linear), (self.out_norm, nn.LayerNorm), (self.act, nn.SiLU)
+        is_plain_output = all(is_plain(module, kind) for module, kind in output)
+        if self.training or not is_usual or not is_plain_output or not kernels.can_loop(self.linear.weight):
+            return None
+        if self.output_charges or self.repulsion is not None:
+            return None
+        spline = self.radial.ready(like, self.distance_expansion, self.envelope, self.radial_functions)
+        if spline is None:
+            return None
+        frozen, norm = self._freeze(spline, self.radial.tables), self.out_norm
+        layers = [(self.linear.weight.detach(), self.linear.bias.detach())]
+        output = SiluLayers(layers, (norm.weight.detach(), norm.bias.detach(), norm.eps))
+        return lambda graph: frozen.encode(graph, graph.pos.new_ones(graph.num_atoms), output)
+
+    @property
+    def interactions(self) -> list[Interaction]:
+        """The layers."""
+        return [cast(Interaction, layer) for layer in self.layers]
+
+    @property
+    def radial_functions(self) -> list[RadialFunction]:
+        """The functions of distance: of the embedding, and what goes into the network of each layer."""
+        parts = (RadialFunction(layer, "radial_part") for layer in self.layers)
+        return [RadialFunction(self.tensor_embedding, "radial"), *parts]
+
+    def _can_fuse(self, graph: Graph, radial: Radial) -> bool:
+        """Whether the whole encoder can run as one operation: in inference where the loops can."""
+        assert graph.pairs is not None
+        return (
+            radial.tables is not None
+            and isinstance(self.act, nn.SiLU)
+            and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
+            and graph.num_atoms > 0
+            and kernels.can_loop(self.linear.weight)
+            and not (graph.q is not None and graph.q.requires_grad)
+        )
+
+    def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet2:
+        """What is kept as long as the tables are, which are made anew whenever a weight has changed."""
+        if self._frozen is None or self._frozen_of is not tables:
+            values = [tables[function].values for function in self.radial_functions]
+            self._frozen, self._frozen_of = FrozenTensorNet2(self, spline, values), tables
+        return self._frozen
 
 
 class ChargePredict(nn.Module):
@@ -240,6 +327,26 @@ class Interaction(tensornet.Interaction):
         )
         self.widths = (num_rbf, q_dim, q_dim)
 
+    @property
+    def _first(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns of the first layer of the network: for the radial basis, the receiver and the sender."""
+        radial, receiving, sending = cast(nn.Linear, self.linears_scalar[0]).weight.split(self.widths, dim=1)
+        return radial, receiving, sending
+
+    def radial_part(self, rbf: PairFeatures) -> Tensor:
+        """What distances bring to the first activation: (P, K) -> (P, 1, F)."""
+        return F.linear(rbf, self._first[0], cast(nn.Linear, self.linears_scalar[0]).bias)[:, None]
+
+    def charge_parts(self, charges: Tensor) -> tuple[AtomFeatures, AtomFeatures]:
+        """What an atom brings as receiver and as sender: (N, q_dim) -> (N, F), (N, F)."""
+        _, receiving, sending = self._first
+        return F.linear(charges, receiving), F.linear(charges, sending)
+
+    def network(self, spare: Spare) -> EdgeNetwork:
+        """The network from the first activation on."""
+        rest: Any = self.linears_scalar[1:]
+        return EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest], spare)
+
     def gather(
         self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph, spare: Spare
     ) -> Callable[[AtomTensors], AtomTensors]:
@@ -248,10 +355,6 @@ class Interaction(tensornet.Interaction):
         The first layer of the network is linear in the radial basis and in the charges of either atom, so the former
         is mapped on pairs and the latter on atoms, not on edges.
         """
-        first: Any = self.linears_scalar[0]
-        rest: Any = self.linears_scalar[1:]
-        radial, receiving, sending = first.weight.split(self.widths, dim=1)
-        network = EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest], spare)
-        inputs = (F.linear(rbf, radial, first.bias), F.linear(charges, receiving), F.linear(charges, sending))
+        radial, (receiving, sending) = self.radial_part(rbf)[:, 0], self.charge_parts(charges)
         method = edge_network_sum_plain if self.training else edge_network_sum
-        return lambda X: method(X, *inputs, envelope, network, graph)
+        return lambda X: method(X, radial, receiving, sending, envelope, self.network(spare), graph)

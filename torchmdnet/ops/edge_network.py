@@ -26,14 +26,14 @@ from torchmdnet.ops import kernels
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_edges
 from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
 
-__all__ = ["EdgeNetwork", "edge_network_sum", "edge_network_sum_plain"]
+__all__ = ["EdgeInputs", "EdgeNetwork", "EdgeRun", "Spare", "edge_network_sum", "edge_network_sum_plain"]
 
 #: Edges of a block for each thread; a receiver is never divided.
 BLOCK = 512
 #: Edges up to which what is hidden is kept for the way back.
 KEPT = 40_000
 #: Arrays that wait for the next evaluation, at most.
-WAITING = 24
+WAITING = 32
 #: Portions of channels that each thread takes in turns on the way back, so that features of few channels are at hand.
 PORTIONS = 2
 
@@ -107,7 +107,7 @@ def edge_network_sum(
     if not all(kernels.can_loop(x) for x in (X, radial, *(bias for _, bias in network.layers))):
         return edge_network_sum_plain(X, radial, receiving, sending, envelope, network, graph)
     tensors = [X, radial, receiving, sending, envelope, *(tensor for layer in network.layers for tensor in layer)]
-    return _Sum.apply(_Run(network, graph), network, *tensors)  # type: ignore[return-value]
+    return _Sum.apply(EdgeRun(network, graph), network, *tensors)  # type: ignore[return-value]
 
 
 def edge_network_sum_plain(
@@ -190,7 +190,7 @@ class _Block(NamedTuple):
         return self.edges.stop - self.edges.start
 
 
-class _Inputs(NamedTuple):
+class EdgeInputs(NamedTuple):
     """What a network on edges reads, apart from its weights, or gradients in these; tensors or arrays."""
 
     X: Any
@@ -199,11 +199,11 @@ class _Inputs(NamedTuple):
     sending: Any
     envelope: Any
 
-    def arrays(self) -> _Inputs:
-        return _Inputs(*(tensor.numpy() for tensor in self))
+    def arrays(self) -> EdgeInputs:
+        return EdgeInputs(*(tensor.numpy() for tensor in self))
 
 
-class _Run:
+class EdgeRun:
     """A network on the edges of a graph, block by block.
 
     Args:
@@ -247,27 +247,36 @@ class _Run:
     def __del__(self) -> None:
         self._give(self.kept)
 
-    def _join(self, block: _Block, inputs: _Inputs, out: _Rows) -> None:
+    def _join(self, block: _Block, inputs: EdgeInputs, out: _Rows) -> None:
         joined = (inputs.radial, inputs.receiving, inputs.sending)
         kernels.edge_network_loops().join(3 * out.array.size, *joined, *self._where(block), out.array)
 
-    def _layers(self, before: list[_Rows], after: list[_Rows]) -> None:
-        """Fill what goes into all activations but the first, and what comes out of all but the last."""
+    def _layers(self, before: list[_Rows], after: list[_Rows], slopes: list[_Rows]) -> None:
+        """Fill what goes into all activations but the first, and what comes out of all but the last.
+
+        Their slopes too if there is room for them.
+        """
         for k, weight in enumerate(self.weights):
-            self.activation.value(before[k], self.biases[k], after[k])
+            if slopes:
+                self.activation.both(before[k], self.biases[k], after[k], slopes[k])
+            else:
+                self.activation.value(before[k], self.biases[k], after[k])
             torch.mm(after[k].tensor, weight.t(), out=before[k + 1].tensor)
 
-    def forward(self, inputs: _Inputs, keeps: bool) -> Tensor:
-        """The sums; what goes into the activations is kept for :meth:`backward` if there is a use for it."""
+    def forward(self, inputs: EdgeInputs, keeps: bool) -> Tensor:
+        """The sums.
+
+        Slopes of the activations and what goes into the last one are kept for :meth:`backward` if there is a use.
+        """
         inputs, out = inputs.arrays(), torch.empty_like(inputs.X)
         target = out.numpy()
-        self.kept = self._take(self.pair.shape[0], self.widths[1:]) if keeps else []
+        self.kept = self._take(self.pair.shape[0], self.widths) if keeps else []
         rooms = [self._take(self.longest, self.widths) for _ in range(2)]
         for block in self.blocks:
             before, after = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
-            before[1:] = [rows.part(block.edges) for rows in self.kept] or before[1:]
+            *slopes, before[-1] = [rows.part(block.edges) for rows in self.kept] or [before[-1]]
             self._join(block, inputs, before[0])
-            self._layers(before, after)
+            self._layers(before, after, slopes)
             weight = after[-1]
             self.activation.value(before[-1], self.biases[-1], weight)
             arrays = (weight.array, inputs.envelope, inputs.X, *self._where(block), target)
@@ -275,34 +284,38 @@ class _Run:
         self._give(*rooms)
         return out
 
-    def backward(self, inputs: _Inputs, grad: Tensor, of_weights: bool) -> tuple[_Inputs, list[Tensor]]:
-        """Gradients in what went in, and in weights and biases, layer by layer."""
-        found = _Inputs(*(torch.zeros_like(x) for x in inputs))
+    def backward(self, inputs: EdgeInputs, grad: Tensor, of_weights: bool) -> tuple[EdgeInputs, list[Tensor]]:
+        """Gradients in what went in, and if asked for in weights and biases, layer by layer."""
+        found = EdgeInputs(*(torch.zeros_like(x) for x in inputs))
         layers = zip(self.weights, (bias.tensor for bias in self.biases[1:]), strict=True)
-        of_network = [torch.zeros_like(x) for layer in layers for x in layer]
+        of_network = [torch.zeros_like(x) for layer in layers for x in layer] if of_weights else []
         loops, groups = kernels.edge_network_loops(), PORTIONS * torch.get_num_threads()
         O, inputs, out = grad.numpy(), inputs.arrays(), found.arrays()
         per_edge = np.empty((groups, self.longest), O.dtype)
         rooms = [self._take(self.longest, self.widths) for _ in range(3)]
+        kept = [] if of_weights else self.kept
         for block in self.blocks:
-            before, after, slopes = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
-            before[1:] = [rows.part(block.edges) for rows in self.kept] or before[1:]
-            self._join(block, inputs, before[0])
-            if not self.kept:
-                self._layers(before, after)
-            weight, g, along = after[-1], slopes[-1], per_edge[:, : block.num_edges]
+            before, after, grads = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
+            *slopes, before[-1] = [rows.part(block.edges) for rows in kept] or [before[-1]]
+            if not kept:
+                self._join(block, inputs, before[0])
+                self._layers(before, after, [])
+            weight, g, along = after[-1], grads[-1], per_edge[:, : block.num_edges]
             self.activation.both(before[-1], self.biases[-1], weight, g)
             arrays = (weight.array, g.array, inputs.envelope, O, inputs.X, *self._where(block), out.X, g.array, along)
             loops.message_backward(9 * weight.array.size, *arrays)
             loops.add_along(along.size, along, self.pair, block.edges.start, out.envelope)
-            for k in range(len(self.weights) - 1, -1, -1):
+            for k in reversed(range(len(self.weights))):
                 if of_weights:
                     self.activation.value(before[k], self.biases[k], after[k])
                     of_network[2 * k].addmm_(g.tensor.t(), after[k].tensor)
                     of_network[2 * k + 1] += g.tensor.sum(dim=0)
                 torch.mm(g.tensor, self.weights[k], out=after[k].tensor)
-                g = slopes[k]
-                self.activation.backward(before[k], self.biases[k], after[k], g)
+                g = grads[k]
+                if kept:
+                    torch.mul(after[k].tensor, slopes[k].tensor, out=g.tensor)
+                else:
+                    self.activation.backward(before[k], self.biases[k], after[k], g)
             arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
             loops.join_backward(3 * g.array.size, *arrays)
         self._give(*rooms)
@@ -311,15 +324,15 @@ class _Run:
 
 class _Sum(Function):
     @staticmethod
-    def forward(ctx: Any, run: _Run, network: EdgeNetwork, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, run: EdgeRun, network: EdgeNetwork, *tensors: Tensor) -> Tensor:
         ctx.run, ctx.network = run, network._replace(layers=())
         ctx.save_for_backward(*tensors)
-        inputs = _Inputs(*(tensor.detach().contiguous() for tensor in tensors[:5]))
+        inputs = EdgeInputs(*(tensor.detach().contiguous() for tensor in tensors[:5]))
         return run.forward(inputs, any(ctx.needs_input_grad) and run.pair.shape[0] <= KEPT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        run: _Run = ctx.run
+        run: EdgeRun = ctx.run
         tensors, needs = ctx.saved_tensors, kernels.needed(ctx)
         needs = needs[-len(tensors) :]
         if torch.is_grad_enabled():
@@ -329,6 +342,6 @@ class _Sum(Function):
             wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
             found = iter(torch.autograd.grad(made, wanted, grads[0], create_graph=True, allow_unused=True))
             return None, None, *(next(found) if need else None for need in needs)
-        inputs = _Inputs(*(tensor.detach().contiguous() for tensor in tensors[:5]))
+        inputs = EdgeInputs(*(tensor.detach().contiguous() for tensor in tensors[:5]))
         of_inputs, of_network = run.backward(inputs, grads[0].contiguous(), any(needs[5:]))
-        return None, None, *of_inputs, *of_network
+        return None, None, *of_inputs, *(of_network or [None] * len(tensors[5:]))

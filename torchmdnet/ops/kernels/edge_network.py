@@ -14,7 +14,50 @@ from torchmdnet.ops.kernels.nodes import components, put
 from torchmdnet.ops.kernels.simd import exp, load, num_lanes, repeat, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined
 
-__all__ = ["add_along", "join", "join_backward", "message", "message_backward", "silu", "silu_backward", "silu_both"]
+__all__ = [
+    "add_along",
+    "join",
+    "join_backward",
+    "message",
+    "message_backward",
+    "read",
+    "read_backward",
+    "silu",
+    "silu_backward",
+    "silu_both",
+]
+
+
+@compiled
+def read(coef, cell, table, out):
+    """out_p = Σ_k coef_pk table[cell_p + k]: a function of distance at each pair, (P, K)."""
+    K, W, num = table.shape[1], num_lanes(table), coef.shape[1]
+    t, c, o = table.reshape(-1), coef.reshape(-1), out.reshape(-1)
+    for p in numba.prange(out.shape[0]):
+        for block in range(0, K, W):
+            f = min(block, K - W)
+            value = repeat(c, p * num) * load(t, cell[p] * K + f)
+            for k in range(1, num):
+                value += repeat(c, p * num + k) * load(t, (cell[p] + k) * K + f)
+            store(o, p * K + f, value)
+
+
+@compiled
+def read_backward(cell, table, grad, out):
+    """The gradient of :func:`read` in the coefficients."""
+    K, W = table.shape[1], num_lanes(table)
+    t, g = table.reshape(-1), grad.reshape(-1)
+    whole = K - K % W
+    for p in numba.prange(out.shape[0]):
+        for k in range(out.shape[1]):
+            at = (cell[p] + k) * K
+            along = splat(t, 0.0)
+            for f in range(0, whole, W):
+                along += load(g, p * K + f) * load(t, at + f)
+            value = total(along)
+            for f in range(whole, K):
+                value += g[p * K + f] * t[at + f]
+            out[p, k] = value
 
 
 @compiled

@@ -13,11 +13,13 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
+from numpy.polynomial import Chebyshev, Polynomial
 
 __all__ = ["exp", "item", "load", "num_lanes", "raise_totals", "repeat", "splat", "store", "total"]
 
@@ -138,25 +140,29 @@ def total(typing_context, value):
     return value.dtype(value), generate
 
 
-#: By bits of a number: terms of the exponential series, bits of the mantissa, the exponent of 1, and a limit whose
-#: exponential is a normal number.
-_EXP = {32: (8, 23, 127, 87.0), 64: (14, 52, 1023, 708.0)}
+#: By bits of a number: those of the mantissa, the exponent of 1, and a limit whose exponential is a normal number.
+_FORMATS = {32: (23, 127, 87.0), 64: (52, 1023, 708.0)}
 #: ln 2 in two pieces, the first of so few bits that small multiples of it are exact in single precision.
 _LN2 = (355 / 512, math.log(2) - 355 / 512)
+#: By bits of a number, polynomials for the exponential of half of ln 2 and less, as accurate as the numbers.
+_EXP = {
+    bits: Chebyshev.interpolate(np.exp, degree, [-math.log(2) / 2, math.log(2) / 2]).convert(kind=Polynomial).coef
+    for bits, degree in ((32, 5), (64, 11))
+}
 
 
 @intrinsic
 def exp(typing_context, value):
     """Exponential of each number to about the last bit, of what lies beyond the range of normal numbers as of its end.
 
-    The nearest multiple of ln 2 becomes the exponent, the series sums the rest, at most ln 2 / 2 in size.
+    The nearest multiple of ln 2 becomes the exponent, and a polynomial is enough for the rest.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (x,) = args
         lanes = sig.args[0]
         bits = lanes.dtype.bitwidth
-        terms, mantissa, bias, limit = _EXP[bits]
+        mantissa, bias, limit = _FORMATS[bits]
         whole = ir.VectorType(ir.IntType(bits), lanes.count)
         nearest = get_or_insert_function(
             builder.module, ir.FunctionType(x.type, [x.type]), f"llvm.rint.v{lanes.count}f{bits}"
@@ -173,12 +179,12 @@ def exp(typing_context, value):
         n = builder.call(nearest, [builder.fmul(x, constant(1 / math.log(2)))])
         for part in _LN2:
             x = multiply_add(n, constant(-part), x)
-        series = constant(1 / math.factorial(terms - 1))
-        for k in range(terms - 2, -1, -1):
-            series = multiply_add(series, x, constant(1 / math.factorial(k)))
+        *lower, value = (constant(float(coefficient)) for coefficient in _EXP[bits])
+        for coefficient in reversed(lower):
+            value = multiply_add(value, x, coefficient)
         exponent = builder.add(builder.fptosi(n, whole), ir.Constant(whole, [bias] * lanes.count))
         power = builder.shl(exponent, ir.Constant(whole, [mantissa] * lanes.count))
-        return builder.fmul(series, builder.bitcast(power, x.type))
+        return builder.fmul(value, builder.bitcast(power, x.type))
 
     return value(value), generate
 
