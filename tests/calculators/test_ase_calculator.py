@@ -377,6 +377,25 @@ def test_unchanged_atoms_are_not_calculated_again(calculator) -> None:
     assert calculator.evals == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda atoms: None, []),
+        (lambda atoms: atoms.positions.__setitem__((2, 1), atoms.positions[2, 1] + 1e-4), ["positions"]),
+        (lambda atoms: atoms.set_atomic_numbers([6, 7, 8, 8]), ["numbers"]),
+        (lambda atoms: atoms.set_cell(1.01 * atoms.cell.array), ["cell"]),
+        (lambda atoms: atoms.set_pbc([True, True, False]), ["pbc"]),
+        (lambda atoms: atoms.set_initial_charges([0, 0, 0, 1]), ["initial_charges"]),
+        (lambda atoms: atoms.info.update(charge=1), ["info"]),
+    ],
+)
+def test_every_change_of_the_atoms_is_named(change, named: list[str], calculator: TMDNETCalculator) -> None:
+    atoms = crystal()
+    calculator.calculate(atoms)
+    change(atoms)
+    assert calculator.check_state(atoms) == named
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, "float32", torch.float64, "float64", "torch.float64"])
 def test_precision_may_be_a_type_or_its_name(model, dtype) -> None:
     atoms = crystal()

@@ -108,7 +108,7 @@ class Representation(nn.Module):
     def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
         """:meth:`encode` together with its derivative, written out instead of recorded; None where it is not.
 
-        What it finds has no history. Ask anew for every call: it holds for the weights as they are.
+        For use where nothing is recorded. Ask anew for every call: it holds for the weights as they are.
 
         Args:
             like: Of the precision and on the device of the geometry.

@@ -199,8 +199,7 @@ class TensorNet(Representation):
         if spline is None:
             return None
         frozen, norm = self._freeze(spline, self.radial.tables), self.out_norm
-        layers = [(self.linear.weight.detach(), self.linear.bias.detach())]
-        output = SiluLayers(layers, (norm.weight.detach(), norm.bias.detach(), norm.eps))
+        output = SiluLayers([(self.linear.weight, self.linear.bias)], (norm.weight, norm.bias, norm.eps))
         return lambda graph: frozen.encode(graph, charge_factors(graph), output)
 
     @property

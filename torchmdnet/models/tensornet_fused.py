@@ -68,7 +68,7 @@ class FrozenTensorNet:
         return Encoder(self.frame, graph, charge, self.tables, Z, self.mixers, gate, self.parameters, self.spare)
 
     def encode(self, graph: Graph, charge: Tensor, output: SiluLayers) -> tuple[Features, Pullback]:
-        """Features of all atoms and the way back to the geometry, without history.
+        """Features of all atoms and the way back to the geometry; for use where nothing is recorded.
 
         Args:
             graph: The atoms.
@@ -457,15 +457,16 @@ class _Mixer:
             self.packed = network.pack(array, turned=True), network.pack(array, turned=False)
 
     def forward(self, X: np.ndarray, out: np.ndarray) -> None:
-        self._run(X, 0, self.weights.transpose(1, 2), out)
+        self._run(X, 0, out)
 
     def backward(self, grad: np.ndarray, out: np.ndarray) -> None:
-        self._run(grad, 1, self.weights, out)
+        self._run(grad, 1, out)
 
-    def _run(self, X: np.ndarray, way: int, weights: Tensor, out: np.ndarray) -> None:
+    def _run(self, X: np.ndarray, way: int, out: np.ndarray) -> None:
         if self.packed is not None:
             kernels.network_loops().mix(X.size * X.shape[2], X, self.packed[way], out)
             return
+        weights = self.weights if way else self.weights.transpose(1, 2)
         for part, (first, last) in enumerate(_PARTS):  # few channels
             torch.matmul(torch.from_numpy(X[:, first:last]), weights[part], out=torch.from_numpy(out[:, first:last]))
 

@@ -64,14 +64,15 @@ class MLP(nn.Module):
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The one output and its derivative, without history: (N, F) -> (N, 1), (N, F)."""
         linears: list[Any] = [*self.layers][::2]
-        *hidden, last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
+        *hidden, (weight, bias) = [(linear.weight, linear.bias) for linear in linears]
         layers = SiluLayers(hidden)
-        y = F.linear(layers.forward(x), *last)  # (N, 1)
-        return y, layers.backward(last[0].expand(x.shape[0], -1))
+        with torch.no_grad():
+            y = F.linear(layers.forward(x), weight, bias)  # (N, 1)
+            return y, layers.backward(weight.expand(x.shape[0], -1))
 
 
 class SiluLayers:
-    """Linear layers, each followed by SiLU, and the way back through them, with weights that stay as they are.
+    """Linear layers, each followed by SiLU, and the way back through them; for use where nothing is recorded.
 
     Args:
         layers: Weight and bias of each layer.
@@ -84,7 +85,7 @@ class SiluLayers:
         self.layers, self.norm = layers, norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layers make of x, which must not depend on anything that is differentiated."""
+        """What the layers make of x."""
         self.x, self.before = x, []
         if self.norm is not None:
             x, *self.moments = torch.native_layer_norm(x, (x.shape[1],), *self.norm)
