@@ -9,8 +9,9 @@ together, the shortest time is told that these speeds allow, its floor. It is th
 
 - arithmetic: its multiply-adds at the rate of a large matrix product,
 - memory: every array it is given, read or written once, at the rate of the level of memory they fit into,
-- gathering: for each edge the rows of the radial table and of the neighbour's features, at the rate of the cache that
-  table and features fit into. This is what a loop over edges has to read, however little arithmetic it does.
+- gathering: for each edge the rows of the radial table, or the weights made of them, and of the neighbour's features, at
+  the rate of the cache that these fit into, a block of channels at a time where the loop takes it so. This is what a
+  loop over edges has to read, however little arithmetic it does.
 
 A loop at its floor has fraction 1. Fractions above 1 mean that arrays stayed in a faster cache than assumed. All times
 are the processor's, so that whatever else runs on the machine disturbs little.
@@ -45,8 +46,9 @@ HOLDS = {"second cache": 2**18, "third cache": 2**24}
 NEIGHBOURS = {
     "message_sum": ("X",),
     "message_both": ("O",),
+    "message_backward": ("O",),
     "embed_sum": ("Z",),
-    "embed_both": ("Z",),
+    "embed_backward": ("Z",),
     "attend": ("k", "X"),
     "attend_backward": ("k", "X", "grad"),
 }
@@ -221,6 +223,13 @@ def floors(name: str, work: int, arrays: dict[str, np.ndarray], machine: Machine
         of_edge = sum(count * array[0].nbytes for count, array in read)
         level = machine.level(sum(array.nbytes for _, array in read))
         level = "third cache" if level == "memory" else level  # neighbours are near, in the list of atoms too
+        found["gathering"] = len(arrays["sender"]) * of_edge / machine.bandwidth[level]
+    elif "tables" in arrays:  # in blocks of channels, (B, R, 3, lanes) and (B, N, C, lanes)
+        features = [arrays[key] for key in NEIGHBOURS[name]]
+        weights = arrays["tables"].nbytes / arrays["tables"].shape[1] * (2 if "slope" in arrays else 1)
+        of_edge = weights + sum(array.nbytes / array.shape[1] for array in features)
+        level = machine.level(sum(array[0].nbytes for array in (arrays["tables"], *features)))
+        level = "third cache" if level == "memory" else level
         found["gathering"] = len(arrays["sender"]) * of_edge / machine.bandwidth[level]
     return found
 

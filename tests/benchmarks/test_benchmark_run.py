@@ -271,11 +271,11 @@ def test_a_floor_is_set_by_arithmetic_memory_or_gathering():
 
 def test_loops_and_matrix_products_of_an_evaluation_are_watched(tiny_options):
     seconds, kernels = floors.profile("tensornet", "192-water", MACHINE)
-    assert {"message_sum", "message_both", "embed_sum", "embed_both", "matrix products"} <= set(kernels)
+    assert {"message_sum", "message_backward", "embed_sum", "embed_backward", "matrix products"} <= set(kernels)
     assert sum(kernel.seconds for name, kernel in kernels.items() if name != "matrix products") < seconds
     assert all(kernel.floor > 0 and kernel.flops > 0 for kernel in kernels.values())
     text = floors.table(MACHINE, {"tensornet/192-water": (seconds, kernels)})
-    assert "message_both" in text
+    assert "message_backward" in text
 
 
 def test_machines_are_asked_for_their_speeds():

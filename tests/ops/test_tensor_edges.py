@@ -58,9 +58,19 @@ def make_case(channels: int, num_coefs: int, num_atoms: int = 23) -> Case:
     num_rows = 2 * len(first) if num_coefs == 2 else 31
     cell = 2 * np.arange(len(first)) if num_coefs == 2 else rng.integers(0, num_rows - num_coefs + 1, len(first))
     make = lambda *shape: torch.from_numpy(rng.normal(size=shape))  # noqa: E731
-    indices = [torch.from_numpy(x.astype(np.int64)) for x in (sender, receiver, row, row_start, cell)]
-    coefs = make(len(first), num_coefs), make(len(first), num_coefs)
-    return Case(*indices, num_atoms, num_rows, make(num_rows, 3, channels), *coefs)
+    index = lambda x: torch.from_numpy(x.astype(np.int64))  # noqa: E731
+    return Case(
+        sender=index(sender),
+        receiver=index(receiver),
+        row=index(row),
+        row_start=index(row_start),
+        cell=index(cell),
+        num_atoms=num_atoms,
+        num_rows=num_rows,
+        table=make(num_rows, 3, channels),
+        coef=make(len(first), num_coefs),
+        dcoef=make(len(first), num_coefs),
+    )
 
 
 def packed(X: Tensor) -> np.ndarray:
@@ -97,7 +107,7 @@ def assert_close(found: Any, wanted: Tensor) -> None:
 
 
 def test_every_edge_finds_its_pair_and_chunks_hold_all_receivers(setup: Any) -> None:
-    case, (_, slot, chunk, first, *_), *_ = setup
+    case, *_ = setup
     plan = loops.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), case.num_rows)
     assert plan.chunk[0] == 0
     assert plan.chunk[-1] == case.num_atoms

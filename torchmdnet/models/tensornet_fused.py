@@ -236,6 +236,11 @@ class Encoder:
         kernels.tensor_edge_loops().pick(coef, self.schedule.rows, out)
         return out
 
+    def _work(self, blends: int, of_edge: int) -> int:
+        """Multiply-adds of a loop: blends of the table for each pair, and others for each channel of an edge."""
+        rows, num = self.coef.shape
+        return self.shape[2] * (3 * num * rows * blends + of_edge * len(self.sender))
+
     @property
     def _where(self) -> tuple[Any, ...]:
         _, slot, chunk, first, most = self.schedule
@@ -248,8 +253,7 @@ class Encoder:
         E, P, size, num = vec.shape[0], dist.shape[0], math.prod(self.shape), self.frame.num_rows
         self.notes = _Notes(self.spare, self.shape, self.Z.dtype, keeps=self.made is not None)
         take = self.notes.take
-        self.work = E * channels * 27
-        self.groups = torch.get_num_threads() if self.work >= kernels.WORTH_THREADS else 1
+        self.groups = torch.get_num_threads() if 27 * E * channels >= kernels.WORTH_THREADS else 1
         self.dist = _array(dist)
         self.u, self.Y = self._get("u", E, 3), self._get("Y", E, 9)
         coef, self.slope = self._get("coef", P, num), self._get("slope", P, num)
@@ -262,7 +266,7 @@ class Encoder:
 
         self.X0, self.factors = take(), self._pack("Z", self.Z.numpy())
         arrays = (self.coef, self.place, self.tables[0], self.Y, self.factors)
-        loops.embed_sum(self.work, *arrays, *self._where, self.X0)
+        loops.embed_sum(self._work(1, 15), *arrays, *self._where, self.X0)
         norms = self._get("norms", N, channels)
         network.squared_norms(size, self.X0, norms)
         self.gated_by = self.gate.forward(torch.from_numpy(norms))
@@ -279,7 +283,7 @@ class Encoder:
             nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
             arrays = (self.coef, self.place, table, self._pack("left", Y))
-            loops.message_sum(self.work, *arrays, *self._where, M)
+            loops.message_sum(self._work(1, 9), *arrays, *self._where, M)
             nodes.interact(16 * size, Y, M, self.both, self.frame.is_symmetric, P_)
             self.mixers[2 * k + 2].forward(P_, D)
             self.layers.append(_Layer(X, normed, Y, M, P_, D))
@@ -309,7 +313,7 @@ class Encoder:
             nodes.interact_backward(48 * size, Y, M, self.both, self.frame.is_symmetric, of_P, of_Y, of_M)
             more, of_normed = notes.instead_of(M), notes.instead_of(of_P)
             arrays = (self.tables[k + 1], self._pack("left", of_M), self._pack("right", Y))
-            loops.message_backward(2 * self.work, *coefs, *arrays, *self._where, more, per_edge[k + 1])
+            loops.message_backward(self._work(2, 21), *coefs, *arrays, *self._where, more, per_edge[k + 1])
             np.add(of_Y, more, out=of_Y)
             self.mixers[2 * k + 1].backward(of_Y, of_normed)
             np.add(of_normed, g, out=of_normed)
@@ -327,7 +331,7 @@ class Encoder:
         self.of_embedding = (g, of_mixed, of_norms, of_X0)
         of_Y_ = self._get("of_directions", sides, E, 8)
         arrays = (self.tables[0], self._pack("left", of_X0), self.Y, self.factors)
-        loops.embed_backward(2 * self.work, *coefs, *arrays, *self._where, of_Y_, per_edge[0])
+        loops.embed_backward(self._work(2, 24), *coefs, *arrays, *self._where, of_Y_, per_edge[0])
         of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(self.dist.shape)
         edges = (self.u, self.dist, self.row, self.frame.handedness, of_Y_, per_edge.reshape(-1, E))
         network.geometry_backward(40 * E, *edges, of_vec.numpy(), of_dist.numpy())
@@ -347,7 +351,7 @@ class Encoder:
         self.dX0, self.dmixed, dX = take(), take(), take()
         coefs = (self.coef, self.dcoef, self.place)
         arrays = (self.tables[0], self.Y, self.dY, self.factors)
-        loops.embed_tangent(2 * self.work, *coefs, *arrays, *self._where, self.dX0)
+        loops.embed_tangent(self._work(2, 30), *coefs, *arrays, *self._where, self.dX0)
         dnorms = self._get("dnorms", N, channels)
         network.squared_norms_tangent(size, self.X0, self.dX0, dnorms)
         self.dnorms = torch.from_numpy(dnorms)
@@ -360,7 +364,7 @@ class Encoder:
             nodes.normalize_backward(8 * size, X, dX, dnormed)  # its Jacobian is symmetric
             self.mixers[2 * k + 1].forward(dnormed, dY)
             arrays = (self.tables[k + 1], self._pack("left", Y), self._pack("right", dY))
-            loops.message_tangent(2 * self.work, *coefs, *arrays, *self._where, dM)
+            loops.message_tangent(self._work(2, 18), *coefs, *arrays, *self._where, dM)
             nodes.interact_tangent(32 * size, Y, M, dY, dM, self.both, self.frame.is_symmetric, dP)
             self.mixers[2 * k + 2].forward(dP, dD)
             nodes.refine_tangent(32 * size, D, dnormed, dD, self.charge, after)
@@ -395,11 +399,11 @@ class Encoder:
             arrays = (at.Y, at.M, d.Y, d.M, self.both, self.frame.is_symmetric, of_P, g.P)
             nodes.interact_reverse(96 * size, *arrays, of_Y, of_M)
             O, dO = self._pack("left", of_M), self._pack("right", g.M)
-            loops.message_tangent(2 * self.work, *coefs, self.tables[k + 1], dO, O, *self._where, more)
+            loops.message_tangent(self._work(2, 18), *coefs, self.tables[k + 1], dO, O, *self._where, more)
             np.add(of_Y, more, out=of_Y)
             table = self._get("of_table", ranges, *self.tables[k + 1].shape)
             arrays = (O, dO, self._pack("third", at.Y), self._pack("fourth", d.Y))
-            loops.message_reverse(3 * self.work, *coefs, *arrays, *self._where, table)
+            loops.message_reverse(self._work(2, 27), *coefs, *arrays, *self._where, table)
             of_tables.append(_unpacked(table, channels))
             of_mixers.append(self._outer(of_Y, at.normed, g.Y, d.normed))
             self.mixers[2 * k + 1].backward(of_Y, of_D)
@@ -419,7 +423,7 @@ class Encoder:
         table = self._get("of_table", ranges, *self.tables[0].shape)
         of_Z = self._get("of_Z", ranges, *self.factors.shape)
         arrays = (self.tables[0], self._pack("left", of_Y), self._pack("right", g_X0), self.Y, self.dY, self.factors)
-        loops.embed_reverse(4 * self.work, *coefs, *arrays, *self._where, table, of_Z)
+        loops.embed_reverse(self._work(4, 50), *coefs, *arrays, *self._where, table, of_Z)
         of_tables.append(_unpacked(table, channels))
         self.notes.free(*scratch)
         return self.made.gradients([*reversed(of_tables), _unpacked(of_Z, channels)], of_mixers[::-1], found, wanted)

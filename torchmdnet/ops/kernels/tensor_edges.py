@@ -230,56 +230,51 @@ def spread(t, c, d, begin, end, place, base, num, s, W):
                 store(t, a + v * W, load(t, a + v * W) + value * load(s, o + v * W) + change * load(s, o + S + v * W))
 
 
-@inlined
-def put_last(o, at, left, a, b, W, spare):
-    """Store a block of channels of which only ``left`` exist."""
-    store(spare, 0, a)
-    store(spare, W, b)
-    for k in range(left):
-        o[at + k] = spare[k]
-
-
 @spliced
 def put_four(o, at, F, left, v, W, spare):
-    """Store the first four components of an atom."""
+    """Store the first four components of an atom, of which ``left`` channels exist."""
     a0, b0, a1, b1, a2, b2, a3, b3 = v
-    if left >= 2 * W:
-        store(o, at, a0)
-        store(o, at + W, b0)
-        store(o, at + F, a1)
-        store(o, at + F + W, b1)
-        store(o, at + 2 * F, a2)
-        store(o, at + 2 * F + W, b2)
-        store(o, at + 3 * F, a3)
-        store(o, at + 3 * F + W, b3)
-    else:
-        put_last(o, at, left, a0, b0, W, spare)
-        put_last(o, at + F, left, a1, b1, W, spare)
-        put_last(o, at + 2 * F, left, a2, b2, W, spare)
-        put_last(o, at + 3 * F, left, a3, b3, W, spare)
+    step, to = (F, at) if left >= 2 * W else (2 * W, 0)
+    goal = o if left >= 2 * W else spare
+    store(goal, to, a0)
+    store(goal, to + W, b0)
+    store(goal, to + step, a1)
+    store(goal, to + step + W, b1)
+    store(goal, to + 2 * step, a2)
+    store(goal, to + 2 * step + W, b2)
+    store(goal, to + 3 * step, a3)
+    store(goal, to + 3 * step + W, b3)
+    if left < 2 * W:
+        put_rest(o, at, F, left, 4, W, spare)
 
 
 @spliced
 def put_five(o, at, F, left, v, W, spare):
-    """Store the last five components of an atom."""
+    """Store the last five components of an atom, of which ``left`` channels exist."""
     a0, b0, a1, b1, a2, b2, a3, b3, a4, b4 = v
-    if left >= 2 * W:
-        store(o, at + 4 * F, a0)
-        store(o, at + 4 * F + W, b0)
-        store(o, at + 5 * F, a1)
-        store(o, at + 5 * F + W, b1)
-        store(o, at + 6 * F, a2)
-        store(o, at + 6 * F + W, b2)
-        store(o, at + 7 * F, a3)
-        store(o, at + 7 * F + W, b3)
-        store(o, at + 8 * F, a4)
-        store(o, at + 8 * F + W, b4)
-    else:
-        put_last(o, at + 4 * F, left, a0, b0, W, spare)
-        put_last(o, at + 5 * F, left, a1, b1, W, spare)
-        put_last(o, at + 6 * F, left, a2, b2, W, spare)
-        put_last(o, at + 7 * F, left, a3, b3, W, spare)
-        put_last(o, at + 8 * F, left, a4, b4, W, spare)
+    at += 4 * F
+    step, to = (F, at) if left >= 2 * W else (2 * W, 0)
+    goal = o if left >= 2 * W else spare
+    store(goal, to, a0)
+    store(goal, to + W, b0)
+    store(goal, to + step, a1)
+    store(goal, to + step + W, b1)
+    store(goal, to + 2 * step, a2)
+    store(goal, to + 2 * step + W, b2)
+    store(goal, to + 3 * step, a3)
+    store(goal, to + 3 * step + W, b3)
+    store(goal, to + 4 * step, a4)
+    store(goal, to + 4 * step + W, b4)
+    if left < 2 * W:
+        put_rest(o, at, F, left, 5, W, spare)
+
+
+@inlined
+def put_rest(o, at, F, left, many, W, spare):
+    """Copy what exists of some components."""
+    for c in range(many):
+        for k in range(left):
+            o[at + c * F + k] = spare[2 * W * c + k]
 
 
 @inlined
@@ -342,7 +337,7 @@ def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, m
     sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
-        w, spare = aligned(most * 6 * W, X), aligned(2 * W, X)
+        w, spare = aligned(most * 6 * W, X), aligned(10 * W, X)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
             xo, left = b * num_atoms * 18 * W, F - 2 * W * b
@@ -418,7 +413,7 @@ def message_backward(
     sides, ranges = min(groups, B), max(groups // B, 1)
     z, edges = splat(x, 0.0), longest(row_start)
     for g in numba.prange(sides * ranges):
-        w, s, spare = aligned(most * 12 * W, X), aligned(edges * W, X), aligned(2 * W, X)
+        w, s, spare = aligned(most * 12 * W, X), aligned(edges * W, X), aligned(10 * W, X)
         to = out_edge[g % sides]
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -471,7 +466,7 @@ def message_tangent(coef, dcoef, place, tables, X, dX, sender, slot, chunk, firs
     sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
-        w, spare = aligned(most * 12 * W, X), aligned(2 * W, X)
+        w, spare = aligned(most * 12 * W, X), aligned(10 * W, X)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
             xo, left = b * num_atoms * 18 * W, F - 2 * W * b
@@ -587,7 +582,7 @@ def embed_sum(coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, 
     sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(f, 0.0)
     for g in numba.prange(sides * ranges):
-        w, spare = aligned(most * 6 * W, Z), aligned(2 * W, Z)
+        w, spare = aligned(most * 6 * W, Z), aligned(10 * W, Z)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
             zo, left = b * num_atoms * 4 * W, F - 2 * W * b
@@ -682,7 +677,7 @@ def embed_tangent(coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, fir
     sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(f, 0.0)
     for g in numba.prange(sides * ranges):
-        w, spare = aligned(most * 12 * W, Z), aligned(2 * W, Z)
+        w, spare = aligned(most * 12 * W, Z), aligned(10 * W, Z)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
             zo, left = b * num_atoms * 4 * W, F - 2 * W * b
