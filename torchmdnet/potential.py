@@ -707,7 +707,8 @@ class Ensemble(nn.ModuleList):
             pos = pos.clone() if pos.is_inference() else pos.detach()
             box = self.members[0]._box(box)
             graph = first.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, search=search)
-            if self._stack.wants(graph):
+            goes_back = self.members[0]._direct_encoder(graph.pos) is not None  # which is quicker still
+            if self._stack.wants(graph) and not goes_back:
                 found = self._batched(graph, self._stack, virial=virial, properties=properties, by_atom=by_atom)
             else:
                 found = self._in_turn(graph, virial=virial, properties=properties, by_atom=by_atom)
