@@ -10,6 +10,7 @@ from torchmdnet.graph import Graph, build_graph
 from torchmdnet.ops import edge_network, kernels
 from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
 from torchmdnet.ops.kernels import threads
+from torchmdnet.ops.kernels.activation import silu
 
 
 def arguments(num_atoms: int, hidden: int = 5, channels: int = 9) -> tuple[list[torch.Tensor], Graph]:
@@ -99,6 +100,20 @@ def test_silu_and_its_slope_are_accurate_to_the_last_bits(dtype: torch.dtype) ->
     for found, right in zip((value, slope), expected, strict=True):
         right = torch.from_numpy(right.astype(np.float64)).to(dtype)
         torch.testing.assert_close(found, right, rtol=last, atol=last)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 7), (0, 8)])
+def test_silu_can_be_differentiated_as_often_as_one_likes(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    results = []
+    for function in (silu, torch.nn.functional.silu):
+        value, found = function(x), []
+        for _ in range(4):
+            found.append(value)
+            (value,) = torch.autograd.grad(value.sin().sum(), x, create_graph=True)
+        results.append(found)
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
 
 
 def test_gradients_can_be_asked_for_twice() -> None:

@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from torchmdnet.graph import Graph
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels.activation import silu
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_edges
 from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
 
@@ -77,8 +78,19 @@ class EdgeNetwork(NamedTuple):
     def __call__(self, hidden: Tensor) -> Tensor:
         """Weights of edges, (E, 3 F), from what goes into the first activation, (E, K)."""
         for weight, bias in self.layers:
-            hidden = F.linear(self.activation(hidden), weight, bias)
+            hidden = F.linear(self.activate(hidden), weight, bias)
+        return self.activate(hidden)
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """The activation, by a twin if there is one."""
+        if self.is_silu and kernels.can_loop(hidden):
+            return silu(hidden)
         return self.activation(hidden)
+
+    @property
+    def is_silu(self) -> bool:
+        """Whether there are loops for the activation."""
+        return isinstance(self.activation, torch.nn.SiLU) or self.activation is F.silu
 
 
 def edge_network_sum(
@@ -214,8 +226,7 @@ class EdgeRun:
     def __init__(self, network: EdgeNetwork, graph: Graph) -> None:
         assert graph.pairs is not None
         self.graph, self.spare = graph, network.spare
-        is_silu = isinstance(network.activation, torch.nn.SiLU) or network.activation is F.silu
-        self.activation = _Silu() if is_silu else _Activation(network.activation)
+        self.activation = _Silu() if network.is_silu else _Activation(network.activation)
         self.weights = [weight.detach() for weight, _ in network.layers]
         biases = [torch.zeros_like(self.weights[0][0]), *(bias.detach().contiguous() for _, bias in network.layers)]
         self.biases = [_Rows.of(bias.numpy()) for bias in biases]
