@@ -28,8 +28,6 @@ __all__ = [
     "message_coef",
     "message_sum",
     "message_table",
-    "own_rows_backward",
-    "own_rows_sum",
 ]
 
 
@@ -450,30 +448,3 @@ def fold(per_edge, rows, out):
         here = out[rows[e]]
         for k in range(per_edge.shape[1]):
             here[k] += per_edge[e, k]
-
-
-@compiled
-def own_rows_sum(w, X, sender, row_start, lower, upper, starts, out):
-    """out_i = Σ_j w_ij X_j for the receivers from ``lower`` to ``upper``, whose edges have a row of weights each."""
-    size = X.shape[1]
-    parts = starts.shape[0] - 1
-    F = size // starts[parts]
-    for i in numba.prange(lower, upper):
-        here = out[i]
-        clear(here)
-        for e in range(row_start[i], row_start[i + 1]):
-            weighted(here, w[e - row_start[lower]], X[sender[e]], F, parts)
-
-
-@inlined
-def own_rows_backward(w, O, X, sender, row_start, lower, upper, starts, out, out_w):
-    """Gradients of :func:`own_rows_sum`: ``out`` grows by that in X, ``out_w`` becomes that in the weights."""
-    size = X.shape[1]
-    parts = starts.shape[0] - 1
-    F = size // starts[parts]
-    for i in range(lower, upper):
-        mine = O[i]
-        for e in range(row_start[i], row_start[i + 1]):
-            k, j = e - row_start[lower], sender[e]
-            weighted(out[j], w[k], mine, F, parts)
-            overlap(mine, X[j], F, parts, out_w[k])
