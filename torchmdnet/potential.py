@@ -13,6 +13,7 @@ from torchmdnet.graph import Graph, Inputs, as_boxes, bare_graph, forces_of, gra
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.nn.modules import reset_all
+from torchmdnet.ops import kernels
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.stacking import Stack, find_same_edges, moved_copies
@@ -270,17 +271,12 @@ class TorchMD_Net(nn.Module):
     def _direct_encoder(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
         """See :meth:`torchmdnet.models.base.Representation.direct`; None also where another part has no such thing."""
         head = self.output_model
-        is_plain = (
-            like.shape[0] > 0
-            and not self.training
-            and getattr(head, "has_slope", False)
-            and head.reduce_op in ("add", "sum")
-        )
+        is_plain = not self.training and getattr(head, "has_slope", False) and head.reduce_op in ("add", "sum")
         if not is_plain or not isinstance(self.representation_model, Representation):
             return None
         if any(getattr(prior, "needs_positions", True) for prior in self.prior_model or ()):
             return None
-        return self.representation_model.direct(like)
+        return None if kernels.is_traced() or not like.shape[0] else self.representation_model.direct(like)
 
     def _evaluate_graph(
         self,
