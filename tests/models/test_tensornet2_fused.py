@@ -61,6 +61,7 @@ def test_energies_and_forces_are_those_of_the_layers(options: dict, systems: Sys
     """Up to the grid, from which the layers do not read what goes into their networks."""
     monkeypatch.setattr(tensornet2_fused, "KEPT", kept)
     monkeypatch.setattr(edge_network, "BLOCK", 40)
+    monkeypatch.setattr(edge_network, "SHARED", 40)
     model = model_of(**options)
     for ours, theirs in zip(
         ask(model, systems, monkeypatch, fused=True), ask(model, systems, monkeypatch, fused=False), strict=True

@@ -39,6 +39,7 @@ def test_values_and_gradients_are_those_of_the_definition(
     num_atoms: int, block: int, kept: int, activation, monkeypatch
 ) -> None:
     monkeypatch.setattr(edge_network, "BLOCK", block)
+    monkeypatch.setattr(edge_network, "SHARED", block)
     monkeypatch.setattr(edge_network, "KEPT", kept)
     tensors, graph = arguments(num_atoms)
     ours, theirs = (ask(method, tensors, graph, activation) for method in (edge_network_sum, edge_network_sum_plain))

@@ -29,8 +29,10 @@ from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScala
 
 __all__ = ["EdgeInputs", "EdgeNetwork", "EdgeRun", "Spare", "edge_network_sum", "edge_network_sum_plain"]
 
-#: Edges of a block for each thread; a receiver is never divided.
+#: Edges of a block; a receiver is never divided.
 BLOCK = 512
+#: The same for each of several threads, which wait for each other after every loop.
+SHARED = 2048
 #: Edges up to which what is hidden is kept for the way back.
 KEPT = 40_000
 #: Arrays that wait for the next evaluation, at most.
@@ -239,7 +241,8 @@ class EdgeRun:
 
     def _blocks(self) -> Iterator[_Block]:
         """Receivers with about :data:`BLOCK` edges at a time."""
-        lower, num_atoms, size = 0, self.graph.num_atoms, BLOCK * torch.get_num_threads()
+        lower, num_atoms, threads = 0, self.graph.num_atoms, torch.get_num_threads()
+        size = BLOCK if threads == 1 else SHARED * threads
         while lower < num_atoms:
             upper = int(np.searchsorted(self.row_start, self.row_start[lower] + size, side="right")) - 1
             upper = min(max(upper, lower + 1), num_atoms)
