@@ -241,3 +241,23 @@ def test_lists_that_cannot_be_meant_are_refused(index: Tensor, vec: Tensor, word
 def test_unknown_elements_are_named() -> None:
     with pytest.raises(ValueError, match=r"z holds 92 \(U\)"):
         tiny_model("tensornet").from_edges(torch.tensor([92]), torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("radial", ["grid", "exact"])
+def test_lists_that_lack_edges_give_what_ordinary_layers_give(monkeypatch: pytest.MonkeyPatch, radial: str) -> None:
+    """As in a domain whose outer atoms send and do not receive, in evaluation and in training."""
+    model = tiny_model("tensornet", radial=radial)
+    index, vec = list_of_edges(CELL)
+    kept = torch.rand(len(vec), generator=torch.Generator().manual_seed(1)) < 0.6
+
+    def answers() -> list[Tensor]:
+        found = model.eval().from_edges(CELL.z, index[:, kept], vec[kept])
+        values = [found.energy, found.edge_gradient]
+        model.train().zero_grad()
+        model.from_edges(CELL.z, index[:, kept], vec[kept]).forces.square().sum().backward()
+        return values + [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    fused = answers()
+    monkeypatch.setattr(type(model.representation_model), "_encoder", lambda *_: None)
+    for value, expected in zip(fused, answers(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)

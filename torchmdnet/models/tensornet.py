@@ -210,12 +210,7 @@ class TensorNet(Representation):
     def _encoder(self, graph: Graph, charge: Tensor, radial: Radial) -> Encoder | None:
         """The whole encoder as one operation, where the loops can run; for training, only where it is about forces."""
         assert graph.pairs is not None
-        can_run = (
-            not charge.requires_grad
-            and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
-            and graph.num_atoms > 0
-            and kernels.can_loop(self.linear.weight)
-        )
+        can_run = not charge.requires_grad and graph.num_atoms > 0 and kernels.can_loop(self.linear.weight)
         if not can_run:
             return None
         if radial.tables is None:

@@ -211,8 +211,13 @@ class Encoder:
         pairs = graph.pairs
         self.frame, self.tables, self.Z, self.mixers, self.gate, self.made = frame, tables, Z, mixers, gate, made
         self.shape = (graph.num_atoms, 9, Z.shape[2])
-        self.sender, self.row = graph.edge_index[1].numpy(), pairs.of_edge.numpy()
-        self.row_start = pairs.row_start.numpy()
+        (receiver, sender), row = graph.edge_index.numpy(), pairs.of_edge.numpy()
+        self.row, self.there = row, _Way(sender, row, pairs.row_start.numpy())
+        self.back = self.there
+        if pairs.reverse.shape != pairs.of_edge.shape:  # edges of their own, some perhaps without partner
+            order = np.argsort(sender, kind="stable")
+            starts = np.searchsorted(sender, np.arange(graph.num_atoms + 1), sorter=order)
+            self.back = _Way(receiver[order], row[order], starts)
         self.charge = _array(charge)
         self.both = self.charge if frame.is_symmetric else np.ones_like(self.charge)
         self.parameters, self.spare = parameters, spare
@@ -230,21 +235,22 @@ class Encoder:
         """Features (N, C, F) in blocks of channels, as loops over edges read them."""
         return _packed(X, self._get(name, self.tables[0].shape[0], *X.shape[:2], self.tables[0].shape[3]))
 
-    def _visit(self, coef: np.ndarray, name: str) -> np.ndarray:
-        """Coefficients of pairs in the order in which the loops over edges come to them."""
-        out = self._get(name, len(self.schedule.rows), coef.shape[1])
-        kernels.tensor_edge_loops().pick(coef, self.schedule.rows, out)
-        return out
+    def _ways(self) -> list[_Way]:
+        return [self.there] if self.back is self.there else [self.there, self.back]
+
+    def _visit(self, values: np.ndarray, name: str) -> list[np.ndarray]:
+        """Numbers of pairs, (P, K), in the order in which the loops over edges come to them, on every way."""
+        found = []
+        for k, way in enumerate(self._ways()):
+            out = self._get(f"{name} on way {k}", len(way.plan.rows), values.shape[1])
+            kernels.tensor_edge_loops().pick(values, way.plan.rows, out)
+            found.append(out)
+        return found
 
     def _work(self, blends: int, of_edge: int) -> int:
         """Multiply-adds of a loop: blends of the table for each pair, and others for each channel of an edge."""
-        rows, num = self.coef.shape
-        return self.shape[2] * (3 * num * rows * blends + of_edge * len(self.sender))
-
-    @property
-    def _where(self) -> tuple[Any, ...]:
-        _, slot, chunk, first, most = self.schedule
-        return self.sender, slot, chunk, first, self.row_start, most, self.groups
+        rows, num = self.there.coef.shape
+        return self.shape[2] * (3 * num * rows * blends + of_edge * len(self.row))
 
     def forward(self, vec: Tensor, dist: Tensor) -> Tensor:
         """Tensors of all atoms, (N, 9, F), from the vectors of the edges (E, 3) and distances of the pairs (P,)."""
@@ -261,12 +267,16 @@ class Encoder:
         out_geometry = (self.Y, self.u, coef, self.slope, cell)
         network.geometry(40 * E, _array(vec), self.dist, self.row, *self.frame.grid, *out_geometry)
         num_cells = self.tables[0].shape[1] if num == 6 else 0
-        self.schedule = loops.schedule(cell, self.row, self.row_start, num_cells)
-        self.coef, self.place = self._visit(coef, "visited"), cell[self.schedule.rows]
+        for way in self._ways():
+            way.plan = loops.schedule(cell, way.row, way.start, num_cells)
+            way.place = cell[way.plan.rows]
+        for way, values in zip(self._ways(), self._visit(coef, "coef"), strict=True):
+            way.coef = values
+        there, where = self.there, self.there.where(self.groups)
 
         self.X0, self.factors = take(), self._pack("Z", self.Z.numpy())
-        arrays = (self.coef, self.place, self.tables[0], self.Y, self.factors)
-        loops.embed_sum(self._work(1, 15), *arrays, *self._where, self.X0)
+        arrays = (there.coef, there.place, self.tables[0], self.Y, self.factors)
+        loops.embed_sum(self._work(1, 15), *arrays, *where, self.X0)
         norms = self._get("norms", N, channels)
         network.squared_norms(size, self.X0, norms)
         self.gated_by = self.gate.forward(torch.from_numpy(norms))
@@ -282,8 +292,8 @@ class Encoder:
             normed, Y, M, P_, D = take(), take(), take(), take(), take()
             nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
-            arrays = (self.coef, self.place, table, self._pack("left", Y))
-            loops.message_sum(self._work(1, 9), *arrays, *self._where, M)
+            arrays = (there.coef, there.place, table, self._pack("left", Y))
+            loops.message_sum(self._work(1, 9), *arrays, *where, M)
             nodes.interact(16 * size, Y, M, self.both, self.frame.is_symmetric, P_)
             self.mixers[2 * k + 2].forward(P_, D)
             self.layers.append(_Layer(X, normed, Y, M, P_, D))
@@ -301,7 +311,8 @@ class Encoder:
         g = _array(grad)
         sides, _ = loops.shares(self.groups, self.factors.shape[0])
         per_edge = self._get("per_edge", len(self.tables), sides, E)
-        coefs = (self.coef, self._visit(self.slope, "visited slope"), self.place)
+        slopes, (there, back) = self._visit(self.slope, "slope"), (self.there, self.back)
+        coefs, where = (back.coef, slopes[-1], back.place), back.where(self.groups)
         self.slopes: list[_Layer] = []
         for k in reversed(range(len(self.layers))):  # a gradient takes the place of what nobody reads any more
             X, _, Y, M, _, D = self.layers[k]
@@ -313,7 +324,7 @@ class Encoder:
             nodes.interact_backward(48 * size, Y, M, self.both, self.frame.is_symmetric, of_P, of_Y, of_M)
             more, of_normed = notes.instead_of(M), notes.instead_of(of_P)
             arrays = (self.tables[k + 1], self._pack("left", of_M), self._pack("right", Y))
-            loops.message_backward(self._work(2, 21), *coefs, *arrays, *self._where, more, per_edge[k + 1])
+            loops.message_backward(self._work(2, 21), *coefs, *arrays, *where, more, per_edge[k + 1])
             np.add(of_Y, more, out=of_Y)
             self.mixers[2 * k + 1].backward(of_Y, of_normed)
             np.add(of_normed, g, out=of_normed)
@@ -331,9 +342,11 @@ class Encoder:
         self.of_embedding = (g, of_mixed, of_norms, of_X0)
         of_Y_ = self._get("of_directions", sides, E, 8)
         arrays = (self.tables[0], self._pack("left", of_X0), self.Y, self.factors)
-        loops.embed_backward(self._work(2, 24), *coefs, *arrays, *self._where, of_Y_, per_edge[0])
+        coefs = (there.coef, slopes[0], there.place)
+        loops.embed_backward(self._work(2, 24), *coefs, *arrays, *there.where(self.groups), of_Y_, per_edge[0])
         of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(self.dist.shape)
-        edges = (self.u, self.dist, self.row, self.frame.handedness, of_Y_, per_edge.reshape(-1, E))
+        edges = (self.u, self.dist, there.row, back.row, self.frame.handedness, of_Y_)
+        edges = (*edges, per_edge[0], per_edge[1:].reshape(-1, E))
         network.geometry_backward(40 * E, *edges, of_vec.numpy(), of_dist.numpy())
         return of_vec, of_dist
 
@@ -347,11 +360,11 @@ class Encoder:
         self.dY, dcoef = self._get("dY", E, 9), self._get("dcoef", *self.slope.shape)
         arrays = (self.u, self.dist, self.row, self.frame.handedness, self.slope, _array(dvec), _array(ddist))
         network.geometry_tangent(40 * E, *arrays, self.dY, dcoef)
-        self.dcoef = self._visit(dcoef, "visited dcoef")
+        self.dcoef, there = self._visit(dcoef, "dcoef"), self.there
         self.dX0, self.dmixed, dX = take(), take(), take()
-        coefs = (self.coef, self.dcoef, self.place)
+        coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.groups)
         arrays = (self.tables[0], self.Y, self.dY, self.factors)
-        loops.embed_tangent(self._work(2, 30), *coefs, *arrays, *self._where, self.dX0)
+        loops.embed_tangent(self._work(2, 30), *coefs, *arrays, *where, self.dX0)
         dnorms = self._get("dnorms", N, channels)
         network.squared_norms_tangent(size, self.X0, self.dX0, dnorms)
         self.dnorms = torch.from_numpy(dnorms)
@@ -364,7 +377,7 @@ class Encoder:
             nodes.normalize_backward(8 * size, X, dX, dnormed)  # its Jacobian is symmetric
             self.mixers[2 * k + 1].forward(dnormed, dY)
             arrays = (self.tables[k + 1], self._pack("left", Y), self._pack("right", dY))
-            loops.message_tangent(self._work(2, 18), *coefs, *arrays, *self._where, dM)
+            loops.message_tangent(self._work(2, 18), *coefs, *arrays, *where, dM)
             nodes.interact_tangent(32 * size, Y, M, dY, dM, self.both, self.frame.is_symmetric, dP)
             self.mixers[2 * k + 2].forward(dP, dD)
             nodes.refine_tangent(32 * size, D, dnormed, dD, self.charge, after)
@@ -384,7 +397,9 @@ class Encoder:
         assert self.made is not None
         assert self.notes is not None
         size, channels, take = math.prod(self.shape), self.shape[2], self.notes.take
-        coefs = (self.coef, self.dcoef, self.place)
+        there, back = self.there, self.back
+        coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.groups)
+        coefs_back = (back.coef, self.dcoef[-1], back.place)
         _, ranges = loops.shares(self.groups, self.factors.shape[0])
         h = _array(grad)
         of_tables: list[Tensor] = []
@@ -399,11 +414,12 @@ class Encoder:
             arrays = (at.Y, at.M, d.Y, d.M, self.both, self.frame.is_symmetric, of_P, g.P)
             nodes.interact_reverse(96 * size, *arrays, of_Y, of_M)
             O, dO = self._pack("left", of_M), self._pack("right", g.M)
-            loops.message_tangent(self._work(2, 18), *coefs, self.tables[k + 1], dO, O, *self._where, more)
+            arrays = (self.tables[k + 1], dO, O)
+            loops.message_tangent(self._work(2, 18), *coefs_back, *arrays, *back.where(self.groups), more)
             np.add(of_Y, more, out=of_Y)
             table = self._get("of_table", ranges, *self.tables[k + 1].shape)
             arrays = (O, dO, self._pack("third", at.Y), self._pack("fourth", d.Y))
-            loops.message_reverse(self._work(2, 27), *coefs, *arrays, *self._where, table)
+            loops.message_reverse(self._work(2, 27), *coefs, *arrays, *where, table)
             of_tables.append(_unpacked(table, channels))
             of_mixers.append(self._outer(of_Y, at.normed, g.Y, d.normed))
             self.mixers[2 * k + 1].backward(of_Y, of_D)
@@ -423,7 +439,7 @@ class Encoder:
         table = self._get("of_table", ranges, *self.tables[0].shape)
         of_Z = self._get("of_Z", ranges, *self.factors.shape)
         arrays = (self.tables[0], self._pack("left", of_Y), self._pack("right", g_X0), self.Y, self.dY, self.factors)
-        loops.embed_reverse(self._work(4, 50), *coefs, *arrays, *self._where, table, of_Z)
+        loops.embed_reverse(self._work(4, 50), *coefs, *arrays, *where, table, of_Z)
         of_tables.append(_unpacked(table, channels))
         self.notes.free(*scratch)
         return self.made.gradients([*reversed(of_tables), _unpacked(of_Z, channels)], of_mixers[::-1], found, wanted)
@@ -433,6 +449,28 @@ class Encoder:
         left, right, dleft, dright = (torch.from_numpy(x).transpose(0, 1) for x in (O, X, dO, dX))  # (9, N, F)
         each = torch.baddbmm(torch.bmm(left.transpose(1, 2), right), dleft.transpose(1, 2), dright)  # (9, F, F)
         return torch.stack([each[first:last].sum(dim=0) for first, last in _PARTS])
+
+
+class _Way:
+    """Edges in the order of the atoms that sum over them, at the one end or at the other.
+
+    Args:
+        far: The atoms at the other end, (E,).
+        row: The pair of each edge, (E,).
+        start: The first edge of each atom, (N + 1,).
+    """
+
+    plan: Any  # the order of the pairs
+    place: Any  # their first rows in the table
+    coef: Any  # their coefficients
+
+    def __init__(self, far: Any, row: Any, start: Any) -> None:
+        self.far, self.row, self.start = far, row, start
+
+    def where(self, groups: int) -> tuple[Any, ...]:
+        """What loops over edges take."""
+        _, slot, chunk, first, most = self.plan
+        return self.far, slot, chunk, first, self.start, most, groups
 
 
 class _Layer(NamedTuple):

@@ -86,10 +86,11 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
 
 
 @compiled
-def geometry_backward(u, dist, row, handedness, grad_Y, grad_dist, out_vec, out_dist):
+def geometry_backward(u, dist, row, back, handedness, grad_Y, grad_dist, grad_back, out_vec, out_dist):
     """Gradients of :func:`geometry` in the vectors (E, 3), and in the distances (P,).
 
-    ``grad_Y`` (S, E, 8), of the components beyond the first, and ``grad_dist`` (T, E) are added up.
+    ``grad_Y`` (S, E, 8), of the components beyond the first, and ``grad_dist`` (S, E) are added up, as is ``grad_back``
+    (T, E) of edges in another order, whose pairs are ``back``.
     """
     for e in numba.prange(u.shape[0]):
         r = dist[row[e]]
@@ -110,6 +111,9 @@ def geometry_backward(u, dist, row, handedness, grad_Y, grad_dist, out_vec, out_
     for t in range(grad_dist.shape[0]):
         for e in range(u.shape[0]):
             out_dist[row[e]] += grad_dist[t, e]
+    for t in range(grad_back.shape[0]):
+        for e in range(u.shape[0]):
+            out_dist[back[e]] += grad_back[t, e]
 
 
 @compiled
