@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.graph import Graph
-from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.base import Features
+from torchmdnet.models.torchmd_fused import FrozenGraphNetwork, FusedRepresentation, num_lanes_of
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
-from torchmdnet.nn.filters import RadialFunction
+from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.nn.spline import Spline
 from torchmdnet.ops.messages import RadialFilter, gather_weight_sum, rows_of_pairs
 from torchmdnet.ops.scatter import scatter
 from torchmdnet.typing import AtomFeatures, PairFeatures
@@ -26,7 +28,7 @@ Aggregation = Literal["add", "mean", "max", "average", "maximum"]
 AGGREGATIONS = ("add", "mean", "max", "average", "maximum")
 
 
-class TorchMD_GN(Representation):
+class TorchMD_GN(FusedRepresentation):
     r"""Graph network (TorchMD, Doerr et al., JCTC 2021; after SchNet, Schütt et al., NeurIPS 2017).
 
     Atoms start from an embedding of their element, optionally mixed with those around it, and are refined by
@@ -124,11 +126,22 @@ class TorchMD_GN(Representation):
             self.neighbor_embedding.reset_parameters()
         reset_all(*self.interactions)
 
-    def encode(self, graph: Graph) -> Features:
+    @property
+    def radial_functions(self) -> list[RadialFunction]:
+        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
         functions = [RadialFunction(block.conv, "radial") for block in self.interactions]  # type: ignore[arg-type]
-        if self.neighbor_embedding is not None:
-            functions.append(RadialFunction(self.neighbor_embedding, "radial"))
-        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+        around = self.neighbor_embedding
+        return functions if around is None else [*functions, RadialFunction(around, "radial")]
+
+    def freeze(self, spline: Spline, tables: Tables) -> FrozenGraphNetwork | None:
+        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        lanes = num_lanes_of(self.embedding.weight)
+        is_known = self.aggr == "add" and self.hidden_channels % lanes == 0 and self.num_filters % lanes == 0
+        return FrozenGraphNetwork(self, spline, tables) if is_known else None
+
+    def by_layers(self, graph: Graph, radial: Radial) -> Features:
+        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        functions = self.radial_functions
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:
             x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import Graph
-from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.base import Features
+from torchmdnet.models.torchmd_fused import FrozenTransformer, FusedRepresentation, has_known_heads
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
-from torchmdnet.nn.filters import RadialFunction
+from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.nn.spline import Spline
 from torchmdnet.ops.attention import attend
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
 from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
@@ -23,7 +25,7 @@ from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
 __all__ = ["MultiHeadAttention", "TorchMD_T"]
 
 
-class TorchMD_T(Representation):
+class TorchMD_T(FusedRepresentation):
     """Transformer with scalar features (TorchMD-NET, Thölke and De Fabritiis, ICLR 2022, without its vectors).
 
     Deprecated: the equivariant transformer and TensorNet are more accurate at the same cost.
@@ -121,11 +123,20 @@ class TorchMD_T(Representation):
             self.neighbor_embedding.reset_parameters()
         reset_all(*self.attention_layers, self.out_norm)
 
-    def encode(self, graph: Graph) -> Features:
+    @property
+    def radial_functions(self) -> list[RadialFunction]:
+        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
         functions = [RadialFunction(layer, "radial", fades=False) for layer in self.attention_layers]
-        if self.neighbor_embedding is not None:
-            functions.append(RadialFunction(self.neighbor_embedding, "radial"))
-        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
+        around = self.neighbor_embedding
+        return functions if around is None else [*functions, RadialFunction(around, "radial")]
+
+    def freeze(self, spline: Spline, tables: Tables) -> FrozenTransformer | None:
+        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        return FrozenTransformer(self, spline, tables) if has_known_heads(self) else None
+
+    def by_layers(self, graph: Graph, radial: Radial) -> Features:
+        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        functions = self.radial_functions
         edges = rows_of_pairs(graph)
         x = self.embedding(graph.z)  # (N, F)
         if self.neighbor_embedding is not None:

@@ -21,6 +21,7 @@ from torchmdnet.ops.kernels.operators import (
     product,
     refine,
     tensor_edge_loops,
+    vector_edge_loops,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "product",
     "refine",
     "tensor_edge_loops",
+    "vector_edge_loops",
 ]

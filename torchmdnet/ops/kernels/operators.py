@@ -39,6 +39,7 @@ __all__ = [
     "product",
     "refine",
     "tensor_edge_loops",
+    "vector_edge_loops",
 ]
 
 #: The release that comes with the oldest PyTorch we run on.
@@ -118,6 +119,14 @@ def tensor_edge_loops() -> ModuleType:
     from torchmdnet.ops.kernels import tensor_edges
 
     return tensor_edges
+
+
+@functools.cache
+def vector_edge_loops() -> ModuleType:
+    """Loops over edges of whole networks of scalars and vectors."""
+    from torchmdnet.ops.kernels import vector_edges
+
+    return vector_edges
 
 
 @functools.cache
