@@ -80,25 +80,25 @@ def packed(X: Tensor) -> np.ndarray:
     return out
 
 
-def unpacked(groups: np.ndarray, channels: int) -> Tensor:
-    return torch.from_numpy(groups).sum(0).permute(1, 2, 0, 3).flatten(2)[:, :, :channels]
+def unpacked(ranges: np.ndarray, channels: int) -> Tensor:
+    return torch.from_numpy(ranges).sum(0).permute(1, 2, 0, 3).flatten(2)[:, :, :channels]
 
 
-@pytest.fixture(params=[(16, 6, 1), (5, 6, 3), (24, 6, 2), (24, 2, 7), (13, 3, 1)], ids=str)
+@pytest.fixture(params=[(16, 6, (1, 1)), (5, 6, (1, 3)), (24, 6, (2, 1)), (24, 2, (3, 2)), (13, 3, (1, 1))], ids=str)
 def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    channels, num_coefs, groups = request.param
+    channels, num_coefs, shares = request.param
     monkeypatch.setattr(loops, "ROOM", 25)
     case = make_case(channels, num_coefs)
     plan = loops.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 0 if num_coefs == 2 else 31)
     assert len(plan.chunk) > 3
-    where = (case.sender.numpy(), plan.slot, plan.chunk, plan.first, case.row_start.numpy(), plan.most, groups)
+    where = (case.sender.numpy(), plan.slot, plan.chunk, plan.first, case.row_start.numpy(), plan.most, *shares)
     coefs = [np.empty((len(plan.rows), num_coefs)) for _ in range(2)]
     for values, out in zip((case.coef, case.dcoef), coefs, strict=True):
         loops.pick(values.numpy(), plan.rows, out)
     place = case.cell.numpy()[plan.rows]
     make = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
     torch.manual_seed(0)
-    return case, where, coefs, place, groups, channels, make
+    return case, where, coefs, place, shares, channels, make
 
 
 def assert_close(found: Any, wanted: Tensor) -> None:
@@ -130,7 +130,7 @@ def test_a_receiver_with_more_edges_than_a_chunk_has_room_for_is_a_chunk_of_its_
 
 
 def test_messages_and_their_gradients_are_those_of_the_definition(setup: Any) -> None:
-    case, where, (coef, slope), place, groups, channels, make = setup
+    case, where, (coef, slope), place, shares, channels, make = setup
     X, O, tables = make(case.num_atoms, 9, channels), make(case.num_atoms, 9, channels), packed(case.table)
     out = np.full(X.shape, np.nan)
     loops.message_sum(0, coef, place, tables, packed(X), *where, out)
@@ -138,7 +138,7 @@ def test_messages_and_their_gradients_are_those_of_the_definition(setup: Any) ->
     wanted = case.gather(case.table, case.coef, X)
     assert_close(out, wanted.detach())
 
-    sides, _ = loops.shares(groups, tables.shape[0])
+    sides, _ = shares
     per_edge = np.full((sides, len(case.sender)), np.nan)
     arrays = (coef, slope, place, tables, packed(O), packed(X.detach()))
     loops.message_backward(0, *arrays, *where, out, per_edge)
@@ -150,7 +150,7 @@ def test_messages_and_their_gradients_are_those_of_the_definition(setup: Any) ->
 
 
 def test_derivatives_of_messages_along_a_direction_and_their_gradients_are_those_of_the_definition(setup: Any) -> None:
-    case, where, coefs, place, groups, channels, make = setup
+    case, where, coefs, place, shares, channels, make = setup
     X, dX, O, dO = (make(case.num_atoms, 9, channels) for _ in range(4))
     tables = packed(case.table)
     out = np.full(X.shape, np.nan)
@@ -160,7 +160,7 @@ def test_derivatives_of_messages_along_a_direction_and_their_gradients_are_those
     change = case.gather(table, case.coef, dX) + case.gather(table, case.dcoef, X)
     assert_close(out, change.detach())
 
-    _, ranges = loops.shares(groups, tables.shape[0])
+    _, ranges = shares
     of_table = np.full((ranges, *tables.shape), np.nan)
     loops.message_reverse(0, *coefs, place, *(packed(x) for x in (O, dO, X, dX)), *where, of_table)
     (wanted,) = torch.autograd.grad([value, change], table, [O, dO])
@@ -168,7 +168,7 @@ def test_derivatives_of_messages_along_a_direction_and_their_gradients_are_those
 
 
 def test_embeddings_and_their_gradients_are_those_of_the_definition(setup: Any) -> None:
-    case, where, (coef, slope), place, groups, channels, make = setup
+    case, where, (coef, slope), place, shares, channels, make = setup
     Y, Z, O = make(len(case.sender), 9), make(case.num_atoms, 2, channels), make(case.num_atoms, 9, channels)
     tables = packed(case.table)
     out = np.full(O.shape, np.nan)
@@ -177,7 +177,7 @@ def test_embeddings_and_their_gradients_are_those_of_the_definition(setup: Any) 
     wanted = case.embed(case.table, case.coef, Y, Z)
     assert_close(out, wanted.detach())
 
-    sides, _ = loops.shares(groups, tables.shape[0])
+    sides, _ = shares
     of_Y, per_edge = np.full((sides, len(Y), 8), np.nan), np.full((sides, len(Y)), np.nan)
     arrays = (tables, packed(O), Y.detach().numpy(), packed(Z))
     loops.embed_backward(0, coef, slope, place, *arrays, *where, of_Y, per_edge)
@@ -190,7 +190,7 @@ def test_embeddings_and_their_gradients_are_those_of_the_definition(setup: Any) 
 def test_derivatives_of_embeddings_along_a_direction_and_their_gradients_are_those_of_the_definition(
     setup: Any,
 ) -> None:
-    case, where, coefs, place, groups, channels, make = setup
+    case, where, coefs, place, shares, channels, make = setup
     Y, dY = make(len(case.sender), 9), make(len(case.sender), 9)
     Z, O, dO = make(case.num_atoms, 2, channels), *(make(case.num_atoms, 9, channels) for _ in range(2))
     tables = packed(case.table)
@@ -203,9 +203,16 @@ def test_derivatives_of_embeddings_along_a_direction_and_their_gradients_are_tho
     change = case.embed(table, case.coef, dY, Z) + case.embed(table, case.dcoef, Y, Z)
     assert_close(out, change.detach())
 
-    _, ranges = loops.shares(groups, tables.shape[0])
+    _, ranges = shares
     of_table, of_Z = np.full((ranges, *tables.shape), np.nan), np.full((ranges, *arrays[2].shape), np.nan)
     loops.embed_reverse(0, *coefs, place, tables, packed(O), packed(dO), *arrays, *where, of_table, of_Z)
     wanted = torch.autograd.grad([value, change], [table, Z], [O, dO])
     assert_close(unpacked(of_table, channels), wanted[0])
     assert_close(unpacked(of_Z, channels), wanted[1])
+
+
+def test_threads_share_blocks_of_channels_unless_receivers_are_many() -> None:
+    assert loops.shares(1, 8, 20) == (1, 1)
+    assert loops.shares(2, 8, 20) == (2, 1)
+    assert loops.shares(20, 8, 20) == (8, 2)
+    assert loops.shares(20, 8, 20 * loops.MANY) == (1, 20)

@@ -259,7 +259,6 @@ class Encoder:
         E, P, size, num = vec.shape[0], dist.shape[0], math.prod(self.shape), self.frame.num_rows
         self.notes = _Notes(self.spare, self.shape, self.Z.dtype, keeps=self.made is not None)
         take = self.notes.take
-        self.groups = torch.get_num_threads() if 27 * E * channels >= kernels.WORTH_THREADS else 1
         self.dist = _array(dist)
         self.u, self.Y = self._get("u", E, 3), self._get("Y", E, 9)
         coef, self.slope = self._get("coef", P, num), self._get("slope", P, num)
@@ -272,7 +271,9 @@ class Encoder:
             way.place = cell[way.plan.rows]
         for way, values in zip(self._ways(), self._visit(coef, "coef"), strict=True):
             way.coef = values
-        there, where = self.there, self.there.where(self.groups)
+        threads = torch.get_num_threads() if 27 * E * channels >= kernels.WORTH_THREADS else 1
+        self.shares = loops.shares(threads, self.tables[0].shape[0], len(self.there.plan.chunk) - 1)
+        there, where = self.there, self.there.where(self.shares)
 
         self.X0, self.factors = take(), self._pack("Z", self.Z.numpy())
         arrays = (there.coef, there.place, self.tables[0], self.Y, self.factors)
@@ -309,10 +310,10 @@ class Encoder:
         N, _, channels = self.shape
         size, E, notes = math.prod(self.shape), self.u.shape[0], self.notes
         g = _array(grad)
-        sides, _ = loops.shares(self.groups, self.factors.shape[0])
+        sides, _ = self.shares
         per_edge = self._get("per_edge", len(self.tables), sides, E)
         slopes, (there, back) = self._visit(self.slope, "slope"), (self.there, self.back)
-        coefs, where = (back.coef, slopes[-1], back.place), back.where(self.groups)
+        coefs, where = (back.coef, slopes[-1], back.place), back.where(self.shares)
         self.slopes: list[_Layer] = []
         for k in reversed(range(len(self.layers))):  # a gradient takes the place of what nobody reads any more
             X, _, Y, M, _, D = self.layers[k]
@@ -343,7 +344,7 @@ class Encoder:
         of_Y_ = self._get("of_directions", sides, E, 8)
         arrays = (self.tables[0], self._pack("left", of_X0), self.Y, self.factors)
         coefs = (there.coef, slopes[0], there.place)
-        loops.embed_backward(self._work(2, 24), *coefs, *arrays, *there.where(self.groups), of_Y_, per_edge[0])
+        loops.embed_backward(self._work(2, 24), *coefs, *arrays, *there.where(self.shares), of_Y_, per_edge[0])
         of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(self.dist.shape)
         edges = (self.u, self.dist, there.row, back.row, self.frame.handedness, of_Y_)
         edges = (*edges, per_edge[0], per_edge[1:].reshape(-1, E))
@@ -362,7 +363,7 @@ class Encoder:
         network.geometry_tangent(40 * E, *arrays, self.dY, dcoef)
         self.dcoef, there = self._visit(dcoef, "dcoef"), self.there
         self.dX0, self.dmixed, dX = take(), take(), take()
-        coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.groups)
+        coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.shares)
         arrays = (self.tables[0], self.Y, self.dY, self.factors)
         loops.embed_tangent(self._work(2, 30), *coefs, *arrays, *where, self.dX0)
         dnorms = self._get("dnorms", N, channels)
@@ -398,9 +399,9 @@ class Encoder:
         assert self.notes is not None
         size, channels, take = math.prod(self.shape), self.shape[2], self.notes.take
         there, back = self.there, self.back
-        coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.groups)
+        coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.shares)
         coefs_back = (back.coef, self.dcoef[-1], back.place)
-        _, ranges = loops.shares(self.groups, self.factors.shape[0])
+        _, ranges = self.shares
         h = _array(grad)
         of_tables: list[Tensor] = []
         of_mixers: list[Tensor] = []
@@ -415,7 +416,7 @@ class Encoder:
             nodes.interact_reverse(96 * size, *arrays, of_Y, of_M)
             O, dO = self._pack("left", of_M), self._pack("right", g.M)
             arrays = (self.tables[k + 1], dO, O)
-            loops.message_tangent(self._work(2, 18), *coefs_back, *arrays, *back.where(self.groups), more)
+            loops.message_tangent(self._work(2, 18), *coefs_back, *arrays, *back.where(self.shares), more)
             np.add(of_Y, more, out=of_Y)
             table = self._get("of_table", ranges, *self.tables[k + 1].shape)
             arrays = (O, dO, self._pack("third", at.Y), self._pack("fourth", d.Y))
@@ -467,10 +468,10 @@ class _Way:
     def __init__(self, far: Any, row: Any, start: Any) -> None:
         self.far, self.row, self.start = far, row, start
 
-    def where(self, groups: int) -> tuple[Any, ...]:
+    def where(self, shares: tuple[int, int]) -> tuple[Any, ...]:
         """What loops over edges take."""
         _, slot, chunk, first, most = self.plan
-        return self.far, slot, chunk, first, self.start, most, groups
+        return self.far, slot, chunk, first, self.start, most, *shares
 
 
 class _Layer(NamedTuple):
@@ -765,9 +766,9 @@ def _packed(X: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def _unpacked(groups: np.ndarray, channels: int) -> Tensor:
+def _unpacked(ranges: np.ndarray, channels: int) -> Tensor:
     """The sum over what threads made side by side, (T, B, N, C, 2 lanes) -> (N, C, F)."""
-    total = torch.from_numpy(groups).sum(dim=0).permute(1, 2, 0, 3)
+    total = torch.from_numpy(ranges).sum(dim=0).permute(1, 2, 0, 3)
     return total.flatten(2)[:, :, :channels]
 
 

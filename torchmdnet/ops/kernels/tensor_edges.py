@@ -10,8 +10,8 @@ registers.
 Names: ``coef`` (n, K) are the coefficients of the pairs of all chunks, ``place`` (n,) their first rows in the table,
 ``slot`` (E,) where in its chunk the pair of an edge is. ``slope`` (n, K) are derivatives of the coefficients in the
 distance. Training on forces differentiates the energy along a direction in which the atoms move: names that begin with
-d are derivatives along it, and O is a gradient in what a loop makes, dO one in the derivative of that. ``groups``
-threads share blocks of channels, and receivers if there are more threads than blocks.
+d are derivatives along it, and O is a gradient in what a loop makes, dO one in the derivative of that. Threads share
+the work as :func:`shares` says.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
@@ -46,6 +46,8 @@ __all__ = [
 
 #: Pairs of a chunk, whose weights stay in the second cache.
 ROOM = 512
+#: Chunks of receivers for each thread that make it enough to divide these.
+MANY = 64
 
 
 class Schedule(NamedTuple):
@@ -123,9 +125,15 @@ def block_size(itemsize: int) -> int:
     return 2 * BITS // (8 * itemsize)
 
 
-def shares(groups: int, num_blocks: int) -> tuple[int, int]:
-    """Into how many parts ``groups`` threads divide blocks of channels and receivers."""
-    return min(groups, num_blocks), max(groups // num_blocks, 1)
+def shares(threads: int, num_blocks: int, num_chunks: int) -> tuple[int, int]:
+    """Into how many parts threads divide blocks of channels, the sides S, and receivers, the ranges T.
+
+    Blocks first, so that each thread reads its own. But what is made for edges needs memory for every side, so where
+    receivers are many these are divided.
+    """
+    if num_chunks >= MANY * threads:
+        return 1, threads
+    return min(threads, num_blocks), max(threads // num_blocks, 1)
 
 
 @compiled
@@ -330,11 +338,10 @@ def sum_five(x, xo, w, stride, sender, slot, lo, hi, W, z):
 
 
 @compiled
-def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, groups, out):
+def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij X_j, (N, 9, F), from packed tables and features."""
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w, spare = aligned(most * 6 * W, X), aligned(10 * W, X)
@@ -400,17 +407,16 @@ def longest(row_start):
 
 @compiled
 def message_backward(
-    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, groups, out, out_edge
+    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
 ):
     """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
-    ``out_edge`` (S, E) holds the sums over the channels of each of the S :func:`shares`. Pairs are shared by both
+    ``out_edge`` (S, E) holds the sums over the channels of each side. Pairs are shared by both
     directions, and out_edge counts what the distance of i and j does to the message from i to j.
     """
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z, edges = splat(x, 0.0), longest(row_start)
     for g in numba.prange(sides * ranges):
         w, s, spare = aligned(most * 12 * W, X), aligned(edges * W, X), aligned(10 * W, X)
@@ -458,12 +464,11 @@ def change_five(x, dx, xo, w, sender, slot, lo, hi, W, z):
 
 
 @compiled
-def message_tangent(coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, groups, out):
+def message_tangent(coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`message_sum`."""
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
     x, dx = X.reshape(-1), dX.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w, spare = aligned(most * 12 * W, X), aligned(10 * W, X)
@@ -515,16 +520,16 @@ def clear_up_to(values, number, W, z):
 
 
 @compiled
-def message_reverse(coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, groups, out):
+def message_reverse(coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """Gradients in the table of :func:`message_sum` and of :func:`message_tangent`, together.
 
     table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 3, 2 lanes) has a packed
-    table for each of T groups of receivers.
+    table for each range of receivers.
     """
     B, num_atoms, W, num = X.shape[0], X.shape[1], num_lanes(X), coef.shape[1]
     t, c, d = out.reshape(-1), coef.reshape(-1), dcoef.reshape(-1)
     x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
-    sides, ranges, size = min(groups, B), out.shape[0], out.shape[2] * 6 * W
+    size = out.shape[2] * 6 * W
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         s = aligned(most * 12 * W, X)
@@ -575,11 +580,10 @@ def turn_five(v, y, at, u, w):
 
 
 @compiled
-def embed_sum(coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, groups, out):
+def embed_sum(coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1), (N, 9, F), from packed tables and factors."""
     B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], num_lanes(Z), coef.shape[1]
     t, c, f, o, y = tables.reshape(-1), coef.reshape(-1), Z.reshape(-1), out.reshape(-1), Y.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(f, 0.0)
     for g in numba.prange(sides * ranges):
         w, spare = aligned(most * 6 * W, Z), aligned(10 * W, Z)
@@ -625,16 +629,15 @@ def onto(y, at, v):
 
 @compiled
 def embed_backward(
-    coef, slope, place, tables, O, Y, Z, sender, slot, chunk, first, row_start, most, groups, out_Y, out_edge
+    coef, slope, place, tables, O, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out_Y, out_edge
 ):
     """Gradients of :func:`embed_sum` in the components of directions beyond the first, and in the distances.
 
-    ``out_Y`` (S, E, 8) and ``out_edge`` (S, E) hold the sums over the channels of each of the S :func:`shares`.
+    ``out_Y`` (S, E, 8) and ``out_edge`` (S, E) hold the sums over the channels of each side.
     """
     B, num_atoms, W, num = O.shape[0], O.shape[1], num_lanes(O), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), Z.reshape(-1)
     x, y = O.reshape(-1), Y.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     for g in numba.prange(sides * ranges):
         w = aligned(most * 12 * W, O)
         to, to_Y = out_edge[g % sides], out_Y[g % sides].reshape(-1)
@@ -669,12 +672,13 @@ def embed_backward(
 
 
 @compiled
-def embed_tangent(coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, groups, out):
+def embed_tangent(
+    coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out
+):
     """out_i = Σ_j (dY_ij w_ij + Y_ij dw_ij) (Z_i0 + Z_j1), the derivative of :func:`embed_sum`."""
     B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], num_lanes(Z), coef.shape[1]
     t, c, d, f, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1), out.reshape(-1)
     y, dy = Y.reshape(-1), dY.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(f, 0.0)
     for g in numba.prange(sides * ranges):
         w, spare = aligned(most * 12 * W, Z), aligned(10 * W, Z)
@@ -730,18 +734,18 @@ def raise_turned(x, dx, at, y, dy, e, u, w, s, k, W):
 
 @compiled
 def embed_reverse(
-    coef, dcoef, place, tables, O, dO, Y, dY, Z, sender, slot, chunk, first, row_start, most, groups, out, out_Z
+    coef, dcoef, place, tables, O, dO, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_Z
 ):
     """Gradients of :func:`embed_sum` and of :func:`embed_tangent` together.
 
     In the table, as in :func:`message_reverse`, and in the factors: (T, B, R, 3, 2 lanes) and (T, B, N, 2, 2 lanes) for
-    T groups of receivers.
+    T ranges of receivers.
     """
     B, num_atoms, W, num = O.shape[0], O.shape[1], num_lanes(O), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1)
     x, dx, y, dy = O.reshape(-1), dO.reshape(-1), Y.reshape(-1), dY.reshape(-1)
     o, oz = out.reshape(-1), out_Z.reshape(-1)
-    sides, ranges, size = min(groups, B), out.shape[0], out.shape[2] * 6 * W
+    size = out.shape[2] * 6 * W
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w, s = aligned(most * 12 * W, O), aligned(most * 12 * W, O)
