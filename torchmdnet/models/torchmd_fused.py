@@ -8,6 +8,7 @@ the ordinary layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -225,15 +226,7 @@ class Geometry:
         self.schedule = kernels.tensor_edge_loops().schedule(cell, self.row, self.row_start, grid[2] + 6)
         self.place = cell[self.schedule.rows].astype(np.int32)
         self.slot = self.schedule.slot.astype(np.int32)
-        self.bare = self._visits(coef, slope)
-        fading = self.fade[:, None] * slope
-        fading += self.steep[:, None] * coef
-        coef = self.fade[:, None] * coef
-        self.fading = self._visits(coef, fading)
-        self.among_others = self.fading
-        if pairs.atoms.shape[1] < P:  # self loops are last
-            coef[pairs.atoms.shape[1] :], fading[pairs.atoms.shape[1] :] = 0, 0
-            self.among_others = self._visits(coef, fading)
+        self.coef, self.slope, self.num_others = coef, slope, pairs.atoms.shape[1]
         self.notes: list[Any] = []
         self.of_edges: list[np.ndarray] = []
         self.of_reverse: list[np.ndarray] = []
@@ -241,6 +234,26 @@ class Geometry:
     def empty(self, *shape: int) -> np.ndarray:
         """An array with anything in it."""
         return torch.empty(shape, dtype=self.dtype).numpy()
+
+    @cached_property
+    def bare(self) -> _Visits:
+        """What does not fade at the cutoff."""
+        return self._visits(self.coef, self.slope)
+
+    @cached_property
+    def fading(self) -> _Visits:
+        """What does."""
+        slope = self.fade[:, None] * self.slope
+        slope += self.steep[:, None] * self.coef
+        return self._visits(self.fade[:, None] * self.coef, slope)
+
+    @cached_property
+    def among_others(self) -> _Visits:
+        """What fades and leaves out self loops, the last pairs."""
+        if len(self.coef) == self.num_others:
+            return self.fading
+        is_other = self.schedule.rows < self.num_others
+        return _Visits(*(is_other[:, None] * values for values in self.fading))
 
     def _visits(self, coef: np.ndarray, slope: np.ndarray) -> _Visits:
         loops, rows = kernels.tensor_edge_loops(), self.schedule.rows

@@ -614,56 +614,63 @@ def send(projected, v, Q, K, V):
 def send_backward(projected, v, grad, out, out_v):
     """Gradients of :func:`send` beyond those of queries and keys, given that in V (N, C, F); in v it is added."""
     num_atoms, C, F = grad.shape
-    L = out.shape[1]
+    L, W = out.shape[1], num_lanes(grad)
     x, o, g, vector, to = projected.reshape(-1), out.reshape(-1), grad.reshape(-1), v.reshape(-1), out_v.reshape(-1)
     for i in numba.prange(num_atoms):
-        for f in range(F):
+        for f in range(0, F, W):
             at, of = i * L + f, i * C * F + f
-            o[at + 2 * F] = g[of]
+            store(o, at + 2 * F, load(g, of))
             if C > 1:
-                o[at + 3 * F] = 0
-                o[at + 4 * F] = g[of + F]
+                store(o, at + 3 * F, splat(x, 0.0))
+                store(o, at + 4 * F, load(g, of + F))
             if C == 5:
-                n, factor = i * 3 * F + f, x[at + 3 * F]
-                g0, g1, g2 = g[of + 2 * F], g[of + 3 * F], g[of + 4 * F]
-                o[at + 3 * F] = g0 * vector[n] + g1 * vector[n + F] + g2 * vector[n + 2 * F]
-                to[n] += factor * g0
-                to[n + F] += factor * g1
-                to[n + 2 * F] += factor * g2
+                n, m, k, factor = i * 3 * F + f, i * 3 * F + f + F, i * 3 * F + f + 2 * F, load(x, at + 3 * F)
+                g0, g1, g2 = load(g, of + 2 * F), load(g, of + 3 * F), load(g, of + 4 * F)
+                store(o, at + 3 * F, g0 * load(vector, n) + g1 * load(vector, m) + g2 * load(vector, k))
+                store(to, n, load(to, n) + factor * g0)
+                store(to, m, load(to, m) + factor * g1)
+                store(to, k, load(to, k) + factor * g2)
 
 
 @compiled
 def receive(x, v, gathered, o, projected, out_x, out_v):
     """x + (v1 · v2) o2 + o3 and v + v3 o1 + μ, with [v1 | v2 | v3] (N, 3, 3 F) and μ behind m in what is gathered."""
-    num_atoms, F = x.shape
+    (num_atoms, F), W = x.shape, num_lanes(x)
     y, p, s, vector = o.reshape(-1), projected.reshape(-1), x.reshape(-1), v.reshape(-1)
     m, to, to_v = gathered.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
     for i in numba.prange(num_atoms):
-        for f in range(F):
+        for f in range(0, F, W):
             at, n, k = i * 3 * F + f, i * 9 * F + f, i * 4 * F + f
-            dot = p[n] * p[n + F] + p[n + 3 * F] * p[n + 4 * F] + p[n + 6 * F] * p[n + 7 * F]
-            first = y[at]
-            to[i * F + f] = s[i * F + f] + dot * y[at + F] + y[at + 2 * F]
-            to_v[at] = vector[at] + p[n + 2 * F] * first + m[k + F]
-            to_v[at + F] = vector[at + F] + p[n + 5 * F] * first + m[k + 2 * F]
-            to_v[at + 2 * F] = vector[at + 2 * F] + p[n + 8 * F] * first + m[k + 3 * F]
+            first, dot = load(y, at), splat(x, 0.0)
+            for _ in range(3):
+                dot += load(p, n) * load(p, n + F)
+                k += F
+                store(to_v, at, load(vector, at) + load(p, n + 2 * F) * first + load(m, k))
+                at, n = at + F, n + 3 * F
+            at = i * 3 * F + f
+            store(to, i * F + f, load(s, i * F + f) + dot * load(y, at + F) + load(y, at + 2 * F))
 
 
 @compiled
 def receive_backward(grad_x, grad_v, o, projected, out_o, out_projected):
     """Gradients of :func:`receive` in o (N, 3 F) and in [v1 | v2 | v3] (N, 3, 3 F)."""
-    num_atoms, F = grad_x.shape
+    (num_atoms, F), W = grad_x.shape, num_lanes(grad_x)
     y, p, gx, gv = o.reshape(-1), projected.reshape(-1), grad_x.reshape(-1), grad_v.reshape(-1)
     to, to_p = out_o.reshape(-1), out_projected.reshape(-1)
     for i in numba.prange(num_atoms):
-        for f in range(F):
+        for f in range(0, F, W):
             at, n = i * 3 * F + f, i * 9 * F + f
-            g, g0, g1, g2 = gx[i * F + f], gv[at], gv[at + F], gv[at + 2 * F]
-            a0, b0, a1, b1, a2, b2 = p[n], p[n + F], p[n + 3 * F], p[n + 4 * F], p[n + 6 * F], p[n + 7 * F]
-            first, second = y[at], g * y[at + F]
-            to[at] = g0 * p[n + 2 * F] + g1 * p[n + 5 * F] + g2 * p[n + 8 * F]
-            to[at + F] = g * (a0 * b0 + a1 * b1 + a2 * b2)
-            to[at + 2 * F] = g
-            to_p[n], to_p[n + F], to_p[n + 2 * F] = second * b0, second * a0, first * g0
-            to_p[n + 3 * F], to_p[n + 4 * F], to_p[n + 5 * F] = second * b1, second * a1, first * g1
-            to_p[n + 6 * F], to_p[n + 7 * F], to_p[n + 8 * F] = second * b2, second * a2, first * g2
+            g = load(gx, i * F + f)
+            first, second = load(y, at), g * load(y, at + F)
+            dot, turned = splat(gx, 0.0), splat(gx, 0.0)
+            for c in range(3):
+                a, b, change = load(p, n), load(p, n + F), load(gv, at + c * F)
+                dot += a * b
+                turned += change * load(p, n + 2 * F)
+                store(to_p, n, second * b)
+                store(to_p, n + F, second * a)
+                store(to_p, n + 2 * F, change * first)
+                n += 3 * F
+            store(to, at, turned)
+            store(to, at + F, g * dot)
+            store(to, at + 2 * F, g)
