@@ -32,7 +32,7 @@ class _Notice(event.Listener):
         function = getattr(event_data.get("dispatcher"), "py_func", None)
         if not self.is_given and getattr(function, "__module__", "").startswith("torchmdnet."):
             self.is_given = True
-            log.info("Compiling loops for this processor. This happens once, and takes some twenty seconds in all.")
+            log.info("Compiling loops for this processor. This happens once, and takes about half a minute in all.")
 
     def on_end(self, event: Any) -> None:
         pass
