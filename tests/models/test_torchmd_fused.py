@@ -63,11 +63,14 @@ def test_the_stress_is_that_of_the_layers(name: str, monkeypatch) -> None:
     assert_same(tiny_model(name, **ONE), SYSTEMS["cell"], monkeypatch, stress=True)
 
 
-@pytest.mark.parametrize("groups", [3, 7])
+@pytest.mark.parametrize(("threads", "many"), [(3, 64), (7, 64), (3, 0)])
 @pytest.mark.parametrize("name", NAMES)
-def test_threads_share_blocks_of_channels_and_receivers(name: str, groups: int, monkeypatch) -> None:
+def test_threads_share_blocks_of_channels_and_receivers(name: str, threads: int, many: int, monkeypatch) -> None:
+    loops = kernels.tensor_edge_loops()
+    monkeypatch.setattr(loops, "MANY", many)
+    monkeypatch.setattr(loops, "ROOM", 20)
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: groups)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_same(tiny_model(name, embedding_dimension=24, num_heads=3), SYSTEMS["cell"], monkeypatch)
 
 

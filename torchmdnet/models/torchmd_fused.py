@@ -277,30 +277,32 @@ class Geometry:
         """Multiply-adds of one visit, roughly."""
         return 6 * self.row.shape[0] * channels
 
-    def groups(self, channels: int) -> int:
-        """Threads to share the work."""
-        return torch.get_num_threads() if self.work(channels) >= kernels.WORTH_THREADS else 1
+    def shares(self, table: np.ndarray) -> tuple[int, int]:
+        """How threads share the loops that read a table, as sides and ranges."""
+        blocks, *_, channels = table.shape
+        threads = torch.get_num_threads() if self.work(blocks * channels) >= kernels.WORTH_THREADS else 1
+        return kernels.tensor_edge_loops().shares(threads, blocks, len(self.schedule.chunk) - 1)
 
-    def where(self, channels: int) -> tuple[Any, ...]:
-        """Indices as the loops take them, behind the senders."""
+    def where(self, table: np.ndarray) -> tuple[Any, ...]:
+        """Indices as the loops that read a table take them, behind the senders."""
         _, _, chunk, first, most = self.schedule
-        return self.slot, chunk, first, self.row_start, most, self.groups(channels)
+        return self.slot, chunk, first, self.row_start, most, *self.shares(table)
 
     def message(self, table: np.ndarray, X: Tensor, visits: _Visits) -> tuple[Tensor, np.ndarray]:
         """Σ_j w_ij X_j, (N, F), and X packed."""
         loops, channels = kernels.vector_edge_loops(), X.shape[1]
         out, sent = torch.empty_like(X), packed(X[:, None].numpy())
         arrays = (visits.coef, self.place, table, sent, self.sender)
-        loops.message_sum(self.work(channels), *arrays, *self.where(channels), out.numpy())
+        loops.message_sum(self.work(channels), *arrays, *self.where(table), out.numpy())
         return out, sent
 
     def message_backward(self, table: np.ndarray, grad: Tensor, X: np.ndarray, visits: _Visits) -> Tensor:
         """The gradient of :meth:`message` in X, (N, F); that in the distances is kept."""
         loops, channels = kernels.vector_edge_loops(), grad.shape[1]
-        sides, _ = kernels.tensor_edge_loops().shares(self.groups(channels), table.shape[0])
+        sides, _ = self.shares(table)
         out, of_edge = torch.empty_like(grad), self.empty(sides, self.row.shape[0])
         arrays = (*visits, self.place, table, packed(grad[:, None].numpy()), X, self.sender)
-        loops.message_backward(2 * self.work(channels), *arrays, *self.where(channels), out.numpy(), of_edge)
+        loops.message_backward(2 * self.work(channels), *arrays, *self.where(table), out.numpy(), of_edge)
         self.of_edges.append(of_edge)
         return out
 
@@ -444,7 +446,7 @@ class _FrozenAttention:
         Q, K, V = at.empty(B, N, 1, block), at.empty(B, N, 1, block), at.empty(B, N, C, block)
         vectors = np.empty((0, 3, channels), x.numpy().dtype) if v is None else v.numpy()
         loops.send(8 * size, projected.numpy(), vectors, Q, K, V)
-        work, where = at.work(channels), at.where(channels)
+        work, where = at.work(channels), at.where(self.keys)
         pieces = at.empty(2 * B if self.width == 1 else B, at.stride)
         arrays = (at.bare.coef, at.place, self.keys, Q, K, at.sender)
         loops.key_products(work, *arrays, *where, self.width, pieces)
@@ -490,8 +492,8 @@ class _FrozenAttention:
                 of_m = of_o @ layer.o_proj.weight
                 out_v = torch.addmm(of_v.view(3 * N, channels), of_projections, layer.vec_proj.weight).view_as(of_v)
             grad = torch.cat([of_m[:, None], of_v], dim=1)
-        work, where = at.work(channels), at.where(channels)
-        sides, _ = kernels.tensor_edge_loops().shares(at.groups(channels), self.keys.shape[0])
+        work, where = at.work(channels), at.where(self.keys)
+        sides, _ = at.shares(self.keys)
         of_V, of_projected = torch.empty(N, C, channels, dtype=x.dtype), torch.empty_like(projected)
         of_pieces = at.empty(2 * self.keys.shape[0] if self.width == 1 else self.keys.shape[0], at.stride)
         of_reverse = at.empty(sides, E, 1 if C == 1 else 4)

@@ -160,11 +160,10 @@ def put(o, at, left, a, b, W):
 
 
 @compiled
-def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, groups, out):
+def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij X_j, (N, F), from packed tables and features."""
     B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], num_lanes(X)
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w = aligned(most * 2 * W, X)
@@ -189,16 +188,15 @@ def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, m
 
 @compiled
 def message_backward(
-    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, groups, out, out_edge
+    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
 ):
     """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
-    ``out_edge`` (S, E) holds the sums over the channels of each of S shares.
+    ``out_edge`` (S, E) holds the sums over the channels of each side.
     """
     B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], num_lanes(X)
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w, to = aligned(most * 4 * W, X), out_edge[g % sides]
@@ -224,11 +222,10 @@ def message_backward(
 
 
 @compiled
-def key_products(coef, place, tables, Q, K, sender, slot, chunk, first, row_start, most, groups, width, out):
+def key_products(coef, place, tables, Q, K, sender, slot, chunk, first, row_start, most, sides, ranges, width, out):
     """Pieces of the products q_i k_j w_ij, summed over channels, (S, E')."""
     B, num_atoms, W, E = Q.shape[0], Q.shape[1], num_lanes(Q), out.shape[1]
     t, c, q, x, o = tables.reshape(-1), coef.reshape(-1), Q.reshape(-1), K.reshape(-1), out.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     for g in numba.prange(sides * ranges):
         w = aligned(most * 2 * W, Q)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
@@ -286,7 +283,9 @@ def attention_backward(of_reverse, reverse, fade, steep, value, rise, out, out_e
 
 
 @compiled
-def value_sum(coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, groups, width, out):
+def value_sum(
+    coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, sides, ranges, width, out
+):
     """What atoms receive, (N, 1, F) or with directions (N, 4, F).
 
     m_i = Σ_j a_ij w_ij V_j0 and μ_i = Σ_j u_ij w_ij V_j1 + w_ij V_j,2...4, each with its own part of w.
@@ -295,7 +294,6 @@ def value_sum(coef, place, tables, weight, V, u, sender, slot, chunk, first, row
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), V.reshape(-1), out.reshape(-1)
     a, y = weight.reshape(-1), u.reshape(-1)
     count = 2 * tables.shape[2]
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w = aligned(most * count * W, V)
@@ -456,20 +454,19 @@ def add_terms(d, lo, hi, pieces, at, E, width, out, to, W):
 
 @compiled
 def value_backward(
-    coef, slope, place, tables, weight, V, u, O, sender, reverse, slot, chunk, first, row_start, most, groups, width,
-    out, out_piece, out_edge,
+    coef, slope, place, tables, weight, V, u, O, sender, reverse, slot, chunk, first, row_start, most, sides, ranges,
+    width, out, out_piece, out_edge,
 ):  # fmt: skip
     """Gradients of :func:`value_sum`, given that of its result: in V, out (N, C, F), and of edges.
 
     ``out_piece`` (S, E') is the gradient in the attention of the opposite edge, in pieces, and ``out_edge``
-    (T, E, 1 or 4), one for each share of the channels, those in its distance and in the three components of its u.
+    (T, E, 1 or 4), one for each side, those in its distance and in the three components of its u.
     """
     B, num_atoms, C, F, W = V.shape[0], V.shape[1], V.shape[2], out.shape[2], num_lanes(V)
     E, num_edges = weight.shape[1], u.shape[0]
     t, c, s, x, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), V.reshape(-1), out.reshape(-1)
     a, y, grad, op, oe = weight.reshape(-1), u.reshape(-1), O.reshape(-1), out_piece.reshape(-1), out_edge.reshape(-1)
     count, sums = 2 * tables.shape[2], out_edge.shape[2]
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z, edges = splat(x, 0.0), longest(row_start)
     for g in numba.prange(sides * ranges):
         w, d = aligned(most * 2 * count * W, V), aligned(edges * 6 * W, V)
@@ -532,19 +529,18 @@ def value_backward(
 
 @compiled
 def key_backward(
-    coef, slope, place, tables, weight, Q, K, sender, reverse, slot, chunk, first, row_start, most, groups, width,
-    out, out_edge,
+    coef, slope, place, tables, weight, Q, K, sender, reverse, slot, chunk, first, row_start, most, sides, ranges,
+    width, out, out_edge,
 ):  # fmt: skip
     """Gradients of :func:`key_products`, given that in the products, ``weight`` (H, E').
 
     In queries and keys, the first 2 F numbers of each row of ``out`` (N, ...), and in the distance of each edge, (T, E)
-    for each share of the channels.
+    for each side.
     """
     B, num_atoms, L, W, E = Q.shape[0], Q.shape[1], out.shape[1], num_lanes(Q), weight.shape[1]
     F = width * W * weight.shape[0]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     q, x, a = Q.reshape(-1), K.reshape(-1), weight.reshape(-1)
-    sides, ranges = min(groups, B), max(groups // B, 1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
         w, to = aligned(most * 4 * W, Q), out_edge[g % sides]
