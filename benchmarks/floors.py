@@ -9,7 +9,7 @@ together, the shortest time is told that these speeds allow, its floor. It is th
 
 - arithmetic: its multiply-adds at the rate of a large matrix product,
 - memory: every array it is given, read or written once, at the rate of the level of memory they fit into,
-- gathering: for each edge the rows of the radial table, or the weights made of them, and of the neighbour's features, at
+- gathering: for each edge the rows of the radial table, or the weights made of them, and the neighbour's features, at
   the rate of the cache that these fit into, a block of channels at a time where the loop takes it so. This is what a
   loop over edges has to read, however little arithmetic it does.
 
@@ -49,6 +49,10 @@ NEIGHBOURS = {
     "message_backward": ("O",),
     "embed_sum": ("Z",),
     "embed_backward": ("Z",),
+    "key_products": ("K",),
+    "key_backward": ("Q", "K"),
+    "value_sum": ("V",),
+    "value_backward": ("O",),
     "attend": ("k", "X"),
     "attend_backward": ("k", "X", "grad"),
 }

@@ -456,7 +456,7 @@ class _FrozenAttention:
         loops.attention(20 * pieces.size, pieces, at.edge_fade, weight, value, rise)
         gathered = torch.empty(N, 1 if C == 1 else 4, channels, dtype=x.dtype)
         arrays = (at.values.coef, at.place, self.filters, weight, V, at.u, at.sender)
-        loops.value_sum(2 * C * work, *arrays, *where, self.width, gathered.numpy())
+        loops.value_sum(3 * self.filters.shape[2] * work // 2, *arrays, *where, self.width, gathered.numpy())
         o = projections = None
         m = gathered[:, 0]
         if C == 1:
@@ -499,7 +499,7 @@ class _FrozenAttention:
         of_reverse = at.empty(sides, E, 1 if C == 1 else 4)
         arrays = (*at.values, at.place, self.filters, weight, V, at.u, packed(grad.numpy()), at.sender, at.reverse)
         out = (of_V.numpy(), of_pieces, of_reverse)
-        loops.value_backward(5 * C * work, *arrays, *where, self.width, *out)
+        loops.value_backward(3 * self.filters.shape[2] * work, *arrays, *where, self.width, *out)
         if C == 1:
             at.of_edges.append(of_reverse[:, :, 0])
         else:
