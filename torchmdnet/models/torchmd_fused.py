@@ -228,8 +228,7 @@ class Geometry:
         self.slot = self.schedule.slot.astype(np.int32)
         self.coef, self.slope, self.num_others = coef, slope, pairs.atoms.shape[1]
         self.notes: list[Any] = []
-        self.of_edges: list[np.ndarray] = []
-        self.of_reverse: list[np.ndarray] = []
+        self.gradients: dict[tuple[int, int], np.ndarray] = {}
 
     def empty(self, *shape: int) -> np.ndarray:
         """An array with anything in it."""
@@ -277,6 +276,15 @@ class Geometry:
         """Multiply-adds of one visit, roughly."""
         return 6 * self.row.shape[0] * channels
 
+    def gradient(self, sides: int, size: int = 1) -> np.ndarray:
+        """Where loops with so many sides add gradients of edges, (S, E, size).
+
+        Those in the distance of an edge, or of size 4 those in the distance and the direction of the opposite one.
+        """
+        if (sides, size) not in self.gradients:
+            self.gradients[sides, size] = torch.zeros(sides, len(self.row), size, dtype=self.dtype).numpy()
+        return self.gradients[sides, size]
+
     def shares(self, table: np.ndarray) -> tuple[int, int]:
         """How threads share the loops that read a table, as sides and ranges."""
         blocks, *_, channels = table.shape
@@ -300,10 +308,9 @@ class Geometry:
         """The gradient of :meth:`message` in X, (N, F); that in the distances is kept."""
         loops, channels = kernels.vector_edge_loops(), grad.shape[1]
         sides, _ = self.shares(table)
-        out, of_edge = torch.empty_like(grad), self.empty(sides, self.row.shape[0])
+        out, of_edge = torch.empty_like(grad), self.gradient(sides)[:, :, 0]
         arrays = (*visits, self.place, table, packed(grad[:, None].numpy()), X, self.sender)
         loops.message_backward(2 * self.work(channels), *arrays, *self.where(table), out.numpy(), of_edge)
-        self.of_edges.append(of_edge)
         return out
 
     def backward(self) -> tuple[Tensor, Tensor]:
@@ -311,9 +318,9 @@ class Geometry:
         E = self.row.shape[0]
         of_vec = torch.empty(E, 3, dtype=self.dtype)
         of_dist = torch.empty(self.dist.shape, dtype=self.dtype)
-        of_reverse = np.concatenate(self.of_reverse) if self.of_reverse else self.empty(0, E, 4)
-        of_edge = np.concatenate(self.of_edges) if self.of_edges else self.empty(0, E)
-        arrays = (self.u, self.dist, self.row, self.reverse, of_reverse, of_edge)
+        found = {size: [x for (_, n), x in self.gradients.items() if n == size] for size in (1, 4)}
+        of_edge, of_reverse = (np.concatenate([*found[n], self.empty(0, E, n)]) for n in (1, 4))
+        arrays = (self.u, self.dist, self.row, self.reverse, of_reverse, of_edge[:, :, 0])
         kernels.vector_edge_loops().geometry_backward(40 * E, *arrays, of_vec.numpy(), of_dist.numpy())
         return of_vec, of_dist
 
@@ -452,8 +459,7 @@ class _FrozenAttention:
         loops.key_products(work, *arrays, *where, self.width, pieces)
         if self.width == 1:
             pieces = pieces[: self.num_heads]  # no head lies beyond the last channel
-        weight, value, rise = (at.empty(self.num_heads, at.stride) for _ in range(3))
-        loops.attention(20 * pieces.size, pieces, at.edge_fade, weight, value, rise)
+        weight, *_ = self._attention(pieces, at)
         gathered = torch.empty(N, 1 if C == 1 else 4, channels, dtype=x.dtype)
         arrays = (at.values.coef, at.place, self.filters, weight, V, at.u, at.sender)
         loops.value_sum(3 * self.filters.shape[2] * work // 2, *arrays, *where, self.width, gathered.numpy())
@@ -470,14 +476,21 @@ class _FrozenAttention:
             out, out_v = torch.empty_like(x), torch.empty_like(v)
             arrays = (x.numpy(), vectors, gathered.numpy(), o.numpy(), projections.numpy())
             loops.receive(24 * size, *arrays, out.numpy(), out_v.numpy())
-        at.notes.append((x, v, moments, projected, Q, K, V, weight, value, rise, o, projections))
+        at.notes.append((x, v, moments, projected, Q, K, V, pieces, o, projections))
         return out, out_v
+
+    def _attention(self, pieces: np.ndarray, at: Geometry) -> list[np.ndarray]:
+        """Made anew on the way back, as it is cheap and large."""
+        found = [at.empty(self.num_heads, at.stride) for _ in range(3)]
+        kernels.vector_edge_loops().attention(20 * pieces.size, pieces, at.edge_fade, *found)
+        return found
 
     def backward(self, of_x: Tensor, of_v: Tensor | None, at: Geometry) -> tuple[Tensor, Tensor | None]:
         """Gradients in the features that came in, given those in what went out."""
         loops, layer = kernels.vector_edge_loops(), self.layer
-        x, v, moments, projected, Q, K, V, weight, value, rise, o, projections = at.notes.pop()
-        (N, channels), C, size, E = x.shape, self.num_sent, x.numel(), at.row.shape[0]
+        x, v, moments, projected, Q, K, V, pieces, o, projections = at.notes.pop()
+        weight, value, rise = self._attention(pieces, at)
+        (N, channels), C, size = x.shape, self.num_sent, x.numel()
         out_v = None
         if C == 1:
             grad = (of_x @ layer.o_proj.weight)[:, None]
@@ -496,23 +509,16 @@ class _FrozenAttention:
         sides, _ = at.shares(self.keys)
         of_V, of_projected = torch.empty(N, C, channels, dtype=x.dtype), torch.empty_like(projected)
         of_pieces = at.empty(2 * self.keys.shape[0] if self.width == 1 else self.keys.shape[0], at.stride)
-        of_reverse = at.empty(sides, E, 1 if C == 1 else 4)
         arrays = (*at.values, at.place, self.filters, weight, V, at.u, packed(grad.numpy()), at.sender, at.reverse)
-        out = (of_V.numpy(), of_pieces, of_reverse)
+        out = (of_V.numpy(), of_pieces, at.gradient(sides, 1 if C == 1 else 4))
         loops.value_backward(3 * self.filters.shape[2] * work, *arrays, *where, self.width, *out)
-        if C == 1:
-            at.of_edges.append(of_reverse[:, :, 0])
-        else:
-            at.of_reverse.append(of_reverse)
         if self.width == 1:
             of_pieces = of_pieces[: self.num_heads]
-        of_products, of_fade = at.empty(self.num_heads, at.stride), at.empty(1, E)
+        of_products, of_edge = at.empty(self.num_heads, at.stride), at.gradient(sides)[:, :, 0]
         arrays = (of_pieces, at.reverse, at.edge_fade, at.edge_steep, value, rise)
-        loops.attention_backward(8 * of_pieces.size, *arrays, of_products, of_fade[0])
-        of_edge = at.empty(sides, E)
+        loops.attention_backward(8 * of_pieces.size, *arrays, of_products, of_edge[0])
         arrays = (*at.bare, at.place, self.keys, of_products, Q, K, at.sender, at.reverse)
         loops.key_backward(3 * work, *arrays, *where, self.width, of_projected.numpy(), of_edge)
-        at.of_edges += [of_fade, of_edge]
         vectors = np.empty((0, 3, channels), x.numpy().dtype) if v is None else v.numpy()
         to_v = vectors if out_v is None else out_v.numpy()
         loops.send_backward(8 * size, projected.numpy(), vectors, of_V.numpy(), of_projected.numpy(), to_v)

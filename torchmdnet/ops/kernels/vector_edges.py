@@ -192,7 +192,7 @@ def message_backward(
 ):
     """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
-    ``out_edge`` (S, E) holds the sums over the channels of each side.
+    The sums over the channels of each side are added to ``out_edge`` (S, E).
     """
     B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], num_lanes(X)
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
@@ -214,7 +214,7 @@ def message_backward(
                         g0, g1 = load(grad, j), load(grad, j + W)
                         a0, a1 = a0 + load(w, k) * g0, a1 + load(w, k + W) * g1
                         more = total(load(w, k + 2 * W) * (x0 * g0) + load(w, k + 3 * W) * (x1 * g1))
-                        to[e] = more if b == blocks[0] else to[e] + more
+                        to[e] += more
                     put(o, i * F + f, F - f, a0, a1, W)
 
 
@@ -264,14 +264,12 @@ def attention(pieces, fade, out, value, rise):
 
 @compiled
 def attention_backward(of_reverse, reverse, fade, steep, value, rise, out, out_edge):
-    """Gradients of :func:`attention`: in x, (H, E'), and in the distances of edges, through the envelope, (E,).
+    """Gradients of :func:`attention`: in x, (H, E'), and, added, in the distances of edges, by the envelope, (E,).
 
     ``of_reverse`` (S, E') holds the gradient in the attention of the opposite edge, in pieces. ``steep`` (E',) is the
     derivative of the envelope.
     """
     many = of_reverse.shape[0] // out.shape[0]
-    for e in range(reverse.shape[0]):
-        out_edge[e] = 0
     for h in range(out.shape[0]):
         for e in range(reverse.shape[0]):
             r = reverse[e]
@@ -459,8 +457,8 @@ def value_backward(
 ):  # fmt: skip
     """Gradients of :func:`value_sum`, given that of its result: in V, out (N, C, F), and of edges.
 
-    ``out_piece`` (S, E') is the gradient in the attention of the opposite edge, in pieces, and ``out_edge``
-    (T, E, 1 or 4), one for each side, those in its distance and in the three components of its u.
+    ``out_piece`` (S, E') is the gradient in the attention of the opposite edge, in pieces. To ``out_edge``
+    (T, E, 1 or 4) each side adds those in its distance and in the three components of its u.
     """
     B, num_atoms, C, F, W = V.shape[0], V.shape[1], V.shape[2], out.shape[2], num_lanes(V)
     E, num_edges = weight.shape[1], u.shape[0]
@@ -472,8 +470,6 @@ def value_backward(
         w, d = aligned(most * 2 * count * W, V), aligned(edges * 6 * W, V)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         to = g % sides * num_edges * sums
-        for k in range(to + sums * row_start[chunk[chunks[0]]], to + sums * row_start[chunk[chunks[1]]]):
-            oe[k] = 0
         for b in range(blocks[0], blocks[1]):
             xo, go, f = b * num_atoms * C * 2 * W, b * num_atoms * O.shape[2] * 2 * W, 2 * W * b
             left, right = 2 * b // width * E, (2 * b + 1) // width * E
@@ -534,8 +530,8 @@ def key_backward(
 ):  # fmt: skip
     """Gradients of :func:`key_products`, given that in the products, ``weight`` (H, E').
 
-    In queries and keys, the first 2 F numbers of each row of ``out`` (N, ...), and in the distance of each edge, (T, E)
-    for each side.
+    In queries and keys, the first 2 F numbers of each row of ``out`` (N, ...), and in the distance of each edge, which
+    each side adds to ``out_edge`` (T, E).
     """
     B, num_atoms, L, W, E = Q.shape[0], Q.shape[1], out.shape[1], num_lanes(Q), weight.shape[1]
     F = width * W * weight.shape[0]
@@ -564,7 +560,7 @@ def key_backward(
                         b0 += repeat(a, left + r) * (w0 * load(q, j))
                         b1 += repeat(a, right + r) * (w1 * load(q, j + W))
                         more = total(load(w, k + 2 * W) * (q0 * s0) + load(w, k + 3 * W) * (q1 * s1))
-                        to[e] = more if b == blocks[0] else to[e] + more
+                        to[e] += more
                     put(o, i * L + f, F - f, a0, a1, W)
                     put(o, i * L + F + f, F - f, b0, b1, W)
 
