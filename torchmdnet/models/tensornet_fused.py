@@ -50,7 +50,7 @@ class FrozenTensorNet:
 
     def __init__(self, model: TensorNet, spline: Spline, tables: list[Tensor]) -> None:
         self.frame = _frame(model, spline)
-        self.tables = [_packed(_array(table)) for table in tables]
+        self.tables = [kernels.tensor_edge_loops().packed(_array(table)) for table in tables]
         embedding: Any = model.tensor_embedding
         every = torch.arange(model.max_z, device=tables[0].device)
         with torch.no_grad():
@@ -106,7 +106,7 @@ class TrainedTensorNet:
         mixers = [_Mixer(torch.stack(weights).detach()) for weights in mixing]
         gate = _TrainedGate(embedding)
         made = _Made([*tables, Z], [weight for weights in mixing for weight in weights], gate)
-        arrays = [_packed(_array(table)) for table in tables]
+        arrays = [kernels.tensor_edge_loops().packed(_array(table)) for table in tables]
         frame = _frame(model, radial.spline)
         return Encoder(frame, graph, charge, arrays, Z.detach(), mixers, gate, _parameters(model), self.spare, made)
 
@@ -233,7 +233,9 @@ class Encoder:
 
     def _pack(self, name: str, X: np.ndarray) -> np.ndarray:
         """Features (N, C, F) in blocks of channels, as loops over edges read them."""
-        return _packed(X, self._get(name, self.tables[0].shape[0], *X.shape[:2], self.tables[0].shape[3]))
+        out = self._get(name, self.tables[0].shape[0], *X.shape[:2], self.tables[0].shape[3])
+        kernels.tensor_edge_loops().pack(X.size, X, out)
+        return out
 
     def _ways(self) -> list[_Way]:
         return [self.there] if self.back is self.there else [self.there, self.back]
@@ -753,17 +755,6 @@ class _Slopes(Function):
 def _current_run() -> int:
     """Which run of the autograd engine this is: what was prepared in another must not be used."""
     return torch._C._current_graph_task_id()
-
-
-def _packed(X: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Channels in blocks, (N, C, F) -> (B, N, C, 2 lanes)."""
-    loops = kernels.tensor_edge_loops()
-    if out is None:
-        size = loops.block_size(X.itemsize)
-        shape = (-(-X.shape[2] // size), *X.shape[:2], size)
-        out = torch.empty(shape, dtype=torch.from_numpy(X).dtype).numpy()
-    loops.pack(X.size, X, out)
-    return out
 
 
 def _unpacked(ranges: np.ndarray, channels: int) -> Tensor:

@@ -144,7 +144,7 @@ class FrozenNet:
         if self.around is None:
             functions.append(last)
         else:
-            self.table_around = packed(tables[last].values.detach().numpy())
+            self.table_around = kernels.tensor_edge_loops().packed(tables[last].values.detach().numpy())
         self.tables = [tables[function].values.detach() for function in functions]
         basis = np.asarray(BASIS, dtype=np.float64) / 120
         cutoffs = float(model.cutoff_lower), float(model.cutoff_upper)
@@ -299,7 +299,7 @@ class Geometry:
     def message(self, table: np.ndarray, X: Tensor, visits: _Visits) -> tuple[Tensor, np.ndarray]:
         """Σ_j w_ij X_j, (N, F), and X packed."""
         loops, channels = kernels.vector_edge_loops(), X.shape[1]
-        out, sent = torch.empty_like(X), packed(X[:, None].numpy())
+        out, sent = torch.empty_like(X), kernels.tensor_edge_loops().packed(X[:, None].numpy())
         arrays = (visits.coef, self.place, table, sent, self.sender)
         loops.message_sum(self.work(channels), *arrays, *self.where(table), out.numpy())
         return out, sent
@@ -309,7 +309,7 @@ class Geometry:
         loops, channels = kernels.vector_edge_loops(), grad.shape[1]
         sides, _ = self.shares(table)
         out, of_edge = torch.empty_like(grad), self.gradient(sides)[:, :, 0]
-        arrays = (*visits, self.place, table, packed(grad[:, None].numpy()), X, self.sender)
+        arrays = (*visits, self.place, table, kernels.tensor_edge_loops().packed(grad[:, None].numpy()), X, self.sender)
         loops.message_backward(2 * self.work(channels), *arrays, *self.where(table), out.numpy(), of_edge)
         return out
 
@@ -325,16 +325,6 @@ class Geometry:
         return of_vec, of_dist
 
 
-def packed(X: np.ndarray) -> np.ndarray:
-    """Features or tables in blocks of channels: (N, C, F) -> (B, N, C, 2 lanes)."""
-    loops = kernels.tensor_edge_loops()
-    N, C, F = X.shape
-    size = loops.block_size(X.itemsize)
-    out = torch.empty(-(-F // size), N, C, size, dtype=torch.float32 if X.itemsize == 4 else torch.float64).numpy()
-    loops.pack(X.size, np.ascontiguousarray(X), out)
-    return out
-
-
 # ------------------------------------------------------------------------------------------------------- graph network
 
 
@@ -344,7 +334,7 @@ class FrozenGraphNetwork(FrozenNet):
     def __init__(self, model: Any, spline: Spline, tables: Tables) -> None:
         super().__init__(model, spline, tables)
         self.blocks: list[Any] = [*model.interactions]
-        self.filters = [packed(table.numpy()) for table in self.tables]
+        self.filters = [kernels.tensor_edge_loops().packed(table.numpy()) for table in self.tables]
 
     def is_as_usual(self) -> bool:
         """See :meth:`FrozenNet.is_as_usual`."""
@@ -434,8 +424,8 @@ class _FrozenAttention:
         self.num_values = table.shape[1] - 1  # 1 or 3
         self.num_sent = 1 if self.num_values == 1 else 5 if has_vectors else 2
         parts = {1: [1], 2: [1, 3], 5: [1, 3, 2]}[self.num_sent]
-        self.keys = packed(table[:, :1].detach().numpy())
-        self.filters = packed(table[:, parts].detach().contiguous().numpy())
+        self.keys = kernels.tensor_edge_loops().packed(table[:, :1].detach().numpy())
+        self.filters = kernels.tensor_edge_loops().packed(table[:, parts].detach().contiguous().numpy())
         values = by_part(layer.v_proj.weight.detach().t(), layer.num_heads, layer.head_dim)  # (F, L, F)
         bias = by_part(layer.v_proj.bias.detach()[None], layer.num_heads, layer.head_dim)  # (1, L, F)
         self.weight = torch.cat([layer.q_proj.weight, layer.k_proj.weight, values.flatten(1).t()]).detach().contiguous()
@@ -509,7 +499,17 @@ class _FrozenAttention:
         sides, _ = at.shares(self.keys)
         of_V, of_projected = torch.empty(N, C, channels, dtype=x.dtype), torch.empty_like(projected)
         of_pieces = at.empty(2 * self.keys.shape[0] if self.width == 1 else self.keys.shape[0], at.stride)
-        arrays = (*at.values, at.place, self.filters, weight, V, at.u, packed(grad.numpy()), at.sender, at.reverse)
+        arrays = (
+            *at.values,
+            at.place,
+            self.filters,
+            weight,
+            V,
+            at.u,
+            kernels.tensor_edge_loops().packed(grad.numpy()),
+            at.sender,
+            at.reverse,
+        )
         out = (of_V.numpy(), of_pieces, at.gradient(sides, 1 if C == 1 else 4))
         loops.value_backward(3 * self.filters.shape[2] * work, *arrays, *where, self.width, *out)
         if self.width == 1:

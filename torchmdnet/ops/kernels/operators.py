@@ -115,7 +115,7 @@ def edge_loops() -> ModuleType:
 
 @functools.cache
 def tensor_edge_loops() -> ModuleType:
-    """Loops over edges that only training on forces needs."""
+    """Loops over edges of whole networks of tensors."""
     from torchmdnet.ops.kernels import tensor_edges
 
     return tensor_edges

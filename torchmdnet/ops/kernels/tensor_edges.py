@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import torch
 
 from torchmdnet.ops.kernels.simd import BITS, item, load, num_lanes, raise_totals, repeat, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined, spliced
@@ -39,6 +40,7 @@ __all__ = [
     "message_sum",
     "message_tangent",
     "pack",
+    "packed",
     "pick",
     "schedule",
     "shares",
@@ -152,6 +154,16 @@ def pack(X, out):
                 else:
                     for k in range(2 * W):
                         out[b, i, c, k] = X[i, c, 2 * W * b + k] if k < room else 0.0
+
+
+def packed(X: Any) -> Any:
+    """:func:`pack` into new memory."""
+    num_atoms, C, F = X.shape
+    size = block_size(X.itemsize)
+    dtype = torch.float32 if X.itemsize == 4 else torch.float64
+    out = torch.empty(-(-F // size), num_atoms, C, size, dtype=dtype).numpy()  # aligned, unlike NumPy's
+    pack(X.size, np.ascontiguousarray(X), out)
+    return out
 
 
 # ----------------------------------------------------------------------------------------------- what loops are made of
