@@ -59,6 +59,37 @@ def test_a_truncated_file_is_called_damaged(tmp_path: Path, size: int) -> None:
         read_checkpoint(cut)
 
 
+def test_an_altered_byte_never_changes_what_is_read(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.ckpt"
+    content = {"state_dict": {"w": torch.rand(50)}, "optimizer_states": [{"step": 7, "m": torch.rand(50)}]}
+    torch.save(content, whole)
+    data, refused = whole.read_bytes(), 0
+    for place in range(0, len(data), 7):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << (place % 8)
+        path = tmp_path / "damaged.ckpt"
+        path.write_bytes(damaged)
+        try:
+            read = read_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+        else:  # padding between the records, or a time stamp
+            assert torch.equal(read["state_dict"]["w"], content["state_dict"]["w"]), place
+            assert torch.equal(read["optimizer_states"][0]["m"], content["optimizer_states"][0]["m"]), place
+            assert read["optimizer_states"][0]["step"] == 7
+    assert refused > 50
+
+
+def test_every_truncation_is_called_damaged_and_offers_the_other_checkpoints(tmp_path: Path) -> None:
+    whole = tmp_path / "epoch=3.ckpt"
+    torch.save({"state_dict": {"w": torch.rand(50)}}, whole)
+    data = whole.read_bytes()
+    for size in range(0, len(data), 41):
+        (tmp_path / "last.ckpt").write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read .* newest first: epoch=3\.ckpt"):
+            read_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_a_file_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="expected a dictionary with 'state_dict', found keys"):

@@ -6,6 +6,7 @@ import argparse
 import collections
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,31 +66,62 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
             "torchmdnet": {"version": card.get("written_by"), **provenance_of(card)},
             "card": card,
         }
+    _check_records(path)
     try:
         with ExitStack() as stack:
             if weights_only:
                 stack.enter_context(torch.serialization.safe_globals(_harmless()))
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, error)) from None
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, ImportError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint; it may be truncated or damaged ({error})."
-        ) from error
+        raise _refusal(path, error) from None
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged pickles raise whatever their bytes happen to ask for
+        raise _damaged(path, _first_line(error)) from error
     if not isinstance(content, Mapping) or "state_dict" not in content:
         found = f"keys {sorted(map(str, content))[:8]}" if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path} is no checkpoint: expected a dictionary with 'state_dict', found {found}.")
     return dict(content)
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _check_records(path: Path) -> None:
+    """Compare every record of a zip archive with its checksum: PyTorch itself would load altered weights.
+
+    Raises:
+        CheckpointError: If a record was altered, or the archive cannot be walked; the message names the record.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # files of PyTorch before 1.6 carry no checksums
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except Exception as error:  # damaged headers raise many kinds
+        raise _damaged(path, _first_line(error)) from error
+    if record is not None:
+        raise _damaged(path, f"the record {record!r} does not match its checksum")
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    """The error for a file whose bytes are wrong; it offers the checkpoints beside it, newest first."""
+    beside = [other for other in path.parent.glob("*.ckpt") if other != path]
+    newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[:3]
+    others = f" Other checkpoints in its folder, newest first: {', '.join(p.name for p in newest)}." if newest else ""
+    return CheckpointError(f"{path} cannot be read as a checkpoint; it is truncated or damaged ({reason}).{others}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:
         names = []
     if not names:
-        return f"{path} cannot be read as a checkpoint; it may be truncated or damaged ({str(error).splitlines()[0]})."
-    return (
+        return _damaged(path, _first_line(error))
+    return CheckpointError(
         f"{path} is refused: beside tensors it holds {', '.join(names)}, and loading such objects can run code. "
         "If you trust the file like a program, pass weights_only=False."
     )
