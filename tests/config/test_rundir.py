@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -97,7 +98,7 @@ def used(here):
 
 
 def names(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_an_earlier_run_is_kept_and_its_metrics_renamed(used, caplog):
@@ -212,3 +213,30 @@ def test_a_second_run_adds_to_the_log(here):
 def test_parsing_alone_writes_nothing(here):
     get_argparse().parse_args(["--log-dir", "run", "--redirect"])
     assert list(here.iterdir()) == []
+
+
+# one run at a time
+
+HOLDER = """
+import sys, time
+from torchmdnet.config import prepare_log_dir, resolve
+prepare_log_dir(resolve(["--dataset", "QM9", "--log-dir", "run"]))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_until_that_run_ends_or_is_killed(here):
+    with subprocess.Popen([sys.executable, "-c", HOLDER], cwd=here, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            before = (here / "run/input.yaml").read_bytes()
+            with pytest.raises(ConfigError, match=rf"log_dir: 'run' belongs to .*process {holder.pid} on .*--log-dir"):
+                prepare_log_dir(given("--log-dir", "run", "--overwrite", "true"))
+            assert (here / "run/input.yaml").read_bytes() == before
+            prepare_log_dir(given("--log-dir", "other"))
+        finally:
+            holder.kill()
+    prepare_log_dir(given("--log-dir", "run"))
+    prepare_log_dir(given("--log-dir", "run"))  # a second run of the same process, as scripts do

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import sys
@@ -40,18 +42,19 @@ def is_main_process() -> bool:
 def prepare_log_dir(args: argparse.Namespace) -> None:
     """Make ``args.log_dir`` ready: create it, deal with an earlier run's files, write ``input.yaml``.
 
-    A run that continues in its own folder keeps everything. Otherwise the tables, ``last.ckpt``, ``best.ckpt`` and
-    ``potential.safetensors`` of an earlier run are renamed, or, with ``overwrite``, all its output is deleted. Only the
-    main process does this.
+    The folder belongs to this process until it ends. A run that continues in its own folder keeps everything.
+    Otherwise the tables, ``last.ckpt``, ``best.ckpt`` and ``potential.safetensors`` of an earlier run are renamed, or,
+    with ``overwrite``, all its output is deleted. Only the main process does this.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        ConfigError: The folder cannot be written, or another run is writing to it.
     """
     if not is_main_process():
         return
     folder = Path(args.log_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder)
         if not (args.load_model and Path(args.load_model).resolve().parent == folder.resolve()):
             _make_room(folder, args)
         save_argparse(args, folder / "input.yaml", exclude=["conf"])
@@ -59,6 +62,42 @@ def prepare_log_dir(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"log_dir: {str(folder)!r} cannot be used ({error}). Choose another with --log-dir."
         ) from error
+
+
+#: The locks this process holds, by folder: open files, since a lock ends with the file or the process.
+_claimed: dict[Path, TextIO] = {}
+
+
+def _claim(folder: Path) -> None:
+    """Hold ``folder/.lock`` until this process ends, however it ends; a forked child does not hold it.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    if folder.resolve() in _claimed:
+        return
+    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ConfigError(
+                f"log_dir: {str(folder)!r} belongs to a run that is still going ({holder or 'of an unknown process'}). "
+                "Wait for it or end it, or choose another folder with --log-dir."
+            ) from None
+        logger.warning("%s cannot be locked (%s): take care that no two runs write to it.", folder, error)
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    _claimed[folder.resolve()] = file
 
 
 def _make_room(folder: Path, args: argparse.Namespace) -> None:
