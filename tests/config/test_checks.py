@@ -24,6 +24,11 @@ def given(*words):
     return resolve(["--dataset", "QM9", *words])
 
 
+def test_a_loss_per_atom_of_a_mean_over_atoms_is_refused():
+    with pytest.raises(ConfigError, match="reduce_op=average y is a mean over atoms already"):
+        given("--y-loss-per-atom", "--reduce-op", "average")
+
+
 def test_a_run_needs_a_data_set():
     with pytest.raises(ConfigError, match=r"dataset is not given.*--dataset TinyQM.*QM9"):
         resolve([])

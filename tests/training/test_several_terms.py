@@ -68,6 +68,45 @@ def test_the_total_is_the_weighted_sum_of_all_terms_each_with_its_own_loss():
     torch.testing.assert_close(lnnp.training_step(toy_batch(0, 1, 2)), expected, rtol=1e-10, atol=0)
 
 
+def test_with_a_loss_per_atom_energies_are_divided_by_the_number_of_atoms_in_every_stage():
+    lnnp = module(y_loss_per_atom=True, y_weight=10.0, neg_dy_weight=2.0)
+    batch, found = outputs(lnnp, toy_batch(0, 1, 2))
+    num_atoms = torch.bincount(batch.batch).unsqueeze(1)  # (S, 1)
+    assert num_atoms.unique().numel() > 1
+    error, force = ((found.energy - batch.y) / num_atoms).detach(), (found.forces - batch.neg_dy).detach()
+    expected = 10.0 * error.square().mean() + 2.0 * force.square().mean()
+    torch.testing.assert_close(lnnp.training_step(toy_batch(0, 1, 2)).detach(), expected, rtol=1e-10, atol=0)
+    lnnp.validation_step(toy_batch(0, 1, 2))
+    lnnp.test_step(toy_batch(0, 1, 2))
+    assert lnnp.losses["val"]["y"]["mse_loss"].mean() == pytest.approx(float(error.square().mean()))
+    for stage in ("val", "test"):
+        assert lnnp.losses[stage]["y"]["l1_loss"].mean() == pytest.approx(float(error.abs().mean()))
+
+
+def test_a_loss_per_atom_does_not_depend_on_how_often_a_cell_is_repeated():
+    """Two molecules far apart have twice the energy and the same loss, where without the option it is four times."""
+    one, two = Data(**toy_batch(1).to_dict()), Data(**toy_batch(1).to_dict())
+    two.z, two.pos = two.z.repeat(2), torch.cat([two.pos, two.pos + 50.0])
+    two.neg_dy, two.y, two.charges = two.neg_dy.repeat(2, 1), 2 * two.y, two.charges.repeat(2)
+    for per_atom, ratio in ((True, 1.0), (False, 4.0)):
+        lnnp = module(y_loss_per_atom=per_atom, neg_dy_weight=0.0)
+        losses = [lnnp.training_step(Batch.from_data_list([copy.copy(data)])) for data in (one, two)]
+        assert float((losses[1] / losses[0]).detach()) == pytest.approx(ratio, rel=1e-6)
+
+
+def test_a_run_with_a_loss_per_atom_says_so_in_tables_summary_and_report(tmp_path):
+    folder = train_toy(tmp_path / "run", num_epochs=1, y_loss_per_atom=True, y_weight=10.0, report=True)
+    last, (val, test) = rows(folder), rows(folder, "errors.csv")
+    assert float(last[0]["val_y_l1_loss"]) == pytest.approx(float(val["y_mae_per_atom"]), rel=1e-5)
+    assert float(last[-1]["test_y_l1_loss"]) == pytest.approx(float(test["y_mae_per_atom"]), rel=1e-5)
+    total = 10 * float(test["y_mae_per_atom"]) + float(test["neg_dy_mae"])
+    assert float(last[-1]["test_total_l1_loss"]) == pytest.approx(total, rel=1e-5)
+    words = "10 × mse_loss(energies per atom) + 1 × mse_loss(force components)"
+    assert summary(folder)["loss"] == words
+    assert words in (folder / "report.html").read_text()
+    assert read_checkpoint(folder / "best.ckpt")["hyper_parameters"]["y_loss_per_atom"] is True
+
+
 def test_systems_without_a_label_count_neither_in_the_loss_nor_in_its_mean():
     lnnp, options = module(properties=PROPERTIES, y_weight=0.0, neg_dy_weight=0.0), {"missing": 3}
     loss = lnnp.training_step(toy_batch(0, 1, 2, 3, 4, **options))  # 0 and 3 have none

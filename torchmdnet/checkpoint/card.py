@@ -27,8 +27,8 @@ _OF_USE = frozenset({"charge", "spin", "properties", "handedness", "coulomb_epsi
 #: Training options a card keeps, where a run had them.
 _OF_TRAINING = (
     "dataset", "train_size", "val_size", "test_size", "seed", "num_epochs", "batch_size", "lr", "lr_patience",
-    "lr_factor", "lr_min", "lr_warmup_steps", "weight_decay", "train_loss", "y_weight", "neg_dy_weight",
-    "stress_weight", "standardize", "gradient_clipping",
+    "lr_factor", "lr_min", "lr_warmup_steps", "weight_decay", "train_loss", "y_weight", "y_loss_per_atom",
+    "neg_dy_weight", "stress_weight", "standardize", "gradient_clipping",
 )  # fmt: skip
 
 

@@ -115,6 +115,12 @@ def _loss(args: argparse.Namespace, settings: Settings) -> None:
     if args.y_weight == 0 and (args.neg_dy_weight == 0 or not args.derivative) and not has_others:
         why = "neg_dy_weight=0" if args.neg_dy_weight == 0 else "derivative=False, which leaves no forces"
         raise ConfigError(f"y_weight=0 and {why}: there is nothing to train on. Raise a weight, or set derivative.")
+    if args.y_loss_per_atom and args.reduce_op != "add":
+        raise ConfigError(
+            f"{settings.source('y_loss_per_atom')}: y_loss_per_atom=True divides y by the number of atoms, but with "
+            f"reduce_op={args.reduce_op} y is a mean over atoms already. Set y_loss_per_atom to false, or reduce_op to "
+            "add."
+        )
     default = OPTIONS["neg_dy_weight"].default
     if "neg_dy_weight" in settings and args.neg_dy_weight not in (0, default) and not args.derivative:
         logger.warning(

@@ -171,6 +171,10 @@ _GROUPS: dict[str, Sequence[Option]] = {
                ge=0, le=1),
         Option("ema_alpha_neg_dy", "float", 1.0, "The same for the loss of the forces.", ge=0, le=1),
         Option("y_weight", "float", 1.0, "Weight of y (the energy) in the loss.", ge=0),
+        Option("y_loss_per_atom", "bool", False,
+               "Divide predicted and reference energies by the number of atoms before they enter the loss (training, "
+               "validation and test), so that one y_weight suits systems of every size. Recommended.",
+               established=False),
         Option("neg_dy_weight", "float", 1.0,
                "Weight of the forces in the loss. Without derivative there are none.", ge=0),
         Option("stress_weight", "float", 0.0,

@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "ema_alpha_y": 1.0,
     "ema_alpha_neg_dy": 1.0,
     "y_weight": 1.0,
+    "y_loss_per_atom": False,
     "neg_dy_weight": 1.0,
     "lr": 1e-4,
     "weight_decay": 0.0,
@@ -117,6 +118,9 @@ class LNNP(LightningModule):
     with the stress if ``stress_weight`` is above 0, and a term for each of ``properties``. A stress or property that
     is NaN in the data is missing and counts neither in the loss nor in its mean. Where samples have weights, each
     multiplies the training loss of its sample, in training and validation; errors are never weighted.
+
+    With ``y_loss_per_atom`` the losses of energies are those of energies per atom,
+    :math:`\ell(y / n, y^\mathrm{ref} / n)` with n atoms in the system, in every stage.
 
     With ``0 < ema_alpha < 1`` each term is smoothed over steps, :math:`\alpha L + (1 - \alpha) E`, where E is the
     previous smoothed value. The gradient of a smoothed term is :math:`\alpha` times the plain one, and what is logged
@@ -384,6 +388,9 @@ class LNNP(LightningModule):
             self.epoch_samples += comparison.y.shape[0]
             self.latest = comparison.detach() if self.keep_latest else None
         pairs = {term: pair for term, pair in comparison.pairs().items() if self.term_weight[term] > 0}
+        if self.hparams["y_loss_per_atom"] and "y" in pairs:
+            y, label, weight = pairs["y"]
+            pairs["y"] = (y / comparison.atoms_per_molecule, label / comparison.atoms_per_molecule, weight)
         total: Tensor | None = None
         for name, loss_fn in loss_fn_list:
             total = None

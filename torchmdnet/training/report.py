@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from torchmdnet import __version__
+from torchmdnet.data.labels import targets_of
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.page import document, escape, image, table
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
+from torchmdnet.training.losses import loss_name
 from torchmdnet.training.terminal import Units, significant
 from torchmdnet.units import GPA_PER_EV_A3
 
@@ -22,6 +24,7 @@ __all__ = [
     "RunFacts",
     "data_summary",
     "error_table",
+    "loss_words",
     "summary_of",
     "trivial_words",
     "versions",
@@ -138,6 +141,18 @@ def trivial_words(facts: RunFacts) -> str:
     return ", ".join(words)
 
 
+def loss_words(facts: RunFacts) -> str:
+    """The loss as a sum: ``10 × mse_loss(energies per atom) + 1 × mse_loss(force components)``."""
+    options = facts.options
+    default = loss_name(options.get("train_loss", "mse_loss"))
+    energy = "energies per atom" if options.get("y_loss_per_atom") else "energies"
+    terms = [(energy, options.get("y_weight", 1.0), default)]
+    if options.get("derivative"):
+        terms.append(("force components", options.get("neg_dy_weight", 1.0), default))
+    terms += [(t.name, t.weight, loss_name(t.loss or default)) for t in targets_of(options).values()]
+    return " + ".join(f"{weight:g} × {function}({name})" for name, weight, function in terms if weight > 0)
+
+
 def summary_of(facts: RunFacts) -> dict[str, Any]:
     """The content of ``summary.json``; errors are in the units of the data."""
     evaluation = facts.evaluation
@@ -151,6 +166,7 @@ def summary_of(facts: RunFacts) -> dict[str, Any]:
             "value": facts.best_score,
         },
         "tested": {"checkpoint": facts.tested, "epoch": facts.tested_epoch},
+        "loss": loss_words(facts),
         "units": {"energy": facts.units.energy, "length": facts.units.length, **facts.units.others},
         "errors": {},
         "baseline": {},
@@ -215,7 +231,7 @@ def write_report(facts: RunFacts, defaults: Mapping[str, Any]) -> Path:
         _image(folder / "parity.png", "Predictions against labels"),
         "<h2>Data</h2>" + table(data_summary(facts).items()),
         "<h2>Use it</h2>" + _usage(facts),
-        "<h2>Settings</h2>" + _settings(facts.options, defaults),
+        "<h2>Settings</h2>" + f"<p>Loss: {escape(loss_words(facts))}.</p>" + _settings(facts.options, defaults),
         "<h2>Files</h2>" + _files(folder),
         "<h2>Versions</h2>" + table({**versions(), "device": facts.device}.items()),
     ]
