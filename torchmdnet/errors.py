@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "did_you_mean"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "SplitError", "did_you_mean"]
 
 
 class ConfigError(ValueError):
     """An option, a name or a combination of options that cannot work."""
+
+
+class SplitError(ConfigError, AssertionError):
+    """Sizes or parts of a data set that cannot be had; an ``AssertionError`` in earlier releases, so it is one too."""
 
 
 class DataError(ValueError):

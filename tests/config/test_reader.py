@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from torchmdnet.config.reader import Setting, plain, read_yaml, write_yaml
 from torchmdnet.errors import ConfigError
@@ -40,6 +41,27 @@ def test_numbers_with_an_exponent_are_numbers(write, text, value):
     assert found["lr"].value == value
     assert type(found["lr"].value) is type(value)
     assert found["nested"].value == {"a": [value]}
+
+
+@pytest.mark.parametrize("word", ["No", "NO", "no", "off", "Off", "on", "yes", "Y", "N", "y", "n"])
+def test_words_that_yaml_1_1_takes_for_true_and_false_are_text(write, word):
+    found = read_yaml(write(f"energies: {{{word}: -1.5, H: -13.6}}\nnames: [{word}]\n{word}: {word}\n"))
+    assert found["energies"].value == {word: -1.5, "H": -13.6}
+    assert found["names"].value == [word]
+    assert found[word].value == word
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("True", True), ("FALSE", False), ("false", False)])
+def test_true_and_false_are_true_and_false(write, word, value):
+    found = read_yaml(write(f"a: {word}\nnested: {{b: {word}}}\n"))
+    assert found["a"].value is value
+    assert found["nested"].value == {"b": value}
+
+
+def test_text_that_other_readers_take_for_true_is_written_in_quotes(tmp_path):
+    write_yaml(tmp_path / "a.yaml", {"No": "off", "flag": True})
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text()) == {"No": "off", "flag": True}
+    assert {key: value for key, (value, _) in read_yaml(tmp_path / "a.yaml").items()} == {"No": "off", "flag": True}
 
 
 def test_a_repeated_key_is_reported_and_the_later_value_used(write, caplog):

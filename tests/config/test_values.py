@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from torchmdnet.config.values import coerce, number, prior_entries
+from torchmdnet.config.values import coerce, number, prior_entries, with_truths
+from torchmdnet.datasets import ASE
 from torchmdnet.errors import ConfigError
 
 
@@ -33,6 +34,20 @@ def test_words_for_false_are_false(word):
 @pytest.mark.parametrize("word", ["true", "True", "1", "yes", "on", True, 1])
 def test_words_for_true_are_true(word):
     assert coerce("derivative", word, "--derivative") is True
+
+
+@pytest.mark.parametrize(("word", "value"), [("no", False), ("Off", False), ("YES", True), ("on", True)])
+def test_words_for_truth_reach_the_arguments_that_are_true_or_false(word, value):
+    priors = coerce("prior_model", [{"Atomref": {"trainable": word}}, "ZBL"], "conf.yaml")
+    assert priors == [{"Atomref": {"trainable": value}}, "ZBL"]
+    found = with_truths(
+        ASE, {"cache": word, "stress_key": word, "atomref": {"No": 1.0}, "index": word, "extra_keys": [word]}
+    )
+    assert found == {"cache": value, "stress_key": value, "atomref": {"No": 1.0}, "index": word, "extra_keys": [word]}
+    files = [{"path": "a.xyz", "energy_key": word, "split": word}]
+    assert with_truths(ASE, {"files": files})["files"] == [{"path": "a.xyz", "energy_key": value, "split": word}]
+    heads = coerce("properties", {"q": {"head": "PartialCharges", "conserve": word, "label": "No"}}, "conf.yaml")
+    assert heads["q"]["label"] == "No"
 
 
 @pytest.mark.parametrize("word", ["x", "maybe", 2, [], {}])

@@ -16,6 +16,7 @@ from torchmdnet.data import DataModule
 from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.priors import Atomref, LearnableAtomref
 
 ENERGY = {1: -13.5, 6: -1030.25, 8: -2042.75}
 
@@ -246,6 +247,38 @@ def test_missing_reference_energies_are_fitted_to_the_training_samples(tmp_path,
     expected = np.linalg.solve(counts.T @ counts, counts.T @ y)
     np.testing.assert_allclose(module.atomref[elements, 0], expected, rtol=1e-6)
     np.testing.assert_allclose(module.prior_source.get_atomref(20)[[1, 6, 8], 0], list(ENERGY.values()), atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["per sample", "frames"])
+@pytest.mark.parametrize("form", ["no argument", "max_z", "keyword"])
+def test_a_data_set_may_state_its_reference_energies_with_and_without_an_argument(tmp_path, kind, form):
+    table = torch.arange(20.0)
+
+    class OfFrames(FramesDataset):
+        pass
+
+    class Own(PerSample):
+        pass
+
+    base = OfFrames if kind == "frames" else Own
+    base.get_atomref = {
+        "no argument": lambda self: table[:, None],
+        "max_z": lambda self, max_z: torch.cat([table, torch.zeros(max_z - 20)])[:, None],
+        "keyword": lambda self, *, max_z=100: table.double().numpy(),
+    }[form]
+    module = ready(tmp_path, base(Frames.from_samples(molecules())))
+    assert module.atomref.shape == (100, 1)
+    assert module.atomref[[1, 6, 8, 20], 0].tolist() == [1, 6, 8, 0]
+    prior = Atomref(dataset=module.dataset)
+    assert prior.initial_atomref[[1, 6, 8], 0].tolist() == [1, 6, 8]
+    assert LearnableAtomref(dataset=module.dataset).atomref.num_embeddings == (100 if form == "max_z" else 20)
+
+
+def test_a_table_of_reference_energies_has_one_number_for_each_element(tmp_path):
+    data = PerSample(Frames.from_samples(molecules()))
+    data.get_atomref = lambda: torch.zeros(20, 6)
+    with pytest.raises(DataError, match=r"PerSample.get_atomref\(\) has shape \(20, 6\) instead of \(max_z, 1\)"):
+        _ = ready(tmp_path, data).atomref
 
 
 def test_a_composition_that_leaves_a_choice_has_the_shortest_solution(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchmdnet.data.splits import make_splits, train_val_test_split
-from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.data.splits import make_splits, save_splits, train_val_test_split
+from torchmdnet.errors import ConfigError, DataError, SplitError
 
 
 def lengths(parts):
@@ -162,3 +162,23 @@ def test_groups_stay_together_and_sizes_are_nearly_met():
     np.testing.assert_allclose(lengths([train, val, test]), [800, 100, 100], atol=20)
     again = train_val_test_split(1000, 0.8, 0.1, 0.1, 5, groups=groups)
     np.testing.assert_array_equal(train, again[0])
+
+
+def test_a_split_file_does_not_need_the_number_of_samples(tmp_path):
+    save_splits(tmp_path / "s.npz", np.array([4, 0]), np.array([2]), np.array([], dtype=np.int64))
+    parts = make_splits(None, None, None, None, None, splits=str(tmp_path / "s.npz"))
+    assert [part.tolist() for part in parts] == [[4, 0], [2], []]
+    with pytest.raises(DataError, match="sample 4 is in idx_train and in idx_val"):
+        make_splits(None, None, None, None, None, splits={"idx_train": [4, 0], "idx_val": [4]})
+    with pytest.raises(DataError, match=r"idx_val .* holds -1"):
+        make_splits(None, None, None, None, None, splits={"idx_train": [4, 0], "idx_val": [-1]})
+    with pytest.raises(SplitError, match="dataset_len is None"):
+        make_splits(None, 0.5, 0.2, None, 1)
+
+
+@pytest.mark.parametrize("sizes", [(8, 5, 0), (0.5, None, None), (-1, 1, 1), (0.9, 0.3, 0), (None, 2.0, 0.1)])
+def test_sizes_that_cannot_be_had_are_assertion_errors_too(sizes):
+    """Release 3 raises an ``AssertionError``, which callers catch."""
+    with pytest.raises(AssertionError) as caught:
+        make_splits(10, *sizes, 1)
+    assert isinstance(caught.value, ConfigError)

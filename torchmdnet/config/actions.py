@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torchmdnet.config.reader import read_yaml
+from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.reader import Setting, read_yaml
 from torchmdnet.config.settings import read_saved_settings
+from torchmdnet.config.values import as_truth
 from torchmdnet.errors import ConfigError, did_you_mean
 
 __all__ = ["LoadFromCheckpoint", "LoadFromFile"]
@@ -29,7 +31,7 @@ class LoadFromFile(argparse.Action):
         else:
             path = values.name
             values.close()
-        found = {key: setting.value for key, setting in read_yaml(path).items()}
+        found = _values(read_yaml(path))
         _refuse_unknown(found, namespace, "config file")
         if getattr(namespace, "load_model", None):
             found.pop("load_model", None)
@@ -45,10 +47,16 @@ class LoadFromCheckpoint(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         settings, _ = read_saved_settings(values)
-        found = {key: setting.value for key, setting in settings.items()}
+        found = _values(settings)
         _refuse_unknown([key for key in found if key != "prior_args"], namespace, "the model checkpoint")
         vars(namespace).update(found)
         setattr(namespace, self.dest, values)
+
+
+def _values(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """Values for a parser that is not known here: ``no`` is false unless an option of that name takes text."""
+    is_text = {key for key, option in OPTIONS.items() if option.type != "bool"}
+    return {k: setting.value if k in is_text else as_truth(setting.value) for k, setting in settings.items()}
 
 
 def _refuse_unknown(keys: Iterable[str], namespace: argparse.Namespace, where: str) -> None:

@@ -13,11 +13,17 @@ import yaml
 
 from torchmdnet.errors import ConfigError
 
-__all__ = ["Loader", "Setting", "plain", "read_yaml", "write_yaml"]
+__all__ = ["FALSE_WORDS", "TRUE_WORDS", "Loader", "Setting", "plain", "read_yaml", "write_yaml"]
 
 logger = logging.getLogger(__name__)
 
-_TIMESTAMP, _FLOAT, _TUPLE = (f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "float", "python/tuple"))
+_TIMESTAMP, _BOOL, _FLOAT, _TUPLE = (
+    f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "bool", "float", "python/tuple")
+)
+
+#: Words that YAML 1.1 takes for true and false wherever they stand, so that nobelium (``No``) is false. Here they are
+#: text, and become true and false where a setting is one of these two.
+TRUE_WORDS, FALSE_WORDS = ("yes", "Yes", "YES", "on", "On", "ON"), ("no", "No", "NO", "off", "Off", "OFF")
 
 
 class Setting(NamedTuple):
@@ -28,10 +34,10 @@ class Setting(NamedTuple):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML without code, where ``1e-4`` is a number, dates are text and a repeated key is reported."""
+    """YAML without code, where ``1e-4`` is a number, dates and ``no`` are text and a repeated key is reported."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _BOOL)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -62,6 +68,8 @@ class Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes what :class:`Loader` reads back: text that looks like a number gets quotes."""
 
+
+Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 # YAML 1.1 takes a number with an exponent for text unless it has a dot and a sign.
 for _class in (Loader, _Dumper):

@@ -19,7 +19,7 @@ from typing import Any
 from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, SYNONYMS
 from torchmdnet.config.parser import build_parser
 from torchmdnet.config.reader import Setting, plain, read_yaml
-from torchmdnet.config.values import coerce, number, prior_entries
+from torchmdnet.config.values import as_truth, coerce, number, prior_entries, takes_truth
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 
 __all__ = [
@@ -135,7 +135,8 @@ def merge(given: Iterable[tuple[str, Any, str]]) -> Settings:
     values = settings.values()
     if values["prior_args"] is not None:
         # One form from here on: the arguments of a prior stand beside its name.
-        priors = _join_priors(values["prior_model"], values["prior_args"], settings.source("prior_args"))
+        source = settings.source("prior_args")
+        priors = coerce("prior_model", _join_priors(values["prior_model"], values["prior_args"], source), source)
         settings.flags["prior_model"] = Setting(priors, settings.source("prior_model"))
         settings.flags["prior_args"] = Setting(None, settings.source("prior_args"))
     return settings
@@ -168,10 +169,12 @@ def _accept_own_parameters(settings: Settings) -> None:
     from torchmdnet.build import representation_arguments
     from torchmdnet.models import ARCHITECTURES
 
-    own = representation_arguments(ARCHITECTURES[settings.values()["model"]])
+    architecture = ARCHITECTURES[settings.values()["model"]]
+    own = representation_arguments(architecture)
     for key, (setting, where) in settings.unknown.items():
         if key in own:
-            settings.files[key] = setting
+            value = as_truth(setting.value) if takes_truth(own[key], architecture) else setting.value
+            settings.files[key] = setting._replace(value=value)
         elif where == _CHECKPOINT:
             logger.warning("%s: %s=%r is not known here and set aside.", setting.source, key, setting.value)
         else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +14,10 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from torchmdnet.config.flags import OPTIONS, Option
-from torchmdnet.config.reader import Loader, plain
+from torchmdnet.config.reader import FALSE_WORDS, TRUE_WORDS, Loader, plain
 from torchmdnet.errors import ConfigError, did_you_mean
 
-__all__ = ["coerce", "number"]
+__all__ = ["as_truth", "coerce", "number", "with_truths"]
 
 _NONE_WORDS = ("None", "none", "null", "~")
 
@@ -40,6 +42,41 @@ def number(text: Any) -> int | float | None:
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is not a finite number")
     return int(value) if "e" in word.lower() and value.is_integer() else value
+
+
+def as_truth(value: Any) -> Any:
+    """True and false for the words that YAML 1.1 has for them (``yes``, ``off``); anything else as it is."""
+    return (value in TRUE_WORDS) if isinstance(value, str) and value in (*TRUE_WORDS, *FALSE_WORDS) else value
+
+
+def with_truths(kind: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for a class, with ``yes``, ``no``, ``on`` and ``off`` as booleans where it takes booleans.
+
+    Args:
+        kind: What the arguments are for; its annotations and defaults tell which of them may be true or false.
+        arguments: As they were read; mappings in a list are looked at too, by the same names.
+    """
+    try:
+        parameters = inspect.signature(kind).parameters
+    except (TypeError, ValueError):
+        return dict(arguments)
+
+    def convert(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [
+                {k: convert(k, v) for k, v in item.items()} if isinstance(item, Mapping) else item for item in value
+            ]
+        return as_truth(value) if name in parameters and takes_truth(parameters[name], kind) else value
+
+    return {name: convert(name, value) for name, value in arguments.items()}
+
+
+def takes_truth(parameter: inspect.Parameter, kind: Callable[..., Any]) -> bool:
+    """Whether an argument may be true or false, by its annotation and its default."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):  # perhaps the name of an alias
+        annotation = getattr(sys.modules.get(kind.__module__), annotation, annotation)
+    return isinstance(parameter.default, bool) or any(word in str(annotation) for word in ("bool", "Literal[False]"))
 
 
 def _integer(value: Any) -> Any:
@@ -143,6 +180,38 @@ def _check_priors(value: Any) -> Any:
     return value
 
 
+def _is_truth_word(value: Any) -> bool:
+    return isinstance(value, str) and as_truth(value) is not value
+
+
+def _prior_truths(value: Any) -> Any:
+    """``prior_model`` with booleans where the arguments of a prior are booleans."""
+    if isinstance(value, list):
+        return [_prior_truths(item) for item in value]
+    if not isinstance(value, Mapping) or not any(
+        _is_truth_word(word) for arguments in value.values() for word in (arguments or {}).values()
+    ):
+        return value
+    from torchmdnet.priors import PRIORS
+
+    return {name: with_truths(PRIORS[name], arguments or {}) for name, arguments in value.items()}
+
+
+def _head_truths(value: Any) -> dict[str, Any]:
+    """``properties`` with booleans where the arguments of a head are booleans."""
+
+    def convert(name: str, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not any(map(_is_truth_word, given.values())):
+            return given
+        from torchmdnet.heads import HEADS
+        from torchmdnet.properties import DEFAULT_HEADS
+
+        head = given.get("head") or DEFAULT_HEADS.get(name)
+        return with_truths(HEADS[head], given) if isinstance(head, str) and head in HEADS else given
+
+    return {name: convert(name, given) for name, given in value.items()}
+
+
 def _check_box(rows: list[list[float]]) -> list[list[float]]:
     if len(rows) != 3 or any(len(row) != 3 for row in rows):
         raise ValueError(f"it has {len(rows)} rows of {', '.join(str(len(row)) for row in rows)} numbers")
@@ -205,6 +274,10 @@ def coerce(key: str, value: Any, source: str) -> Any:
         raise _refusal(option, value, source, _reasons(error)) from error
     except ValueError as error:
         raise _refusal(option, value, source, str(error)) from error
+    if option.type == "priors":
+        result = _prior_truths(result)
+    elif option.type == "properties":
+        result = _head_truths(result)
     named = [name for name, _ in prior_entries(result)] if option.type == "priors" else [result]
     for name in named:
         _check_name(option, name, source)

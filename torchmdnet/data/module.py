@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from torchmdnet.config.values import with_truths
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
 from torchmdnet.data.labels import check_targets, complete_targets, targets_of
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader
@@ -27,6 +28,7 @@ from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.priors.base import stated_energies
 
 __all__ = ["DataModule", "PriorSource"]
 
@@ -168,7 +170,7 @@ class DataModule(LightningDataModule):
         if named and "group_key" in _parameters(kind):
             keywords.setdefault("group_key", by)
         _check_arguments(name, kind, positional, keywords)
-        return kind, positional, keywords
+        return kind, positional, with_truths(kind, keywords)
 
     def _divide(self) -> None:
         options, total = self.options, len(self.dataset)
@@ -406,11 +408,11 @@ class PriorSource:
         dataset = module.dataset
         largest = module._largest_z()
         rows = max(max_z, 0 if largest is None else largest + 1)
-        if isinstance(dataset, FramesDataset):
-            stated = dataset.get_atomref(rows) if dataset.states_reference_energies else None
+        is_partly_stated = isinstance(dataset, FramesDataset) and not dataset.states_reference_energies
+        if is_partly_stated and (dataset.reference_energies or type(dataset).get_atomref is FramesDataset.get_atomref):
+            stated = None  # fitted below, those that are stated included
         else:
-            get = getattr(dataset, "get_atomref", None)
-            stated = None if get is None else get(rows)
+            stated = stated_energies(dataset, rows) if hasattr(dataset, "get_atomref") else None
         if stated is not None:
             return stated
         energies = module.fitted_energies()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.errors import DataError, SplitError
 
 __all__ = ["load_splits", "make_splits", "save_splits", "train_val_test_split"]
 
@@ -31,7 +31,7 @@ def train_val_test_split(
     train_size: Size,
     val_size: Size,
     test_size: Size,
-    seed: int,
+    seed: int | None,
     order: Any = None,
     groups: Sequence[Any] | np.ndarray | None = None,
     gap: int | None = None,
@@ -57,7 +57,7 @@ def train_val_test_split(
         int64 indices of the three parts.
 
     Raises:
-        ConfigError: If the sizes cannot be met; the message names the one at fault.
+        SplitError: If the sizes cannot be met; the message names the one at fault.
     """
     sizes = _counts(dset_len, {"train_size": train_size, "val_size": val_size, "test_size": test_size})
     left_out = dset_len - sum(sizes)
@@ -65,7 +65,7 @@ def train_val_test_split(
         logger.warning("%d of %d samples are in none of train, val and test.", left_out, dset_len)
     if groups is not None:
         if order is not None:
-            raise ConfigError("splits: groups and order cannot be combined.")
+            raise SplitError("splits: groups and order cannot be combined.")
         if gap is not None:
             return _in_time(np.asarray(groups), sizes, gap)
         return _grouped(np.asarray(groups), sizes, seed)
@@ -79,11 +79,11 @@ def train_val_test_split(
 
 
 def make_splits(
-    dataset_len: int,
+    dataset_len: int | None,
     train_size: Size,
     val_size: Size,
     test_size: Size,
-    seed: int,
+    seed: int | None,
     filename: str | os.PathLike[str] | None = None,
     splits: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     order: Any = None,
@@ -93,7 +93,7 @@ def make_splits(
     """The three parts of a data set, from sizes and a seed or as given, and kept in a file.
 
     Args:
-        dataset_len: Number of samples (n).
+        dataset_len: Number of samples (n). None with ``splits``: the indices are not compared with the data.
         train_size: See :func:`train_val_test_split`; ignored when ``splits`` gives all parts.
         val_size: Likewise.
         test_size: Likewise.
@@ -107,8 +107,16 @@ def make_splits(
 
     Returns:
         int64 tensors train, val, test.
+
+    Raises:
+        SplitError: If the sizes cannot be met, or the file cannot be read.
+        DataError: If an index in ``splits`` is not a whole number, is outside the data set, or occurs twice.
     """
     if splits is None:
+        if dataset_len is None:
+            raise SplitError(
+                "splits: dataset_len is None. Give the number of samples, or splits to take the parts from."
+            )
         parts = train_val_test_split(dataset_len, train_size, val_size, test_size, seed, order, groups, gap)
     else:
         given = load_splits(splits, dataset_len)
@@ -120,11 +128,15 @@ def make_splits(
     return train, val, test
 
 
-def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len: int) -> dict[str, np.ndarray]:
+def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len: int | None) -> dict[str, np.ndarray]:
     """Read and check a split; no code in the file can run.
 
+    Args:
+        source: A file, or a mapping with the same keys.
+        dataset_len: Number of samples; None where it is not known.
+
     Raises:
-        ConfigError: If the file cannot be read or lacks ``idx_train``.
+        SplitError: If the file cannot be read or lacks ``idx_train``.
         DataError: If an index is not a whole number, is outside the data set, or occurs twice.
     """
     keys = [f"idx_{part}" for part in PARTS]
@@ -136,16 +148,19 @@ def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len:
             with np.load(name, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in keys if key in file}
         except FileNotFoundError as error:
-            raise ConfigError(f"splits: there is no file {name!r}.") from error
+            raise SplitError(f"splits: there is no file {name!r}.") from error
         except Exception as error:  # a broken zip, an object array, anything else that is not plain numbers
-            raise ConfigError(
+            raise SplitError(
                 f"splits: {name} cannot be read as an .npz file of numbers ({error}). "
                 "It should hold idx_train, idx_val and idx_test, and no Python objects."
             ) from error
     missing = [key for key in keys if key not in arrays]
     if "idx_train" in missing or (missing and not isinstance(source, Mapping)):
-        raise ConfigError(f"splits: {name} has no {', '.join(missing)}.")
-    owner = np.full(dataset_len, "", dtype="U9")
+        raise SplitError(f"splits: {name} has no {', '.join(missing)}.")
+    if dataset_len is None:
+        integers = [array.max() for array in arrays.values() if array.size and array.dtype.kind in "iu"]
+        dataset_len = int(max(integers, default=-1)) + 1
+    owner = np.full(max(dataset_len, 0), "", dtype="U9")
     for key, array in arrays.items():
         if array.size == 0:
             arrays[key] = np.zeros(0, dtype=np.int64)
@@ -198,19 +213,19 @@ def _counts(total: int, sizes: Mapping[str, Size]) -> list[int]:
         if size is None:
             continue
         if isinstance(size, bool) or not isinstance(size, numbers.Real) or math.isnan(size):
-            raise ConfigError(f"{name}: {size!r} is neither a count, nor a fraction, nor None.")
+            raise SplitError(f"{name}: {size!r} is neither a count, nor a fraction, nor None.")
         if size < 0:
-            raise ConfigError(f"{name}: {size} is negative.")
+            raise SplitError(f"{name}: {size} is negative.")
         if not isinstance(size, numbers.Integral) and size > 1:
-            raise ConfigError(
+            raise SplitError(
                 f"{name}: {size} is more than the whole data set. A number with a point is a fraction; "
                 f"write {int(size)} for a count."
             )
         if isinstance(size, numbers.Integral) and size > total:
-            raise ConfigError(f"{name}: {size} samples are asked for, but the data set has {total}.")
+            raise SplitError(f"{name}: {size} samples are asked for, but the data set has {total}.")
     open_ones = [name for name, size in sizes.items() if size is None]
     if len(open_ones) > 1:
-        raise ConfigError(f"{' and '.join(open_ones)} are both None, but only one can be the rest.")
+        raise SplitError(f"{' and '.join(open_ones)} are both None, but only one can be the rest.")
     fractions = [
         i for i, size in enumerate(sizes.values()) if size is not None and not isinstance(size, numbers.Integral)
     ]
@@ -225,13 +240,13 @@ def _counts(total: int, sizes: Mapping[str, Size]) -> list[int]:
                 break
     if sum(counts) > total:
         text = ", ".join(f"{name}={size}" for name, size in sizes.items() if size is not None)
-        raise ConfigError(f"{text} come to {sum(counts)} samples, but the data set has {total}.")
+        raise SplitError(f"{text} come to {sum(counts)} samples, but the data set has {total}.")
     if open_ones:
         counts[list(sizes).index(open_ones[0])] = total - sum(counts)
     return counts
 
 
-def _grouped(groups: np.ndarray, sizes: list[int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _grouped(groups: np.ndarray, sizes: list[int], seed: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whole groups in random order; each goes where most samples are still wanted."""
     _, member = np.unique(groups, return_inverse=True)
     member = member.reshape(-1)
@@ -270,7 +285,7 @@ def _in_time(trajectories: np.ndarray, sizes: list[int], gap: int) -> tuple[np.n
     for name, rows, size in zip(PARTS, (train, val, test), sizes, strict=True):
         if size and not len(rows):
             why = f"the gap of {gap} samples before each cut leaves none" if gap else "the trajectories are too short"
-            raise ConfigError(
+            raise SplitError(
                 f"split_by: time: {why} for {name}. Make the part larger, the gap smaller, or divide by file."
             )
     if gap:
@@ -281,7 +296,7 @@ def _in_time(trajectories: np.ndarray, sizes: list[int], gap: int) -> tuple[np.n
 def _complete(
     given: dict[str, np.ndarray],
     sizes: Mapping[str, Size],
-    seed: int,
+    seed: int | None,
     groups: Sequence[Any] | np.ndarray | None = None,
     gap: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
-from torchmdnet.priors.base import BasePrior, HasAtomref
+from torchmdnet.priors.base import BasePrior, HasAtomref, stated_energies
 
 __all__ = ["Atomref", "LearnableAtomref"]
 
@@ -48,7 +48,7 @@ class Atomref(BasePrior):
             assert max_z is not None
             table = torch.zeros(max_z, 1)
         else:
-            known = dataset.get_atomref()
+            known = stated_energies(dataset)
             if known is None:
                 log.warning("The data set has no reference energies of atoms; the Atomref prior starts from zeros.")
                 known = torch.zeros(100, 1)
@@ -84,7 +84,7 @@ class LearnableAtomref(Atomref):
 
     def __init__(self, max_z: int | None = None, dataset: HasAtomref | None = None) -> None:
         if max_z is None and dataset is not None:
-            known = dataset.get_atomref()
+            known = stated_energies(dataset)
             max_z = 100 if known is None else known.reshape(-1).shape[0]
         super().__init__(max_z=max_z, trainable=True, enable=True)
 

@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from torchmdnet.errors import DataError
 from torchmdnet.graph import Graph, bare_graph
 
-__all__ = ["BasePrior", "HasAtomref"]
+__all__ = ["BasePrior", "HasAtomref", "stated_energies"]
 
 
 class HasAtomref(Protocol):
     """Anything that knows reference energies of isolated atoms."""
 
-    def get_atomref(self, max_z: int = 100) -> Tensor | None:
-        """Energy of each element, (max_z, 1), or None."""
+    @property
+    def get_atomref(self) -> Callable[..., Tensor | None]:
+        """Called as ``get_atomref(max_z)``, or ``get_atomref()``: energies of elements, (max_z, 1), or None."""
         ...
+
+
+def stated_energies(source: HasAtomref, max_z: int | None = None) -> Tensor | None:
+    """The reference energies that a data set states, whether its ``get_atomref`` takes ``max_z`` or nothing.
+
+    Args:
+        source: The data set.
+        max_z: Least number of rows; a shorter table is filled up with zeros. None leaves the number to the data set.
+
+    Returns:
+        Energy of each element as the data set states it, one a row; None where it states none.
+
+    Raises:
+        DataError: If the table does not hold one number for each element.
+    """
+    call = source.get_atomref
+    if _accepts(call) and (max_z is None or not _accepts(call, max_z)):
+        table = call()
+    else:
+        table = call(100 if max_z is None else max_z)
+    if table is None:
+        return None
+    table = torch.as_tensor(table)
+    if table.ndim not in (1, 2) or table.numel() != len(table):
+        raise DataError(
+            f"{type(source).__name__}.get_atomref() has shape {tuple(table.shape)} instead of (max_z, 1): one energy "
+            "for each atomic number, from 0."
+        )
+    table = table.reshape(-1, 1)
+    return torch.cat([table, table.new_zeros(max(0, (max_z or 0) - len(table)), 1)])
+
+
+def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a signature that Python does not know
+        return True
+    return True
 
 
 class BasePrior(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from torchmdnet.config.values import with_truths
 from torchmdnet.data.doctor.samples import Samples
 from torchmdnet.data.doctor.survey import Fault, Survey, SurveyedASE
 from torchmdnet.datasets import DATASETS
@@ -66,7 +67,7 @@ def open_named(dataset: str, root: Any, arguments: Mapping[str, Any], name: str 
     kind = DATASETS[dataset]
     places = [] if root is None else [root]
     _check_arguments(dataset, kind, places, arguments)
-    return open_dataset(kind, places, arguments, dataset, name)
+    return open_dataset(kind, places, with_truths(kind, arguments), dataset, name)
 
 
 def open_configured(options: Mapping[str, Any], name: str) -> Samples:
