@@ -595,7 +595,7 @@ def _evaluation(
 
 
 class Ensemble(nn.ModuleList):
-    """Several potentials asked at once.
+    """Several potentials, evaluated together.
 
     Members that find the same edges, in evaluation mode, share one graph. Where all else but their weights is the same
     too, small systems go through all of them in one batched call.
@@ -620,7 +620,7 @@ class Ensemble(nn.ModuleList):
         return list(self)  # type: ignore[arg-type]
 
     def forward(self, *args: Any, **kwargs: Any) -> Prediction | Outputs | EnsemblePrediction | EnsembleOutputs:
-        """Ask every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
+        """Evaluate every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
 
         Returns:
             The means of all that a member returns and, with ``return_std``, their standard deviations; NaN for a
@@ -689,7 +689,7 @@ class Ensemble(nn.ModuleList):
         properties: bool = False,
         by_atom: bool = False,
     ) -> list[Evaluation]:
-        """What :meth:`TorchMD_Net.evaluate` finds for each member; takes the same arguments."""
+        """What :meth:`TorchMD_Net.evaluate` returns, for each member, with the arguments of that method."""
         if not (forces or virial) or not self._share_edges():
             return [
                 model.evaluate(inputs, forces=forces, virial=virial, properties=properties, by_atom=by_atom)

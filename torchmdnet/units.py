@@ -65,7 +65,15 @@ __all__ = [
 
 
 def normalise_unit(unit: str, kind: str) -> str:
-    """The house spelling of a unit name: ``normalise_unit("hartree", "energy") -> "Hartree"``."""
+    """The spelling of a unit that the package uses: ``normalise_unit("hartree", "energy") -> "Hartree"``.
+
+    Args:
+        unit: Name of the unit; upper and lower case are alike.
+        kind: ``"energy"`` or ``"length"``.
+
+    Raises:
+        ValueError: If the unit is not known; the message lists those that are.
+    """
     table = _ENERGY if kind == "energy" else _LENGTH
     name = _ALIASES.get(str(unit).strip().lower(), str(unit))
     if name not in table:

@@ -33,7 +33,7 @@ import yaml
 from conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted([*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")])
 LANGUAGES = {"python", "bash", "cpp", "yaml", "text", "csv", "bibtex"}
 
 

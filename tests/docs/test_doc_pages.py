@@ -67,7 +67,11 @@ def headings(page):
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title)).strip("-") for title in titles}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="mkdocs-material is not installed")
+#: What the extra ``docs`` installs.
+SITE_NEEDS = ("latex2mathml", "material", "mkdocstrings_handlers")
+
+
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, SITE_NEEDS)), reason="the extra docs is not installed")
 def test_the_site_builds_without_a_warning(tmp_path):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
@@ -81,5 +85,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     finally:
         logging.getLogger("mkdocs").removeHandler(handler)
     assert heard.getvalue() == ""
+    site = tmp_path / "site"
     for page in PAGES:
-        assert (tmp_path / "site" / f"{page.stem}.html").is_file()
+        assert (site / page.relative_to(DOCS).with_suffix(".html")).is_file()
+    assert 'id="torchmdnet.potential.TorchMD_Net"' in (site / "api" / "models.html").read_text(encoding="utf-8")
+    assert (site / "search" / "search_index.js").is_file()  # read instead of the JSON file where there is no server
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        fetched = re.findall(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=[\"']?([^\"' >]+)", text)
+        assert [address for address in fetched if re.match(r"(https?:)?//", address)] == [], page.name
+        assert not re.search(r":(class|func|meth|attr|data|mod|math):`", text), page.name

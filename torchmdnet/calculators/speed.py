@@ -80,7 +80,14 @@ def routes(
     threads: Sequence[int],
     devices: Sequence[str],
 ) -> list[Route]:
-    """All combinations that mean something: threads count on the CPU, graphs on CUDA.
+    """All combinations that can be measured: numbers of threads apply to the CPU, CUDA graphs to CUDA.
+
+    Args:
+        through: Ways to call the model, of :data:`THROUGH`.
+        dtypes: Precisions, of :data:`DTYPES`.
+        radial: How radial filters are evaluated: ``"auto"``, ``"exact"``, ``"grid"``.
+        threads: Numbers of threads.
+        devices: Such as ``"cpu"`` and ``"cuda"``.
 
     Raises:
         ConfigError: If none is left, or CUDA is asked for and is not there.

@@ -98,6 +98,11 @@ def load_model(
 def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool = True) -> None:
     """Copy the weights of a checkpoint of any release into a model of the same architecture.
 
+    Args:
+        model: The model; modified in place.
+        filepath: The checkpoint.
+        weights_only: Whether to refuse files that would have to run code to be read.
+
     Raises:
         CheckpointError: If the file is damaged, untrusted, or holds another architecture.
     """

@@ -130,6 +130,10 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 def hyper_parameters_of(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> dict[str, Any]:
     """The hyper-parameters of a checkpoint as a new dictionary; older files keep a Namespace.
 
+    Args:
+        checkpoint: What :func:`read_checkpoint` returns.
+        path: Name of the file for the message of an error.
+
     Raises:
         CheckpointError: If there are none.
     """

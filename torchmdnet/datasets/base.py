@@ -70,7 +70,7 @@ class FramesDataset(Dataset):
         return len(self)
 
     def get(self, index: int) -> Data:
-        """One system before :attr:`transform`."""
+        """System number ``index``, from 0, before :attr:`transform`."""
         return self.frames.data(index)
 
     def __getitem__(self, index: Any) -> Any:
@@ -84,7 +84,7 @@ class FramesDataset(Dataset):
         return Subset(self, (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist())
 
     def batch(self, indices: Indices) -> Batch:
-        """Systems as one batch, in the order asked for."""
+        """The systems with these ``indices`` as one batch, in this order."""
         if self.transform is None:
             return self.frames.batch(indices)
         from torch_geometric.data import Batch
@@ -114,7 +114,14 @@ class FramesDataset(Dataset):
         return known is not None and all(z in known for z in self.frames.elements().tolist())
 
     def fit_reference_energies(self, indices: Indices | None = None) -> dict[int, float]:
-        """Energies of the elements by least squares over some systems (default: all), keeping those that are stated."""
+        """Energies of the elements by least squares, keeping those that the source states.
+
+        Args:
+            indices: Systems to fit to; all of them by default.
+
+        Returns:
+            Energy by atomic number, in :attr:`energy_unit`.
+        """
         counts, elements = self.frames.composition(indices)
         y = np.asarray(self.frames["y"]).reshape(-1)
         return fit_energies(counts, elements, y if indices is None else y[np.asarray(indices)], self.reference_energies)

@@ -58,4 +58,7 @@ class ElectronicSpatialExtent(Scalar):
 
 
 class EquivariantElectronicSpatialExtent(ElectronicSpatialExtent):
-    """:class:`ElectronicSpatialExtent` for architectures with vector features; it reads the scalars alone."""
+    """:class:`ElectronicSpatialExtent` for architectures with vector features; it reads the scalars alone.
+
+    It takes the arguments of :class:`ElectronicSpatialExtent`.
+    """

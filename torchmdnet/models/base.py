@@ -102,7 +102,7 @@ class Representation(nn.Module):
         raise NotImplementedError
 
     def encode(self, graph: Graph) -> Features:
-        """Features of every atom of the graph."""
+        """Features of every atom of the graph: scalars (N, F), and vectors (N, 3, F) or tensors where there are any."""
         raise NotImplementedError
 
     def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
@@ -116,7 +116,7 @@ class Representation(nn.Module):
         return None
 
     def select(self, features: Features, graph: Graph) -> tuple[Features, Graph]:
-        """The atoms a head gets to see; all of them unless a wrapper says otherwise."""
+        """The atoms that a head receives, (N', F) of N' <= N; all unless a wrapper removes some."""
         return features, graph
 
     def graph(
@@ -186,6 +186,11 @@ class Representation(nn.Module):
 
 def set_radial_mode(model: nn.Module, mode: str) -> None:
     """Choose how the radial filters of a model are evaluated; see :class:`torchmdnet.nn.filters.RadialEngine`.
+
+    Args:
+        model: The model; changed in place.
+        mode: ``"exact"`` evaluates the filter network for every pair; ``"grid"`` a spline through its values on a
+            grid, where that is accurate; ``"auto"`` does so in training only if there are more pairs than grid points.
 
     Raises:
         ConfigError: For a mode other than ``auto``, ``exact`` and ``grid``.

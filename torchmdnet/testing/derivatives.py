@@ -11,7 +11,18 @@ __all__ = ["derivatives"]
 
 
 def derivatives(function: Callable[..., Tensor], arguments: list[Tensor], order: int) -> list[Tensor]:
-    """The result and its derivatives in every argument, through nonlinear sums, order by order."""
+    """The result and its derivatives with respect to every argument, order by order.
+
+    Each order is the gradient of a sum of sines of the one before, with fixed random weights.
+
+    Args:
+        function: The function to differentiate.
+        arguments: Its arguments; tensors that require a gradient.
+        order: Highest order of derivatives.
+
+    Returns:
+        The result, then for each order one tensor per argument, detached.
+    """
     generator = torch.Generator().manual_seed(9)
     level = [function(*arguments)]
     collected = list(level)

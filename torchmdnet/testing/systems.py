@@ -56,7 +56,11 @@ _METHANOL = (
 
 
 def small_molecules(*, charges: bool = False) -> Systems:
-    """A distorted water, a distorted methanol and a lone nitrogen atom, in float64."""
+    """A distorted water, a distorted methanol and a lone nitrogen atom, in float64.
+
+    Args:
+        charges: Whether the systems have total charges.
+    """
     generator = torch.Generator().manual_seed(3)
     atoms = [*_WATER, *_METHANOL, (7, (0.3, -0.2, 0.1))]
     z = torch.tensor([number for number, _ in atoms])
@@ -68,7 +72,12 @@ def small_molecules(*, charges: bool = False) -> Systems:
 
 
 def cell_of_atoms(num_atoms: int = 8, edge: float = 4.6) -> Systems:
-    """Atoms apart from each other in a triclinic cell in general orientation, smaller than twice usual cutoffs."""
+    """Atoms apart from each other in a triclinic cell in general orientation, smaller than twice usual cutoffs.
+
+    Args:
+        num_atoms: Number of atoms.
+        edge: Typical length of a lattice vector, in Å.
+    """
     generator = torch.Generator().manual_seed(5)
     box = edge * torch.eye(3, dtype=torch.float64) + 0.5 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
     kept: list[Tensor] = []

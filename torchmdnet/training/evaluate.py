@@ -201,6 +201,13 @@ def composition_baseline(train: SplitFacts | None, test: SplitFacts) -> Baseline
 
     A composition that the training set does not have gets the sum of least-squares energies of its elements. A stress
     or property gets the mean of its training labels, component by component; one of atoms, that of the same element.
+
+    Args:
+        train: What is known of the training set; None if it is not.
+        test: What is known of the set that is predicted.
+
+    Returns:
+        Mean absolute errors in the units of the data.
     """
     y_mae = y_mae_per_atom = math.nan
     if train is not None and train.y is not None and test.y is not None:

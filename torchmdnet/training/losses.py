@@ -24,7 +24,13 @@ __all__ = ["LOSSES", "LossFunction", "huber_loss", "l1_loss", "loss_class_mappin
 
 
 def mse_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Mean of d², d = prediction - target."""
+    """Mean of d², d = prediction - target.
+
+    Args:
+        prediction: Predictions, (R, ...).
+        target: Labels of the same shape.
+        weight: Weight of each row, (R,); None weighs all alike.
+    """
     from torch.nn.functional import mse_loss
 
     if weight is None:
@@ -33,7 +39,13 @@ def mse_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None
 
 
 def l1_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Mean of |d|, d = prediction - target."""
+    """Mean of |d|, d = prediction - target.
+
+    Args:
+        prediction: Predictions, (R, ...).
+        target: Labels of the same shape.
+        weight: Weight of each row, (R,); None weighs all alike.
+    """
     from torch.nn.functional import l1_loss
 
     if weight is None:
@@ -42,7 +54,14 @@ def l1_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None)
 
 
 def huber_loss(prediction: Tensor, target: Tensor, delta: float = 1.0, *, weight: Tensor | None = None) -> Tensor:
-    """Mean of d²/2 where |d| <= delta and of delta (|d| - delta/2) beyond, d = prediction - target."""
+    """Mean of d²/2 where |d| <= delta and of delta (|d| - delta/2) beyond, d = prediction - target.
+
+    Args:
+        prediction: Predictions, (R, ...).
+        target: Labels of the same shape.
+        delta: Deviation beyond which the loss is linear, in the unit of the labels.
+        weight: Weight of each row, (R,); None weighs all alike.
+    """
     from torch.nn.functional import huber_loss
 
     if weight is None:
