@@ -2,6 +2,7 @@ import base64
 import io
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,7 @@ from torchmdnet.training import run, terminal
 from torchmdnet.training.evaluate import Baseline, Evaluation
 from torchmdnet.training.metrics import Errors
 from torchmdnet.training.plots import MANY_POINTS, draw_learning_curves, draw_parity
-from torchmdnet.training.report import duration
-from torchmdnet.training.terminal import Units, significant
+from torchmdnet.training.terminal import Units, duration, significant
 
 EV = Units("eV", "Å")
 
@@ -48,7 +48,9 @@ def test_numbers_are_shown_with_three_digits(value, text):
     assert significant(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (200, "3 min 20 s"), (18120, "5 h 2 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.3, "12 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (18120, "5 h 2 min")]
+)
 def test_durations_are_shown_in_two_units(seconds, text):
     assert duration(seconds) == text
 
@@ -131,17 +133,49 @@ def test_html_in_names_does_no_harm(tmp_path):
 # ------------------------------------------------------------------------------------------------ terminal
 
 
-def test_a_terminal_gets_a_bar_with_loss_and_errors_and_a_table(tmp_path, monkeypatch):
+def on_a_terminal(monkeypatch, folder, width, **changes):
+    """Lines that a run shows on a terminal of some width, all states of the bar included; and its folder."""
     said = io.StringIO()
-    console = Console(file=said, force_terminal=True, width=140, color_system=None, highlight=False)
+    console = Console(file=said, force_terminal=True, width=width, color_system=None, highlight=False)
     monkeypatch.setattr(run, "console_for", lambda: console)
     monkeypatch.setattr(terminal, "REDRAW_SECONDS", 0.0)
-    folder = train_toy(tmp_path / "run", num_epochs=2)
-    text = said.getvalue()
-    assert re.search(r"epoch 1 .+ 2/3 loss \S+  energy \S+ meV/atom  force \S+ meV/Å", text)
-    header = next(line for line in text.splitlines() if "train loss" in line)
+    folder = train_toy(folder, **changes)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.getvalue())
+    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()], folder
+
+
+def test_a_terminal_gets_a_bar_of_the_whole_run_with_loss_and_errors_and_a_table(tmp_path, monkeypatch):
+    lines, folder = on_a_terminal(monkeypatch, tmp_path / "run", 140, num_epochs=2)
+    text = "\n".join(lines)
+    assert re.search(r"epoch 1 of 2 .+ batch 2 of 3  \S+ s left\nloss \S+  energy \S+ meV/atom  force \S+ meV/Å", text)
+    header = next(line for line in lines if "train loss" in line)
     assert header.split("  ")[-1].strip() == "samples/s"
     assert text.count("train loss") == 1
-    row = next(line for line in text.splitlines() if re.search(r"\b1  +1\.00e-02 ", line))
+    row = next(line for line in lines if re.search(r"^ +1  +1\.00e-02 ", line))
     errors = [line for line in rows(folder, "errors.csv") if line["split"] == "val"]
     assert f"{1000 * float(errors[1]['neg_dy_mae']):.3g}"[:3] in row
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut_on_a_narrow_terminal(tmp_path, monkeypatch, width):
+    lines, folder = on_a_terminal(monkeypatch, tmp_path / "run", width, num_epochs=2, test_interval=1)
+    lines = [line for line in lines if str(folder) not in line]  # paths are left whole, to be copied
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if "…" in line]
+    text = "\n".join(lines)
+    assert re.search(r"epoch 1 of 2 .+ batch 2 of 3  \S+ s left\n", text)
+    headings = [line for line in lines if re.search(r"^\s*epoch  ", line)]
+    assert len(headings) == 1
+    assert all(words in headings[0] for words in ("val energy", "val force"))
+    assert ("samples/s" in headings[0]) == (width >= 80)
+    assert re.search(r"test energy MAE \S+ meV/atom  test force MAE \S+ meV/Å", text)
+
+
+def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    lines, _ = on_a_terminal(monkeypatch, tmp_path / "run", 120, num_epochs=3)
+    left = [int(match[1]) for match in (re.search(r"(\d+) s left", line) for line in lines) if match]
+    assert left == sorted(left, reverse=True)
+    assert left[0] > left[-1] + 10
+    assert 0 <= left[-1] < 5

@@ -359,9 +359,10 @@ def test_without_a_terminal_there_is_one_line_per_epoch(finished):
     assert len(lines) == 4
     assert re.match(
         r"epoch 0  lr 1\.00e-02  train loss \S+  val energy MAE \S+ meV/atom  val force MAE \S+ meV/Å  time \S+ s  "
-        r"samples/s \S+  best$",
+        r"samples/s \S+  1 of 4 epochs, .*\d s left  best$",
         lines[0],
     )
+    assert re.search(r"  4 of 4 epochs(  best)?$", lines[3])
     assert "\x1b" not in finished.said
     assert "test force MAE" in lines[2]
 

@@ -17,7 +17,7 @@ from torchmdnet.page import document, escape, image, table
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
 from torchmdnet.training.losses import loss_name
-from torchmdnet.training.terminal import Units, significant
+from torchmdnet.training.terminal import Units, duration, significant
 from torchmdnet.units import GPA_PER_EV_A3
 
 __all__ = [
@@ -253,16 +253,6 @@ def _subtitle(facts: RunFacts) -> str:
         facts.stopped,
     ]
     return " · ".join(word for word in words if word)
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 2 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _cards(facts: RunFacts) -> str:

@@ -37,13 +37,12 @@ from torchmdnet.training.losses import loss_name
 from torchmdnet.training.potential_file import FILE_NAME, write_potential
 from torchmdnet.training.report import (
     RunFacts,
-    duration,
     error_table,
     trivial_words,
     write_report,
     write_summary,
 )
-from torchmdnet.training.terminal import Terminal, Units, console_for, significant
+from torchmdnet.training.terminal import Terminal, Units, console_for, duration, significant
 
 __all__ = ["train"]
 
@@ -505,7 +504,6 @@ def _introduce(
     say(
         f"{args.model}, {parameters:,} parameters, {args.precision} bit, on {_device_name(trainer)}; "
         f"{args.dataset}: {splits['train']} systems to train, {splits['val']} to validate, {splits['test']} to test",
-        soft_wrap=True,
         markup=False,
     )
     say(f"everything goes to {args.log_dir}", soft_wrap=True, markup=False)
@@ -516,7 +514,7 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
     say = terminal.console.print
     say("", soft_wrap=True)
     epochs = f"{facts.num_epochs} epochs in {duration(facts.seconds)}"
-    say(". ".join(words for words in (epochs, facts.stopped.capitalize()) if words) + ".", soft_wrap=True, markup=False)
+    say(". ".join(words for words in (epochs, facts.stopped.capitalize()) if words) + ".", markup=False)
     if math.isfinite(facts.best_score):
         say(
             f"best: {facts.folder / 'best.ckpt'}, epoch {facts.tested_epoch}, {facts.monitor} "
@@ -533,6 +531,6 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
         for row in [header, *rows]:
             cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
             say("  " + "  ".join(cells).rstrip(), soft_wrap=True, markup=False)
-        say(f"  (trivial: {trivial_words(facts)})", soft_wrap=True, markup=False)
+        say(f"  (trivial: {trivial_words(facts)})", markup=False)
     if facts.options.get("report", True):
         say(f"report: {facts.folder / 'report.html'}", soft_wrap=True, markup=False)

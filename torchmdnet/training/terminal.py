@@ -1,22 +1,26 @@
-"""What the person at the terminal sees: a bar within an epoch, a line per epoch, a summary at the end."""
+"""What the person at the terminal sees: a bar for the run, a line per epoch, a summary at the end."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.metrics import Errors
 
-__all__ = ["Terminal", "Units", "console_for"]
+__all__ = ["Terminal", "Units", "console_for", "duration", "significant"]
 
 #: Seconds between two redraws of the bar; only then are numbers fetched from the device.
 REDRAW_SECONDS = 0.5
@@ -73,6 +77,16 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.{digits - 1}e}"
 
 
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 2 min."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def console_for(quiet: bool = False) -> Console:
     """A console on standard output; without a terminal its lines are plain and never wrapped."""
     if sys.stdout.isatty():
@@ -83,6 +97,13 @@ def console_for(quiet: bool = False) -> Console:
 class Terminal(Callback):
     """The progress of a run.
 
+    On a terminal a bar shows how much of the whole run is done, with the batch, the time left and the latest loss and
+    errors, and every epoch adds a line to a table. Both fit the width of the terminal: columns that do not are left out
+    (``metrics.csv`` and ``errors.csv`` have everything). Elsewhere, in a file or a pipe, each epoch writes one line.
+
+    Epochs are numbered from 0, as in the tables and in the names of checkpoints, so ``epoch 5 of 36`` means that five
+    are done.
+
     Args:
         units: Units of the data.
         console: Where to write.
@@ -91,13 +112,13 @@ class Terminal(Callback):
     def __init__(self, units: Units, console: Console) -> None:
         self.units = units
         self.console = console
-        self.progress: Progress | None = None
-        self.task: TaskID | None = None
+        self.live: Live | None = None
         self.seconds_training = 0.0
         self.num_samples = 0
         self._epoch_began = self._drawn = time.monotonic()
         self._train_ended: float | None = None
-        self._has_header = False
+        self._layout: _Layout | None = None
+        self._recent: deque[float] = deque(maxlen=5)  # seconds of the latest epochs
 
     # ------------------------------------------------------------------------------------------ within an epoch
 
@@ -108,46 +129,56 @@ class Terminal(Callback):
             return
         module = cast(LNNP, pl_module)
         module.keep_latest = True
-        progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=True,
-            auto_refresh=False,
-        )
-        progress.start()
-        self.progress = progress
-        self.task = progress.add_task("", total=None, epoch=trainer.current_epoch, numbers="")
+        self.live = Live(console=self.console, transient=True, auto_refresh=False)
+        self.live.start()
+        self._draw(trainer, module, 0, "")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._epoch_began = self._drawn = time.monotonic()
         self._train_ended = None
-        if self.progress is not None and self.task is not None:
-            self.progress.reset(self.task, total=trainer.num_training_batches, epoch=trainer.current_epoch, numbers="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraw, at most twice a second."""
-        if self.progress is None or self.task is None:
-            return
-        now = time.monotonic()
-        if now - self._drawn > REDRAW_SECONDS:
-            self._drawn = now
-            self.progress.update(
-                self.task,
-                completed=batch_idx + 1,
-                total=trainer.num_training_batches,
-                epoch=trainer.current_epoch,
-                numbers=self._numbers(cast(LNNP, pl_module)),
-            )
-            self.progress.refresh()
+        if self.live is not None and time.monotonic() - self._drawn > REDRAW_SECONDS:
+            done = batch_idx + 1
+            self._draw(trainer, cast(LNNP, pl_module), done, f"batch {done} of {trainer.num_training_batches}")
 
-    def _numbers(self, module: LNNP) -> str:
+    def _draw(self, trainer: Trainer, module: LNNP, done: int, words: str) -> None:
+        """Draw the bar: a line about the run, and one with loss and errors of the latest batch."""
+        if self.live is None:
+            return
+        self._drawn = time.monotonic()
+        width, epoch, num_epochs = self.console.width, trainer.current_epoch, _num_epochs(trainer)
+        part = done / max(float(trainer.num_training_batches), 1.0)
+        left = self._seconds_left(trainer, part)
+        cells: list[Any] = [
+            f"epoch {epoch} of {num_epochs}" if num_epochs else f"epoch {epoch}",
+            ProgressBar(num_epochs or 1, epoch + part if num_epochs else part, width=max(4, min(24, width - 56))),
+            *([words] if words else []),
+            *([] if left is None else [f"{duration(left)} left"]),
+        ]
+        row = Table.grid(*[""] * len(cells), padding=(0, 2, 0, 0))
+        for column in row.columns:
+            column.no_wrap = True
+        row.add_row(*cells)
+        numbers = Text(_as_many_as_fit(self._numbers(module), width), no_wrap=True)
+        self.live.update(Group(row, numbers), refresh=True)
+
+    def _seconds_left(self, trainer: Trainer, part: float) -> float | None:
+        """Seconds until the last epoch ends, from those of the latest epochs, or of this one if it is the first."""
+        num_epochs = _num_epochs(trainer)
+        if self._recent:
+            each = sum(self._recent) / len(self._recent)
+        elif part > 0:
+            each = (time.monotonic() - self._epoch_began) / part
+        else:
+            return None
+        return each * max(0.0, num_epochs - trainer.current_epoch - part) if num_epochs else None
+
+    def _numbers(self, module: LNNP) -> list[str]:
         words = []
         loss = module.running_loss()
         if loss is not None:
@@ -163,11 +194,13 @@ class Terminal(Callback):
                 if term in latest and latest[term].numel():
                     shown = self.units.show_term(term, float(latest[term].mean()))
                     words.append(f"{term} {shown} {self.units.of(term)}".rstrip())
-        return "  ".join(words)
+        return words
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training."""
         self._train_ended = time.monotonic()
+        if trainer.training:
+            self._draw(trainer, cast(LNNP, pl_module), int(trainer.num_training_batches), "validating")
 
     # ------------------------------------------------------------------------------------------ a line per epoch
 
@@ -178,64 +211,70 @@ class Terminal(Callback):
         samples = module.epoch_samples * trainer.world_size
         self.seconds_training += training
         self.num_samples += samples
+        self._recent.append(now - self._epoch_began)
         if not trainer.is_global_zero:
             return
         metrics, errors = module.epoch_metrics, module.epoch_errors
         columns = {
-            "epoch": f"{trainer.current_epoch:5d}",
-            "lr": f"{metrics.get('lr', math.nan):9.2e}",
-            "train loss": f"{significant(metrics.get(f'train_total_{module.train_loss_name}', math.nan)):>10}",
+            "epoch": str(trainer.current_epoch),
+            "lr": f"{metrics.get('lr', math.nan):.2e}",
+            "train loss": significant(metrics.get(f"train_total_{module.train_loss_name}", math.nan)),
             **self._columns("val", errors.get("val")),
-            "time": f"{now - self._epoch_began:6.1f} s",
-            "samples/s": f"{significant(samples / training):>9}",
+            "time": f"{now - self._epoch_began:.1f} s",
+            "samples/s": significant(samples / training),
         }
-        after = self._columns("test", errors.get("test"))
-        is_table = self.console.is_terminal
-        if is_table:
-            self._header(columns)
-            words = [*columns.values(), *_sentences(after)]
+        after = _sentences(self._columns("test", errors.get("test")))
+        if self.console.is_terminal:
+            self._table_row(columns, after, is_best)
         else:
-            words = _sentences({**columns, **after})
-        if is_best:
-            words.append("* best" if is_table else "best")
-        self._say("  ".join(words), "bold" if is_best and is_table else "")
+            words = [*_sentences(columns), *after, self._whole(trainer), *(["best"] if is_best else [])]
+            self._say("  ".join(word for word in words if word))
+
+    def _whole(self, trainer: Trainer) -> str:
+        num_epochs, done = _num_epochs(trainer), trainer.current_epoch + 1
+        if not num_epochs:
+            return ""
+        left = self._seconds_left(trainer, 1.0)
+        words = f"{done} of {num_epochs} epochs"
+        return words if not left else f"{words}, {duration(left)} left"
 
     def _columns(self, split: str, errors: Errors | None) -> dict[str, str]:
         if errors is None:
             return {}
         columns = {}
         if not math.isnan(errors.y_mae):
-            name = f"{split} energy MAE [{self.units.of_energy_per_atom}]"
-            columns[name] = self._cell(name, errors.y_mae_per_atom)
+            columns[f"{split} energy MAE [{self.units.of_energy_per_atom}]"] = self.units.show(errors.y_mae_per_atom)
         if not math.isnan(errors.neg_dy_mae):
-            name = f"{split} force MAE [{self.units.of_force}]"
-            columns[name] = self._cell(name, errors.neg_dy_mae)
+            columns[f"{split} force MAE [{self.units.of_force}]"] = self.units.show(errors.neg_dy_mae)
         for term, (mae, _) in errors.others.items():
             if not math.isnan(mae):
                 unit = self.units.of(term)
-                name = f"{split} {term} MAE" + (f" [{unit}]" if unit else "")
-                columns[name] = self._cell(name, mae, term)
+                columns[f"{split} {term} MAE" + (f" [{unit}]" if unit else "")] = self.units.show_term(term, mae)
         return columns
 
-    def _cell(self, name: str, value: float, term: str = "") -> str:
-        text = self.units.show_term(term, value) if term else self.units.show(value)
-        return f"{text:>{max(map(len, _two_lines(name)))}}"
-
-    def _header(self, columns: dict[str, str]) -> None:
-        if self._has_header:
-            return
-        self._has_header = True
-        for row in (0, 1):
-            cells = [f"{_two_lines(name)[row]:>{len(text)}}" for name, text in columns.items()]
-            self._say("  ".join(cells), "dim")
+    def _table_row(self, columns: Mapping[str, str], after: Sequence[str], is_best: bool) -> None:
+        if self._layout is None:
+            self._layout = _layout(columns, self.console.width)
+            for line in self._layout.header():
+                self._say(line, "dim")
+        line = self._layout.row(columns)
+        mark = "" if not is_best else "  * best" if cell_len(line) + 8 <= self.console.width else "  *"
+        rest = "".join(f"  {words}" for words in after)
+        style = "bold" if is_best else ""
+        if cell_len(line + rest + mark) <= self.console.width:
+            self._say(line + rest + mark, style)
+        else:
+            self._say(line + mark, style)
+            self._say(_as_many_as_fit(after, self.console.width), style)
 
     def _say(self, words: str, style: str = "") -> None:
-        self.console.print(Text(words, style=style), soft_wrap=True)  # a style of its own leaves the bar alone
+        if words:
+            self.console.print(Text(words, style=style), soft_wrap=True)  # a style of its own leaves the bar alone
 
     def _close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = self.task = None
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -246,12 +285,93 @@ class Terminal(Callback):
         self._close()
 
 
-def _sentences(columns: dict[str, str]) -> list[str]:
+def _num_epochs(trainer: Trainer) -> int:
+    """Epochs of the whole run; 0 without a limit."""
+    return max(0, trainer.max_epochs or 0)
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+class _Layout(NamedTuple):
+    """The columns of the table of epochs: name -> lines of its heading."""
+
+    headings: Mapping[str, tuple[str, ...]]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {name: max(_LEAST.get(name, 5), *map(cell_len, lines)) for name, lines in self.headings.items()}
+
+    @property
+    def width(self) -> int:
+        return sum(self.widths.values()) + 2 * (len(self.headings) - 1)
+
+    def header(self) -> list[str]:
+        """The lines above the table."""
+        rows = zip(*(_padded(lines, self.num_lines) for lines in self.headings.values()), strict=True)
+        return [self._joined(dict(zip(self.headings, row, strict=True))) for row in rows]
+
+    @property
+    def num_lines(self) -> int:
+        return max(len(lines) for lines in self.headings.values())
+
+    def row(self, columns: Mapping[str, str]) -> str:
+        """A line of the table; the columns of the layout, by name."""
+        return self._joined({name: columns.get(name, "-") for name in self.headings})
+
+    def _joined(self, cells: Mapping[str, str]) -> str:
+        widths = self.widths
+        return "  ".join(" " * (widths[name] - cell_len(text)) + text for name, text in cells.items())
+
+
+#: Characters that the numbers of a column need.
+_LEAST = {"lr": 8, "train loss": 8, "time": 8}
+#: Columns that a narrow terminal goes without, the first of them first.
+_DISPENSABLE = ("samples/s", "lr", "time")
+#: Characters left free for the mark of the best epoch.
+_MARK = len("  * best")
+
+
+def _layout(columns: Iterable[str], width: int) -> _Layout:
+    """The widest layout that fits: headings on two lines, on three, then with fewer columns."""
+    layout = _Layout({name: _two_lines(name) for name in columns})
+    if layout.width + _MARK <= width:
+        return layout
+    layout = _Layout({name: _three_lines(name) for name in columns})
+    for name in (*_DISPENSABLE, *reversed(list(layout.headings))):
+        if layout.width + _MARK <= width or len(layout.headings) == 1:
+            break
+        layout = _Layout({other: lines for other, lines in layout.headings.items() if other != name})
+    return layout
+
+
+def _as_many_as_fit(words: Sequence[str], width: int) -> str:
+    """As many of the words, from the first, as fit on a line of this width."""
+    line = ""
+    for word in words:
+        longer = f"{line}  {word}" if line else word
+        if cell_len(longer) > width:
+            break
+        line = longer
+    return line
+
+
+def _padded(lines: tuple[str, ...], number: int) -> tuple[str, ...]:
+    return lines + ("",) * (number - len(lines))
+
+
+def _sentences(columns: Mapping[str, str]) -> list[str]:
     """``val force MAE 72.1 meV/Å`` for each column."""
-    parts = ((*_two_lines(name), text.strip()) for name, text in columns.items())
+    parts = ((*_two_lines(name), text) for name, text in columns.items())
     return [f"{head} {text} {unit}".rstrip() for head, unit, text in parts]
 
 
 def _two_lines(name: str) -> tuple[str, str]:
     head, _, unit = name.partition(" [")
     return head, unit.removesuffix("]")
+
+
+def _three_lines(name: str) -> tuple[str, str, str]:
+    head, unit = _two_lines(name)
+    first, _, last = head.rpartition(" ")
+    return (first, last, unit) if first else (last, "", unit)
