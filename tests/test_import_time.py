@@ -47,6 +47,18 @@ def test_usage_errors_load_nothing_heavy():
     assert loaded_after(code) == set()
 
 
+def test_public_names_load_on_first_use():
+    code = (
+        "import torchmdnet\n"
+        "assert {'load_model', '__version__'} <= set(dir(torchmdnet))\n"
+        "assert not hasattr(torchmdnet, 'load_models') and 'torch' not in sys.modules\n"
+        "from torchmdnet import load_model\n"
+        "from torchmdnet.models.model import load_model as established\n"
+        "assert load_model is torchmdnet.load_model is established"
+    )
+    assert "torch" in loaded_after(code)
+
+
 def test_settings_resolve_without_anything_heavy(tmp_path):
     code = (
         f"import os; os.chdir({str(tmp_path)!r})\nfrom torchmdnet.config import resolve\nresolve(['--dataset', 'QM9'])"

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from torchmdnet import __version__
 from torchmdnet.config import OPTIONS, get_argparse
 from torchmdnet.errors import ConfigError
 
@@ -24,6 +25,14 @@ def test_true_false_flags_mean_what_they_say(key):
         ((f"--no-{flag[2:]}",), False), ((flag, f"--no-{flag[2:]}"), False), ((f"--no-{flag[2:]}", flag), True),
     ]:  # fmt: skip
         assert getattr(parse(*words), key) is value, words
+
+
+def test_the_version_does_not_take_a_shortened_flag_away(capsys):
+    assert parse("--ve", "true").vector_cutoff is True
+    with pytest.raises(SystemExit) as end:
+        parse("--version")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"torchmd-train {__version__}\n"
 
 
 def test_a_bare_flag_does_not_swallow_the_next():

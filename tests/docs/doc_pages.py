@@ -149,6 +149,8 @@ class Reader:
                     self.command(words, block)
 
     def command(self, words: list[str], block: Block) -> None:
+        if ">" in words:
+            words = words[: words.index(">")]
         program, arguments = words[0], words[1:]
         if program == "torchmd-train":
             if "--help" not in arguments:
@@ -156,7 +158,8 @@ class Reader:
         elif program == "torchmd-net":
             from torchmdnet.scripts.main import main
 
-            main(arguments)
+            if "--help" not in arguments:
+                main(arguments)
         elif program == "pip":
             check_pip(arguments)
         elif program == "make":

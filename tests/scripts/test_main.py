@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import shared
 
+from torchmdnet import __version__
 from torchmdnet.checkpoint import describe, load_model, save_model
 from torchmdnet.potential import Ensemble
 from torchmdnet.scripts.main import COMMANDS, main
@@ -55,6 +56,14 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         main([name, "--help"])
     assert end.value.code == 0
     assert f"usage: torchmd-net {name}" in capsys.readouterr().out
+
+
+def test_both_programs_tell_their_version_without_loading_anything_heavy() -> None:
+    for module, program in (("main", "torchmd-net"), ("train", "torchmd-train")):
+        code = f"import sys; from torchmdnet.scripts.{module} import main; main(['--version'])"
+        code += "\nassert not {'torch', 'numpy', 'rich', 'ase', 'pydantic'} & sys.modules.keys()"
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert printed == f"{program} {__version__}\n"
 
 
 def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from torchmdnet._version import __version__
 from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, SYNONYMS, Option
 from torchmdnet.errors import ConfigError, did_you_mean
 
@@ -118,7 +119,7 @@ class TrainParser(argparse.ArgumentParser):
 
     def _own_flags(self) -> list[str]:
         """Flags that a script added to this parser."""
-        known = {flag for option in OPTIONS.values() for flag in _flags(option)}
+        known = {"--version", *(flag for option in OPTIONS.values() for flag in _flags(option))}
         return [flag for flag in self._option_string_actions if flag not in known]
 
 
@@ -152,6 +153,7 @@ def build_parser(program: Callable[[Sequence[tuple[str, Any, str]]], dict[str, A
             help=_help(option),
             **words,
         )
+    parser.add_argument("--version", action="version", version=f"torchmd-train {__version__}", help="print the version")
     for key in RETIRED:
         flag = "--" + key.replace("_", "-")
         parser.add_argument(

@@ -28,6 +28,10 @@ COMMANDS = {
         "time a model on every route to its forces, each compared with exact float64",
         "torchmdnet.scripts.bench:main",
     ),
+    "completion": (
+        "print a script with which a shell completes commands and flags",
+        "torchmdnet.scripts.completion:main",
+    ),
 }
 
 

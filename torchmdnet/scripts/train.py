@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torchmdnet._version import __version__
 from torchmdnet.config.parser import get_argparse
 from torchmdnet.errors import CheckpointError, ConfigError, DataError
 
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         get_argparse().print_help()  # before anything that takes time to load
+        return
+    if words == ["--version"]:
+        print(f"torchmd-train {__version__}")
         return
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
