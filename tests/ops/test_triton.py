@@ -323,9 +323,9 @@ def test_without_triton_the_definitions_run_and_it_is_said_once(
 def test_the_loops_of_the_cpu_leave_tensors_of_triton_alone() -> None:
     x = torch.zeros(1, 3, device=DEVICE)
     assert kernels.can_run(x)
-    assert not kernels.can_loop(x)
+    assert not kernels.can_loop(x, 16)
     assert not kernels.can_run(x.bfloat16())
-    assert kernels.can_loop(torch.zeros(1, 16)) == (DEVICE == "cuda")
+    assert kernels.can_loop(torch.zeros(1, 16), 16) == (DEVICE == "cuda")
 
 
 def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

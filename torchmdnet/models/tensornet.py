@@ -193,7 +193,12 @@ class TensorNet(Representation):
         is_usual = (type(self).encode, type(self).select) == (TensorNet.encode, Representation.select)
         output = (self.linear, nn.Linear), (self.out_norm, nn.LayerNorm), (self.act, nn.SiLU)
         is_plain_output = all(is_plain(module, kind) for module, kind in output)
-        if self.training or not is_usual or not is_plain_output or not kernels.can_loop(self.linear.weight):
+        if (
+            self.training
+            or not is_usual
+            or not is_plain_output
+            or not kernels.can_loop(self.linear.weight, self.hidden_channels)
+        ):
             return None
         spline = self.radial.ready(like, self.distance_expansion, self.envelope, self.radial_functions)
         if spline is None:
@@ -210,7 +215,11 @@ class TensorNet(Representation):
     def _encoder(self, graph: Graph, charge: Tensor, radial: Radial) -> Encoder | None:
         """The whole encoder as one operation, where the loops can run; for training, only where it is about forces."""
         assert graph.pairs is not None
-        can_run = not charge.requires_grad and graph.num_atoms > 0 and kernels.can_loop(self.linear.weight)
+        can_run = (
+            not charge.requires_grad
+            and graph.num_atoms > 0
+            and kernels.can_loop(self.linear.weight, self.hidden_channels)
+        )
         if not can_run:
             return None
         if radial.tables is None:

@@ -204,7 +204,12 @@ class TensorNet2(Representation):
         is_usual = (type(self).encode, type(self).select) == (TensorNet2.encode, Representation.select)
         output = (self.linear, nn.Linear), (self.out_norm, nn.LayerNorm), (self.act, nn.SiLU)
         is_plain_output = all(is_plain(module, kind) for module, kind in output)
-        if self.training or not is_usual or not is_plain_output or not kernels.can_loop(self.linear.weight):
+        if (
+            self.training
+            or not is_usual
+            or not is_plain_output
+            or not kernels.can_loop(self.linear.weight, self.hidden_channels)
+        ):
             return None
         if self.output_charges or self.repulsion is not None:
             return None
@@ -235,7 +240,7 @@ class TensorNet2(Representation):
             and isinstance(self.act, nn.SiLU)
             and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
             and graph.num_atoms > 0
-            and kernels.can_loop(self.linear.weight)
+            and kernels.can_loop(self.linear.weight, self.hidden_channels)
             and not (graph.q is not None and graph.q.requires_grad)
         )
 

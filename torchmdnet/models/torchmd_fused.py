@@ -25,6 +25,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import is_plain
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels.work import lanes_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +36,6 @@ __all__ = [
     "FrozenTransformer",
     "FusedRepresentation",
     "has_known_heads",
-    "num_lanes_of",
 ]
 
 
@@ -105,21 +105,16 @@ class FusedRepresentation(Representation):
     def _frozen_with(self, spline: Spline, tables: Tables) -> FrozenNet | None:
         """What is kept as long as the tables are, which are made anew whenever a weight has changed."""
         embedding: Any = self.embedding
-        if not (kernels.can_loop(embedding.weight) and is_plain(embedding, nn.Embedding)):
+        if not (kernels.can_loop(embedding.weight, embedding.embedding_dim) and is_plain(embedding, nn.Embedding)):
             return None
         if self._frozen_of is not tables:
             self._frozen, self._frozen_of = self.freeze(spline, tables), tables
         return self._frozen if self._frozen is not None and self._frozen.is_as_usual() else None
 
 
-def num_lanes_of(weight: Tensor) -> int:
-    """Channels of a vector in the loops."""
-    return 32 // weight.element_size()
-
-
 def has_known_heads(model: Any) -> bool:
     """Whether the loops know the heads of a transformer: of one vector of channels each, or of whole blocks."""
-    width, lanes = model.hidden_channels // model.num_heads, num_lanes_of(model.embedding.weight)
+    width, lanes = model.hidden_channels // model.num_heads, lanes_of(model.embedding.weight.element_size())
     return width == lanes or width % (2 * lanes) == 0
 
 
@@ -431,7 +426,7 @@ class _FrozenAttention:
         self.weight = torch.cat([layer.q_proj.weight, layer.k_proj.weight, values.flatten(1).t()]).detach().contiguous()
         self.bias = torch.cat([layer.q_proj.bias, layer.k_proj.bias, bias.flatten()]).detach()
         self.num_heads = layer.num_heads
-        self.width = layer.head_dim * table.element_size() // 32
+        self.width = layer.head_dim // lanes_of(table.element_size())
 
     def forward(self, x: Tensor, v: Tensor | None, at: Geometry) -> tuple[Tensor, Tensor | None]:
         """Features that go out, from those that come in."""

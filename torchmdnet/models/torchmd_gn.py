@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features
-from torchmdnet.models.torchmd_fused import FrozenGraphNetwork, FusedRepresentation, num_lanes_of
+from torchmdnet.models.torchmd_fused import FrozenGraphNetwork, FusedRepresentation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
@@ -18,6 +18,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.spline import Spline
+from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.messages import RadialFilter, gather_weight_sum, rows_of_pairs
 from torchmdnet.ops.scatter import scatter
 from torchmdnet.typing import AtomFeatures, PairFeatures
@@ -135,7 +136,7 @@ class TorchMD_GN(FusedRepresentation):
 
     def freeze(self, spline: Spline, tables: Tables) -> FrozenGraphNetwork | None:
         """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        lanes = num_lanes_of(self.embedding.weight)
+        lanes = lanes_of(self.embedding.weight.element_size())
         is_known = self.aggr == "add" and self.hidden_channels % lanes == 0 and self.num_filters % lanes == 0
         return FrozenGraphNetwork(self, spline, tables) if is_known else None
 

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
+
+from torchmdnet.ops.kernels.threads import exact
 
 __all__ = [
     "close_images",
@@ -23,13 +22,10 @@ __all__ = [
 ]
 
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-
-
 # What Numba compiles for a slice that is assigned to takes seconds, a loop does not.
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def _widened(array, size):
     """The same numbers with room for more."""
     wider = np.empty(size, array.dtype)
@@ -38,7 +34,7 @@ def _widened(array, size):
     return wider
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def close_pairs(pos, batch, square):
     """Pairs i < j of one system, closer than the root of ``square``, without images."""
     num_atoms = pos.shape[0]
@@ -65,7 +61,7 @@ def close_pairs(pos, batch, square):
     return i[:count], j[:count]
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def duals_of(boxes, duals):
     """Vectors that count how many lattice vectors a vector is long, zero for open directions, (B, 3, 3).
 
@@ -103,7 +99,7 @@ def duals_of(boxes, duals):
 _ROUNDS = 1.5 * 2.0**52
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def nearest_squares(first, last, place, count, h, out):
     """Squares of the distances from one atom to others, ``first`` to ``last``, in the nearest image by ``count``.
 
@@ -122,7 +118,7 @@ def nearest_squares(first, last, place, count, h, out):
         out[b] = dx * dx + dy * dy + dz * dz
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def close_images(pos, batch, boxes, cutoff):
     """Pairs of atoms and images closer than a cutoff, in their order, and the lattice vectors between them (P, 3).
 
@@ -184,7 +180,7 @@ def close_images(pos, batch, boxes, cutoff):
     return i[:found], j[:found], shifts[: 3 * found].reshape(found, 3), has_volume
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def edges_of_pairs(i, j, num_atoms, loop):
     """Both directions of every pair, and self loops, sorted by receiver.
 
@@ -225,7 +221,7 @@ def edges_of_pairs(i, j, num_atoms, loop):
     return index, pair, reverse, row_start, sign
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def measured_edges(pos, boxes, batch, i, j, shifts, loop):
     """:func:`edges_of_pairs` and :func:`edge_geometry` at once, without signs.
 
@@ -258,7 +254,7 @@ def measured_edges(pos, boxes, batch, i, j, shifts, loop):
     return index, pair, reverse, row_start, vec, dist, edge_dist, atoms
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def edge_geometry(pos, boxes, index, pair, sign, shifts, batch, vec, dist):
     """Vectors of edges, pos_i - pos_j and lattice vectors, and the distance of each pair."""
     for e in range(pair.shape[0]):
@@ -282,7 +278,7 @@ def edge_geometry(pos, boxes, index, pair, sign, shifts, batch, vec, dist):
             dist[p] = np.sqrt(square)
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def edge_geometry_backward(pos, boxes, index, pair, sign, shifts, batch, of_vec, of_dist, of_pos, of_boxes):
     """Add the gradient in positions and boxes."""
     d = np.zeros(3, pos.dtype)
@@ -314,7 +310,7 @@ def edge_geometry_backward(pos, boxes, index, pair, sign, shifts, batch, of_vec,
                     of_boxes[s, m, k] += sign[e] * shifts[p, m] * g
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def pull_back(row_start, of_edge, reverse, vec, dist, of_vec, of_dist, batch, out_forces, out_virial):
     """Minus the gradient in positions (N, 3), and that in the strain of each system (S, 3, 3).
 
@@ -349,7 +345,7 @@ def pull_back(row_start, of_edge, reverse, vec, dist, of_vec, of_dist, batch, ou
         out_virial[s, 2, 1] = out_virial[s, 1, 2]
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def farthest(pos, before):
     """Largest square of the distance an atom has moved."""
     largest = 0.0
@@ -361,7 +357,7 @@ def farthest(pos, before):
     return largest
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def sorted_pairs(i, j, counts, num_atoms):
     """The same pairs with i <= j, sorted by i, then j, then the lattice vectors between them, (P, 3) or (0, 3)."""
     num_pairs = i.shape[0]
@@ -410,7 +406,7 @@ def sorted_pairs(i, j, counts, num_atoms):
     return first, second, steps
 
 
-@numba.njit(**_OPTIONS)
+@exact
 def close_of_list(pos, batch, boxes, i, j, counts, upper, lower):
     """The pairs of a list that are within ``lower`` and ``upper`` of one another now, and their lattice vectors."""
     num_pairs = i.shape[0]

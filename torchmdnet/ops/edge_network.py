@@ -85,7 +85,7 @@ class EdgeNetwork(NamedTuple):
 
     def activate(self, hidden: Tensor) -> Tensor:
         """The activation, by a twin if there is one."""
-        if self.is_silu and kernels.can_loop(hidden):
+        if self.is_silu and kernels.can_loop(hidden, hidden.shape[-1]):
             return silu(hidden)
         return self.activation(hidden)
 
@@ -118,7 +118,7 @@ def edge_network_sum(
     Returns:
         (N, 9, F). Derivatives higher than the first come from :func:`edge_network_sum_plain`.
     """
-    if not all(kernels.can_loop(x) for x in (X, radial, *(bias for _, bias in network.layers))):
+    if not kernels.can_loop(X, *(x.shape[-1] for x in (X, radial, *(bias for _, bias in network.layers)))):
         return edge_network_sum_plain(X, radial, receiving, sending, envelope, network, graph)
     tensors = [X, radial, receiving, sending, envelope, *(tensor for layer in network.layers for tensor in layer)]
     return _Sum.apply(EdgeRun(network, graph), network, *tensors)  # type: ignore[return-value]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import Form
 from torchmdnet.ops.kernels.operators import EdgeLayout, _array, _flat, _fold, can_loop
+from torchmdnet.ops.kernels.work import WORTH_THREADS, lanes_of
 
 __all__ = ["CONTRACTION", "AttentionLayout", "attend_gradients", "attend_value", "contract_edges", "contract_receivers"]
 
@@ -68,8 +69,7 @@ def contract_receivers(S: Tensor, k: Tensor, coef: Tensor, table: Tensor, layout
 
 def is_fused(q: Tensor, num_heads: int) -> bool:
     """Whether the channels of a head are whole vectors, as :func:`attend_value` wants them on the CPU."""
-    width = 32 // q.element_size()
-    return can_loop(q) and q.shape[1] % (width * num_heads) == 0
+    return can_loop(q, q.shape[1]) and q.shape[1] % (lanes_of(q.element_size()) * num_heads) == 0
 
 
 class AttentionLayout(NamedTuple):
@@ -86,8 +86,6 @@ def _tensors(q: Tensor, k: Tensor, X: Tensor, u: Tensor, coef: Tensor, fade: Ten
 
 def _num_ranges(work: int) -> int:
     """Ranges of atoms for threads to share; a few more than threads, as atoms differ."""
-    from torchmdnet.ops.kernels.threads import WORTH_THREADS
-
     threads = torch.get_num_threads()
     return 4 * threads if threads > 1 and work >= WORTH_THREADS else 1
 

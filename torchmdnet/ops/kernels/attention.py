@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from torchmdnet.ops.kernels.edges import clear, interpolate, project, scatter
-from torchmdnet.ops.kernels.simd import load, num_lanes, splat, store, total
+from torchmdnet.ops.kernels.simd import lanes_that_divide, lanes_that_fit, load, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
@@ -53,12 +53,13 @@ def spread_heads(total, num_heads, s):
 def contract_edges(coef, cell, table, q, k, sender, row, row_start, out):
     """out_ijh = Σ_d q_i k_j w_ij."""
     num_atoms, F = q.shape
+    W = lanes_that_fit(q, F)
     num_heads = out.shape[1]
     for i in numba.prange(num_atoms):
         w = np.empty(F, q.dtype)
         mine = q[i]
         for e in range(row_start[i], row_start[i + 1]):
-            interpolate(table, coef, cell, row[e], w)
+            interpolate(table, coef, cell, row[e], w, W)
             there = k[sender[e]]
             for f in range(F):
                 w[f] *= mine[f] * there[f]
@@ -69,13 +70,14 @@ def contract_edges(coef, cell, table, q, k, sender, row, row_start, out):
 def contract_receivers(coef, cell, table, S, k, sender, row, row_start, out):
     """out_i = Σ_j S_ij k_j w_ij."""
     num_atoms, F = k.shape
+    W = lanes_that_fit(k, F)
     num_heads = S.shape[1]
     for i in numba.prange(num_atoms):
         w, s = np.empty(F, k.dtype), np.empty(F, k.dtype)
         here = out[i]
         clear(here)
         for e in range(row_start[i], row_start[i + 1]):
-            interpolate(table, coef, cell, row[e], w)
+            interpolate(table, coef, cell, row[e], w, W)
             spread_heads(S[e], num_heads, s)
             there = k[sender[e]]
             for f in range(F):
@@ -86,6 +88,7 @@ def contract_receivers(coef, cell, table, S, k, sender, row, row_start, out):
 def contract_coef(cell, table, S, q, k, sender, row, row_start, out_edge):
     """The derivatives in the coefficients of every edge, Σ_f table[cell + k] S_ij q_i k_j."""
     num_atoms, F = q.shape
+    W = lanes_that_fit(q, F)
     num_heads, num = S.shape[1], out_edge.shape[1]
     for i in numba.prange(num_atoms):
         s = np.empty(F, q.dtype)
@@ -95,7 +98,7 @@ def contract_coef(cell, table, S, q, k, sender, row, row_start, out_edge):
             there = k[sender[e]]
             for f in range(F):
                 s[f] *= mine[f] * there[f]
-            project(table, cell, row[e], s, num, out_edge, e)
+            project(table, cell, row[e], s, num, out_edge, e, W)
 
 
 @compiled
@@ -129,7 +132,7 @@ def attend(
     """See :func:`torchmdnet.ops.attention.attend`."""
     num_atoms, F = q.shape
     size, num_sent, num_got = table.shape[1], X.shape[1], out.shape[1]
-    W = num_lanes(q)
+    W = lanes_that_divide(q, F // num_heads)
     blocks = F // W // num_heads
     U, O = u.reshape(-1), out.reshape(-1)
     Q, K, V = q.reshape(-1), k.reshape(-1), X.reshape(-1)
@@ -145,7 +148,7 @@ def attend(
                 is_mine = first <= sender[edge] < last
                 if is_mine and r < edge:
                     continue
-                interpolate(table, coef, cell, p, w)
+                interpolate(table, coef, cell, p, w, W)
                 for way in range(2 if is_mine and r > edge else 1):
                     i, j, e = (atom, sender[edge], edge) if way == 0 else (sender[edge], atom, r)
                     i_F, j_F, i_O, j_V = i * F, j * F, i * num_got, j * num_sent
@@ -185,7 +188,7 @@ def attend_backward(
     """Gradients of :func:`attend`, given that of its result; of_edge (E, K + 1) holds those of coef and of fade."""
     num_atoms, F = q.shape
     size, num_sent, num_got, num = table.shape[1], X.shape[1], grad.shape[1], coef.shape[1]
-    W = num_lanes(q)
+    W = lanes_that_divide(q, F // num_heads)
     blocks = F // W // num_heads
     U, G = u.reshape(-1), grad.reshape(-1)
     Q, K, V = q.reshape(-1), k.reshape(-1), X.reshape(-1)
@@ -206,7 +209,7 @@ def attend_backward(
                 is_mine = first <= sender[edge] < last
                 if is_mine and r < edge:
                     continue
-                interpolate(table, coef, cell, p, w)
+                interpolate(table, coef, cell, p, w, W)
                 for n in range(size):
                     dw[n] = 0
                 of_fade = zero
@@ -275,7 +278,7 @@ def attend_backward(
                     dU[3 * e], dU[3 * e + 1], dU[3 * e + 2] = factor * total(d0), factor * total(d1), factor * total(d2)
                     if vectors_fade:
                         of_fade += total(d)
-                project(table, cell, p, dw, num, of_edge, edge)
+                project(table, cell, p, dw, num, of_edge, edge, W)
                 of_edge[edge, num] = of_fade
                 if is_mine and r != edge:  # one of them speaks for both
                     for n in range(num + 1):

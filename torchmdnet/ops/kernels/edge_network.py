@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 
 from torchmdnet.ops.kernels.nodes import components, put
-from torchmdnet.ops.kernels.simd import exp, load, num_lanes, repeat, splat, store, total
+from torchmdnet.ops.kernels.simd import exp, fit, lanes_that_fit, load, num_lanes, repeat, splat, store, total
 from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
@@ -32,11 +32,12 @@ __all__ = [
 @compiled
 def read(coef, cell, table, out):
     """out_p = Σ_k coef_pk table[cell_p + k]: a function of distance at each pair, (P, K)."""
-    K, W, num = table.shape[1], num_lanes(table), coef.shape[1]
+    K, num = table.shape[1], coef.shape[1]
+    W = lanes_that_fit(table, K)
     t, c, o = table.reshape(-1), coef.reshape(-1), out.reshape(-1)
     for p in numba.prange(out.shape[0]):
         for block in range(0, K, W):
-            f = min(block, K - W)
+            f = fit(block, K, W)
             value = repeat(c, p * num) * load(t, cell[p] * K + f)
             for k in range(1, num):
                 value += repeat(c, p * num + k) * load(t, (cell[p] + k) * K + f)
@@ -64,13 +65,14 @@ def read_backward(cell, table, grad, out):
 @compiled
 def join(radial, receiving, sending, pair, sender, row_start, lower, upper, out):
     """out_ij = R_p + A_i + B_j: (P, K), (N, K), (N, K) -> (E, K)."""
-    K, W = radial.shape[1], num_lanes(radial)
+    K = radial.shape[1]
+    W = lanes_that_fit(radial, K)
     R, A, B, o = radial.reshape(-1), receiving.reshape(-1), sending.reshape(-1), out.reshape(-1)
     for i in numba.prange(lower, upper):
         for e in range(row_start[i], row_start[i + 1]):
             r, b, at = pair[e] * K, sender[e] * K, (e - row_start[lower]) * K
             for block in range(0, K, W):
-                f = min(block, K - W)
+                f = fit(block, K, W)
                 store(o, at + f, load(R, r + f) + load(A, i * K + f) + load(B, b + f))
 
 
@@ -113,12 +115,12 @@ def sigmoid(x, zero, one):
 def silu(x, bias, out):
     """SiLU of x + bias: (E, K), (K,) -> (E, K)."""
     E, K = x.shape
-    W = num_lanes(x)
+    W = lanes_that_fit(x, K)
     flat, o = x.reshape(-1), out.reshape(-1)
     zero, one = splat(flat, 0.0), splat(flat, 1.0)
     for e in numba.prange(E):
         for block in range(0, K, W):
-            f = min(block, K - W)
+            f = fit(block, K, W)
             v = load(flat, e * K + f) + load(bias, f)
             store(o, e * K + f, v * sigmoid(v, zero, one))
 
@@ -127,12 +129,12 @@ def silu(x, bias, out):
 def silu_both(x, bias, out, out_slope):
     """SiLU and its derivative."""
     E, K = x.shape
-    W = num_lanes(x)
+    W = lanes_that_fit(x, K)
     flat, o, os = x.reshape(-1), out.reshape(-1), out_slope.reshape(-1)
     zero, one = splat(flat, 0.0), splat(flat, 1.0)
     for e in numba.prange(E):
         for block in range(0, K, W):
-            f = min(block, K - W)
+            f = fit(block, K, W)
             v = load(flat, e * K + f) + load(bias, f)
             s = sigmoid(v, zero, one)
             value = v * s
@@ -144,12 +146,12 @@ def silu_both(x, bias, out, out_slope):
 def silu_backward(x, bias, grad, out):
     """The gradient times the derivative of SiLU."""
     E, K = x.shape
-    W = num_lanes(x)
+    W = lanes_that_fit(x, K)
     flat, g, o = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
     zero, one = splat(flat, 0.0), splat(flat, 1.0)
     for e in numba.prange(E):
         for block in range(0, K, W):
-            f = min(block, K - W)
+            f = fit(block, K, W)
             v = load(flat, e * K + f) + load(bias, f)
             s = sigmoid(v, zero, one)
             store(o, e * K + f, load(g, e * K + f) * (s + v * s * (one - s)))
@@ -159,12 +161,12 @@ def silu_backward(x, bias, grad, out):
 def silu_twice(x, inner, grad, out_x, out_inner):
     """Gradients of :func:`silu_backward` without bias, in x and in the gradient it was given, ``inner``."""
     E, K = x.shape
-    W = num_lanes(x)
+    W = lanes_that_fit(x, K)
     flat, g, h, ox, og = x.reshape(-1), inner.reshape(-1), grad.reshape(-1), out_x.reshape(-1), out_inner.reshape(-1)
     zero, one, two = splat(flat, 0.0), splat(flat, 1.0), splat(flat, 2.0)
     for e in numba.prange(E):
         for block in range(0, K, W):
-            k = e * K + min(block, K - W)
+            k = e * K + fit(block, K, W)
             v, change = load(flat, k), load(h, k)
             s = sigmoid(v, zero, one)
             rest = one - s

@@ -13,8 +13,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from torchmdnet.ops.kernels.simd import load, num_lanes, repeat, splat, store, total
-from torchmdnet.ops.kernels.threads import compiled, inlined
+from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store, total
+from torchmdnet.ops.kernels.threads import called, compiled, inlined
 
 __all__ = [
     "embed_both",
@@ -43,22 +43,22 @@ def clear(values):
 
 
 @inlined
-def interpolate(table, coef, cell, p, w):
+def interpolate(table, coef, cell, p, w, W):
     """w = Σ_k coef_k table[cell + k] for filter row p, over all parts and channels."""
-    size, num, W = w.shape[0], coef.shape[1], num_lanes(w)
+    size, num = w.shape[0], coef.shape[1]
     first, at = cell[p] * size, p * num
     if num == 6:
         c0, c1, c2 = repeat(coef, at), repeat(coef, at + 1), repeat(coef, at + 2)
         c3, c4, c5 = repeat(coef, at + 3), repeat(coef, at + 4), repeat(coef, at + 5)
         for block in range((size + W - 1) // W):
-            f = min(block * W, size - W)
+            f = fit(block * W, size, W)
             t = first + f
             left = c0 * load(table, t) + c1 * load(table, t + size) + c2 * load(table, t + 2 * size)
             right = c3 * load(table, t + 3 * size) + c4 * load(table, t + 4 * size) + c5 * load(table, t + 5 * size)
             store(w, f, left + right)
     else:
         for block in range((size + W - 1) // W):
-            f = min(block * W, size - W)
+            f = fit(block * W, size, W)
             value = repeat(coef, at) * load(table, first + f)
             for k in range(1, num):
                 value += repeat(coef, at + k) * load(table, first + k * size + f)
@@ -66,9 +66,9 @@ def interpolate(table, coef, cell, p, w):
 
 
 @inlined
-def project(table, cell, p, s, num, out, e):
+def project(table, cell, p, s, num, out, e, W):
     """out_ek = Σ_f s_f table[cell + k]_f, the adjoint of :func:`interpolate` in the coefficients."""
-    size, W = s.shape[0], num_lanes(s)
+    size = s.shape[0]
     g = cell[p]
     first, whole = g * size, size // W
     if num == 6:
@@ -155,12 +155,13 @@ def message_sum(coef, cell, table, X, sender, row, row_start, starts, out):
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(X, parts * F)
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, X.dtype)
         here = out[i]
         clear(here)
         for e in range(row_start[i], row_start[i + 1]):
-            interpolate(table, coef, cell, row[e], w)
+            interpolate(table, coef, cell, row[e], w, W)
             there = X[sender[e]]
             weighted(here, w, there, F, parts)
 
@@ -171,6 +172,7 @@ def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, 
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(X, parts * F)
     num = coef.shape[1]
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, X.dtype)
@@ -178,11 +180,11 @@ def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, 
         clear(here)
         for e in range(row_start[i], row_start[i + 1]):
             p = back[e]
-            interpolate(table, coef, cell, p, w)
+            interpolate(table, coef, cell, p, w, W)
             there = O[sender[e]]
             weighted(here, w, there, F, parts)
             overlap(mine, there, F, parts, w)
-            project(table, cell, p, w, num, out_edge, e)
+            project(table, cell, p, w, num, out_edge, e, W)
 
 
 @compiled
@@ -191,13 +193,14 @@ def message_coef(cell, table, O, X, sender, row, row_start, starts, out_edge):
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(X, parts * F)
     num = out_edge.shape[1]
     for i in numba.prange(num_atoms):
         s = np.empty(parts * F, X.dtype)
         mine = O[i]
         for e in range(row_start[i], row_start[i + 1]):
             overlap(mine, X[sender[e]], F, parts, s)
-            project(table, cell, row[e], s, num, out_edge, e)
+            project(table, cell, row[e], s, num, out_edge, e, W)
 
 
 @inlined
@@ -253,12 +256,13 @@ def embed_sum(coef, cell, table, Y, Z, sender, row, row_start, starts, out):
     num_atoms, size = out.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(Z, parts * F)
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, Z.dtype)
         here = out[i]
         clear(here)
         for e in range(row_start[i], row_start[i + 1]):
-            interpolate(table, coef, cell, row[e], w)
+            interpolate(table, coef, cell, row[e], w, W)
             weigh(w, Z[i, 0], Z[sender[e], 1])
             spread(here, Y[e], w, F, parts)
 
@@ -344,18 +348,19 @@ def embed_both(coef, cell, table, O, Y, Z, sender, row, row_start, starts, out_Y
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(O, parts * F)
     num = coef.shape[1]
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, O.dtype)
         here = O[i]
         for e in range(row_start[i], row_start[i + 1]):
             p = row[e]
-            interpolate(table, coef, cell, p, w)
+            interpolate(table, coef, cell, p, w, W)
             weigh(w, Z[i, 0], Z[sender[e], 1])
             across(here, w, F, parts, out_Y[e])
             along(here, Y[e], F, parts, w)
             weigh(w, Z[i, 0], Z[sender[e], 1])
-            project(table, cell, p, w, num, out_edge, e)
+            project(table, cell, p, w, num, out_edge, e, W)
 
 
 @compiled
@@ -364,10 +369,11 @@ def embed_direction(coef, cell, table, O, Z, sender, row, row_start, starts, out
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(O, parts * F)
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, O.dtype)
         for e in range(row_start[i], row_start[i + 1]):
-            interpolate(table, coef, cell, row[e], w)
+            interpolate(table, coef, cell, row[e], w, W)
             weigh(w, Z[i, 0], Z[sender[e], 1])
             across(O[i], w, F, parts, out[e])
 
@@ -378,13 +384,14 @@ def embed_coef(cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(O, parts * F)
     num = out_edge.shape[1]
     for i in numba.prange(num_atoms):
         s = np.empty(parts * F, O.dtype)
         for e in range(row_start[i], row_start[i + 1]):
             along(O[i], Y[e], F, parts, s)
             weigh(s, Z[i, 0], Z[sender[e], 1])
-            project(table, cell, row[e], s, num, out_edge, e)
+            project(table, cell, row[e], s, num, out_edge, e, W)
 
 
 @compiled
@@ -421,6 +428,7 @@ def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start,
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
+    W = lanes_that_fit(O, parts * F)
     for i in numba.prange(num_atoms):
         w = np.empty(parts * F, O.dtype)
         s = np.empty(parts * F, O.dtype)
@@ -430,7 +438,7 @@ def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start,
             for side in range(2):
                 p = row[e] if side == 0 else back[e]
                 if side == 0 or p != row[e]:
-                    interpolate(table, coef, cell, p, w)
+                    interpolate(table, coef, cell, p, w, W)
                 if side == 0:
                     along(O[i], Y[e], F, parts, s)
                 else:
@@ -439,7 +447,7 @@ def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start,
                     accumulate(out[i, side], w[part * F : part * F + F], s[part * F : part * F + F])
 
 
-@inlined
+@called
 def fold(per_edge, rows, out):
     """Sum edges into the rows they belong to."""
     for p in range(out.shape[0]):

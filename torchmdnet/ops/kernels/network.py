@@ -13,8 +13,9 @@ import numpy as np
 
 from torchmdnet.ops.kernels.edges import clear
 from torchmdnet.ops.kernels.nodes import add, components, dot, put
-from torchmdnet.ops.kernels.simd import BITS, load, num_lanes, repeat, splat, store
+from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store
 from torchmdnet.ops.kernels.threads import compiled, inlined
+from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = [
     "add_norms_backward",
@@ -145,12 +146,12 @@ CHUNK = 8
 
 def can_pack(num_channels: int, itemsize: int) -> bool:
     """Whether :func:`mix` takes so few channels."""
-    return num_channels >= 2 * BITS // (8 * itemsize)
+    return num_channels >= 2 * lanes_of(itemsize)
 
 
 def pack(W: Any, *, turned: bool) -> Any:
     """Weights of the three parts (3, F, G), or turned (3, G, F), as :func:`mix` reads them: (3, blocks, F, 2 lanes)."""
-    many = 2 * BITS // (8 * W.itemsize)
+    many = 2 * lanes_of(W.itemsize)
     F, G = W.shape[:0:-1] if turned else W.shape[1:]
     out = np.empty((3, (G + many - 1) // many, F, many), W.dtype)
     fill_packed(W.size, W, turned, out)
@@ -160,11 +161,12 @@ def pack(W: Any, *, turned: bool) -> Any:
 @compiled
 def fill_packed(W, turned, out):
     """The loop of :func:`pack`; the last block overlaps the one before."""
-    _, blocks, F, many = out.shape
+    _, blocks, F, _ = out.shape
     G = W.shape[1] if turned else W.shape[2]
+    many = 2 * lanes_that_fit(W, G, 2)
     for part in range(3):
         for block in range(blocks):
-            first = min(block * many, G - many)
+            first = fit(block * many, G, many)
             for f in range(F):
                 for k in range(many):
                     out[part, block, f, k] = W[part, first + k, f] if turned else W[part, f, first + k]
@@ -190,7 +192,8 @@ def mix(X, packed, out):
     Six rows times two vectors of channels at a time keep twelve sums in registers; the last rows are made twice.
     """
     num_atoms, _, F = X.shape
-    G, blocks, W = out.shape[2], packed.shape[1], num_lanes(X)
+    G, blocks = out.shape[2], packed.shape[1]
+    W = lanes_that_fit(X, G, 2)
     x, w, o = X.reshape(-1), packed.reshape(-1), out.reshape(-1)
     zero = splat(x, 0.0)
     for chunk in numba.prange((num_atoms + CHUNK - 1) // CHUNK):
@@ -199,7 +202,7 @@ def mix(X, packed, out):
             c, first = 2 * part + 1, part * part
             last = min(CHUNK, num_atoms - atom) * c - 1
             for block in range(blocks):
-                g = min(block * 2 * W, G - 2 * W)
+                g = fit(block * 2 * W, G, 2 * W)
                 for r in range(0, last + 1, 6):
                     i0, i1 = row_of(r, c, first, atom), row_of(min(r + 1, last), c, first, atom)
                     i2, i3 = row_of(min(r + 2, last), c, first, atom), row_of(min(r + 3, last), c, first, atom)
@@ -236,11 +239,11 @@ def mix(X, packed, out):
 def squared_norms(X, out):
     """out = |X|², (N, 9, F) -> (N, F)."""
     num_atoms, _, F = X.shape
-    lanes = num_lanes(X)
+    lanes = lanes_that_fit(X, F)
     x, o = X.reshape(-1), out.reshape(-1)
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
-            f = min(block, F - lanes)
+            f = fit(block, F, lanes)
             v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
             total = v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3 + v4 * v4 + v5 * v5 + v6 * v6 + v7 * v7 + v8 * v8
             store(o, n * F + f, total)
@@ -250,12 +253,12 @@ def squared_norms(X, out):
 def squared_norms_tangent(X, dX, out):
     """The derivative of :func:`squared_norms`, 2 ⟨X, dX⟩."""
     num_atoms, _, F = X.shape
-    lanes = num_lanes(X)
+    lanes = lanes_that_fit(X, F)
     x, dx, o = X.reshape(-1), dX.reshape(-1), out.reshape(-1)
     two = splat(x, 2.0)
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
-            f = min(block, F - lanes)
+            f = fit(block, F, lanes)
             store(o, n * F + f, two * dot(components(x, n * 9 * F + f, F), components(dx, n * 9 * F + f, F)))
 
 
@@ -291,11 +294,11 @@ def multiply(a, b):
 def scale(X, gate, out):
     """out = X times the gate of each part: (N, 9, F), (N, 3 F)."""
     num_atoms, _, F = X.shape
-    lanes = num_lanes(X)
+    lanes = lanes_that_fit(X, F)
     x, g, o = X.reshape(-1), gate.reshape(-1), out.reshape(-1)
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
-            f = min(block, F - lanes)
+            f = fit(block, F, lanes)
             k = n * 9 * F + f
             put(o, k, F, gated(g, n * 3 * F + f, F, components(x, k, F)))
 
@@ -304,12 +307,12 @@ def scale(X, gate, out):
 def scale_backward(X, gate, grad, out_X, out_gate):
     """Gradients of :func:`scale`."""
     num_atoms, _, F = X.shape
-    lanes = num_lanes(X)
+    lanes = lanes_that_fit(X, F)
     x, g, d = X.reshape(-1), gate.reshape(-1), grad.reshape(-1)
     ox, og = out_X.reshape(-1), out_gate.reshape(-1)
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
-            f = min(block, F - lanes)
+            f = fit(block, F, lanes)
             at, k = n * 3 * F + f, n * 9 * F + f
             change = components(d, k, F)
             put(ox, k, F, gated(g, at, F, change))
@@ -323,11 +326,11 @@ def scale_backward(X, gate, grad, out_X, out_gate):
 def scale_tangent(X, dX, gate, dgate, out):
     """The derivative of :func:`scale`."""
     num_atoms, _, F = X.shape
-    lanes = num_lanes(X)
+    lanes = lanes_that_fit(X, F)
     x, dx, g, dg, o = X.reshape(-1), dX.reshape(-1), gate.reshape(-1), dgate.reshape(-1), out.reshape(-1)
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
-            f = min(block, F - lanes)
+            f = fit(block, F, lanes)
             at, k = n * 3 * F + f, n * 9 * F + f
             put(o, k, F, add(gated(g, at, F, components(dx, k, F)), gated(dg, at, F, components(x, k, F))))
 
@@ -336,12 +339,12 @@ def scale_tangent(X, dX, gate, dgate, out):
 def scale_reverse(X, dX, gate, dgate, O, dO, out_X, out_gate):
     """Gradients of :func:`scale` and :func:`scale_tangent` together, O in the value and dO in the derivative."""
     num_atoms, _, F = X.shape
-    lanes = num_lanes(X)
+    lanes = lanes_that_fit(X, F)
     x, dx, g, dg = X.reshape(-1), dX.reshape(-1), gate.reshape(-1), dgate.reshape(-1)
     d, dd, ox, og = O.reshape(-1), dO.reshape(-1), out_X.reshape(-1), out_gate.reshape(-1)
     for n in numba.prange(num_atoms):
         for block in range(0, F, lanes):
-            f = min(block, F - lanes)
+            f = fit(block, F, lanes)
             at, k = n * 3 * F + f, n * 9 * F + f
             a, b = components(d, k, F), components(dd, k, F)
             put(ox, k, F, add(gated(g, at, F, a), gated(dg, at, F, b)))

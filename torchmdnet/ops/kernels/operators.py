@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import TWINS, Form, Stage
 from torchmdnet.ops.kernels.tracing import is_recording, records_operators
-from torchmdnet.ops.kernels.work import WORTH_THREADS
+from torchmdnet.ops.kernels.work import WORTH_THREADS, lanes_of
 
 __all__ = [
     "EMBEDDING",
@@ -50,12 +50,12 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.ge
 
 
 def can_run(x: Tensor) -> bool:
-    """Whether a compiled twin takes this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them all off.
+    """Whether a compiled twin takes these features, channels last; ``TORCHMDNET_PLAIN_OPS=1`` turns them all off.
 
     Under ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the definitions run.
     """
     if x.device.type not in TWINS:
-        return can_loop(x)
+        return can_loop(x, x.shape[-1])
     return x.dtype in (torch.float32, torch.float64) and not is_traced() and has_triton()
 
 
@@ -65,21 +65,27 @@ def can_pass(x: Tensor) -> bool:
         return can_run(x)
     if x.device.type in TWINS:
         return x.dtype in (torch.float32, torch.float64) and has_triton()
-    return _fits_loops(x)
+    return _fits_loops(x, x.shape[-1])
 
 
-def can_loop(x: Tensor) -> bool:
-    """Whether it is the loops of the CPU that take this tensor."""
-    return _fits_loops(x) and not is_traced()
+def can_loop(x: Tensor, channels: int, *others: int) -> bool:
+    """Whether it is the loops of the CPU that take tensors like this one.
+
+    Args:
+        x: Of their precision and on their device.
+        channels: Channels of a row, which have to fill a vector.
+        others: The same of other rows, such as the hidden layers of a network.
+    """
+    return _fits_loops(x, channels, *others) and not is_traced()
 
 
-def _fits_loops(x: Tensor) -> bool:
+def _fits_loops(x: Tensor, *channels: int) -> bool:
     return (
         _HAS_NUMBA
         and x.device.type == "cpu"
         and "cpu" not in TWINS
         and x.dtype in (torch.float32, torch.float64)
-        and x.shape[-1] >= (8 if x.dtype == torch.float32 else 4)
+        and min(channels) >= lanes_of(x.element_size())
     )
 
 

@@ -3,6 +3,19 @@
 ``lanes`` are a few neighbouring channels, 256 bits, held in a register. Arithmetic between lanes is ``+ - * /`` and
 :func:`exp`; :func:`load` and :func:`store` move them, :func:`splat` fills them with one number. LLVM turns them into
 whatever the processor has.
+
+Nothing stops a vector from reaching beyond its array, so loops keep to a rule for rows of F numbers and vectors of W:
+
+- How many W are comes from :func:`lanes_that_fit` or :func:`lanes_that_divide`, which are told F and raise
+  ``IndexError`` for a row they are not made for, before anything is read or written. Only loops that visit whole
+  vectors and then what is left singly ask :func:`num_lanes`.
+- Where a vector begins, if the last one is to end with the row, is for :func:`fit` to say. Such vectors overlap, so
+  they are stored and never added to what is there.
+- Callers ask :func:`torchmdnet.ops.kernels.can_loop` with the channels of a row; where it says no the definition in
+  PyTorch runs.
+
+With ``TORCHMDNET_CHECK_LOOPS=1`` in the environment every access is compared with the size of its array, and raises
+``IndexError`` beyond it. That is slow, compiles anew in every process, and is for one thread.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalCall=false
@@ -21,9 +34,24 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 from numpy.polynomial import Chebyshev, Polynomial
 
-__all__ = ["exp", "item", "load", "num_lanes", "raise_totals", "repeat", "splat", "store", "total"]
+from torchmdnet.ops.kernels.threads import inlined
+from torchmdnet.ops.kernels.work import CHECKS, lanes_of
 
-BITS = 256
+__all__ = [
+    "exp",
+    "fit",
+    "item",
+    "lanes_that_divide",
+    "lanes_that_fit",
+    "load",
+    "num_lanes",
+    "raise_totals",
+    "repeat",
+    "splat",
+    "store",
+    "total",
+]
+
 _FLAGS = ("contract", "reassoc", "nsz")
 
 
@@ -32,7 +60,7 @@ class Lanes(types.Type):
 
     def __init__(self, dtype: types.Float) -> None:
         self.dtype = dtype
-        self.count = BITS // dtype.bitwidth
+        self.count = lanes_of(dtype.bitwidth // 8)
         super().__init__(name=f"Lanes({dtype}, {self.count})")
 
 
@@ -43,9 +71,23 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(element, lanes.count))
 
 
+def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int = 1) -> Any:
+    """The address of numbers ``index`` to ``index + count`` of a flat array."""
+    numbers = context.make_array(array_type)(context, builder, array)
+    if CHECKS:
+        last = builder.sub(numbers.nitems, ir.Constant(index.type, count))
+        is_within = builder.and_(
+            builder.icmp_signed(">=", index, ir.Constant(index.type, 0)), builder.icmp_signed("<=", index, last)
+        )
+        with builder.if_then(builder.not_(is_within), likely=False):
+            message = f"a compiled loop reaches for {count} numbers beyond the ends of an array"
+            context.call_conv.return_user_exc(builder, IndexError, (message,))
+    return builder.gep(numbers.data, [index])
+
+
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+    place = _place(context, builder, array_type, array, index, vector.count)
+    return builder.bitcast(place, vector.as_pointer())
 
 
 def _filled(vector: Any, builder: Any, scalar: Any, count: int) -> Any:
@@ -102,8 +144,8 @@ def repeat(typing_context, array, index):
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return _filled(context.get_value_type(lanes), builder, builder.load(builder.gep(data, [at])), lanes.count)
+        number = builder.load(_place(context, builder, sig.args[0], args[0], at))
+        return _filled(context.get_value_type(lanes), builder, number, lanes.count)
 
     return lanes(array, index), generate
 
@@ -114,8 +156,7 @@ def item(typing_context, array, index):
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.load(builder.gep(data, [at]))
+        return builder.load(_place(context, builder, sig.args[0], args[0], at))
 
     return array.dtype(array, index), generate
 
@@ -224,10 +265,50 @@ def num_lanes(array: Any) -> int:
     raise NotImplementedError("only inside compiled loops")
 
 
-@overload(num_lanes)
+def lanes_that_fit(array: Any, width: int, vectors: int = 1) -> int:
+    """The same for rows of numbers that are at least so many vectors long; of others nothing is read or written."""
+    raise NotImplementedError("only inside compiled loops")
+
+
+def lanes_that_divide(array: Any, width: int) -> int:
+    """The same for rows that are whole vectors; of others nothing is read or written."""
+    raise NotImplementedError("only inside compiled loops")
+
+
+@overload(num_lanes, inline="always")
 def _num_lanes(array):
-    count = BITS // array.dtype.bitwidth
+    count = lanes_of(array.dtype.bitwidth // 8)
     return lambda array: count
+
+
+@overload(lanes_that_fit, inline="always")
+def _lanes_that_fit(array, width, vectors=1):
+    count = lanes_of(array.dtype.bitwidth // 8)
+
+    def lanes(array, width, vectors=1):
+        if width < vectors * count:
+            raise IndexError("rows of an array are shorter than the vectors in which a compiled loop visits them")
+        return count
+
+    return lanes
+
+
+@overload(lanes_that_divide, inline="always")
+def _lanes_that_divide(array, width):
+    count = lanes_of(array.dtype.bitwidth // 8)
+
+    def lanes(array, width):
+        if width % count != 0:
+            raise IndexError("rows of an array are not whole vectors, in which a compiled loop visits them")
+        return count
+
+    return lanes
+
+
+@inlined
+def fit(first, width, size):
+    """Where a block of ``size`` numbers begins: at ``first``, or at the end of a row overlapping the one before."""
+    return min(first, width - size)
 
 
 def _define(function: Any, instruction: str) -> None:

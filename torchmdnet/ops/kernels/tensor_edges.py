@@ -25,8 +25,9 @@ import numba
 import numpy as np
 import torch
 
-from torchmdnet.ops.kernels.simd import BITS, item, load, num_lanes, raise_totals, repeat, splat, store, total
-from torchmdnet.ops.kernels.threads import compiled, inlined, spliced
+from torchmdnet.ops.kernels.simd import item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
+from torchmdnet.ops.kernels.threads import called, compiled, inlined, spliced
+from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = [
     "Schedule",
@@ -75,7 +76,7 @@ def schedule(cell: Any, row: Any, row_start: Any, num_cells: int) -> Schedule:
     return Schedule(rows, slot, chunk, first, int(np.diff(first).max(initial=0)))
 
 
-@inlined
+@called
 def divided(cell, row, row_start, room, num_cells):
     """The loop of :func:`schedule`; pairs of a chunk are sorted by counting."""
     num_atoms = row_start.shape[0] - 1
@@ -114,7 +115,7 @@ def divided(cell, row, row_start, room, num_cells):
     return rows[:n].copy(), slot, chunk[: chunks + 1].copy(), first[: chunks + 1].copy()
 
 
-@inlined
+@called
 def pick(values, rows, out):
     """out = values[rows]."""
     for n in range(rows.shape[0]):
@@ -124,7 +125,7 @@ def pick(values, rows, out):
 
 def block_size(itemsize: int) -> int:
     """Channels of a block."""
-    return 2 * BITS // (8 * itemsize)
+    return 2 * lanes_of(itemsize)
 
 
 def shares(threads: int, num_blocks: int, num_chunks: int) -> tuple[int, int]:
@@ -142,7 +143,7 @@ def shares(threads: int, num_blocks: int, num_chunks: int) -> tuple[int, int]:
 def pack(X, out):
     """Channels in blocks: (N, C, F) -> (B, N, C, 2 lanes), with zeros behind the last channel."""
     num_atoms, C, F = X.shape
-    x, o, W = X.reshape(-1), out.reshape(-1), num_lanes(X)
+    x, o, W = X.reshape(-1), out.reshape(-1), lanes_that_divide(out, out.shape[3])
     for i in numba.prange(num_atoms):
         for b in range(out.shape[0]):
             room = F - 2 * W * b
@@ -352,7 +353,7 @@ def sum_five(x, xo, w, stride, sender, slot, lo, hi, W, z):
 @compiled
 def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij X_j, (N, 9, F), from packed tables and features."""
-    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
+    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
@@ -426,7 +427,7 @@ def message_backward(
     ``out_edge`` (S, E) holds the sums over the channels of each side. Pairs are shared by both
     directions, and out_edge counts what the distance of i and j does to the message from i to j.
     """
-    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
+    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
     z, edges = splat(x, 0.0), longest(row_start)
@@ -478,7 +479,7 @@ def change_five(x, dx, xo, w, sender, slot, lo, hi, W, z):
 @compiled
 def message_tangent(coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`message_sum`."""
-    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], num_lanes(X), coef.shape[1]
+    B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
     x, dx = X.reshape(-1), dX.reshape(-1)
     z = splat(x, 0.0)
@@ -538,7 +539,7 @@ def message_reverse(coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first
     table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 3, 2 lanes) has a packed
     table for each range of receivers.
     """
-    B, num_atoms, W, num = X.shape[0], X.shape[1], num_lanes(X), coef.shape[1]
+    B, num_atoms, W, num = X.shape[0], X.shape[1], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, d = out.reshape(-1), coef.reshape(-1), dcoef.reshape(-1)
     x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
     size = out.shape[2] * 6 * W
@@ -594,7 +595,7 @@ def turn_five(v, y, at, u, w):
 @compiled
 def embed_sum(coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1), (N, 9, F), from packed tables and factors."""
-    B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], num_lanes(Z), coef.shape[1]
+    B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], lanes_that_divide(Z, Z.shape[3]), coef.shape[1]
     t, c, f, o, y = tables.reshape(-1), coef.reshape(-1), Z.reshape(-1), out.reshape(-1), Y.reshape(-1)
     z = splat(f, 0.0)
     for g in numba.prange(sides * ranges):
@@ -647,7 +648,7 @@ def embed_backward(
 
     ``out_Y`` (S, E, 8) and ``out_edge`` (S, E) hold the sums over the channels of each side.
     """
-    B, num_atoms, W, num = O.shape[0], O.shape[1], num_lanes(O), coef.shape[1]
+    B, num_atoms, W, num = O.shape[0], O.shape[1], lanes_that_divide(O, O.shape[3]), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), Z.reshape(-1)
     x, y = O.reshape(-1), Y.reshape(-1)
     for g in numba.prange(sides * ranges):
@@ -688,7 +689,7 @@ def embed_tangent(
     coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out
 ):
     """out_i = Σ_j (dY_ij w_ij + Y_ij dw_ij) (Z_i0 + Z_j1), the derivative of :func:`embed_sum`."""
-    B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], num_lanes(Z), coef.shape[1]
+    B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], lanes_that_divide(Z, Z.shape[3]), coef.shape[1]
     t, c, d, f, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1), out.reshape(-1)
     y, dy = Y.reshape(-1), dY.reshape(-1)
     z = splat(f, 0.0)
@@ -753,7 +754,7 @@ def embed_reverse(
     In the table, as in :func:`message_reverse`, and in the factors: (T, B, R, 3, 2 lanes) and (T, B, N, 2, 2 lanes) for
     T ranges of receivers.
     """
-    B, num_atoms, W, num = O.shape[0], O.shape[1], num_lanes(O), coef.shape[1]
+    B, num_atoms, W, num = O.shape[0], O.shape[1], lanes_that_divide(O, O.shape[3]), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1)
     x, dx, y, dy = O.reshape(-1), dO.reshape(-1), Y.reshape(-1), dY.reshape(-1)
     o, oz = out.reshape(-1), out_Z.reshape(-1)

@@ -10,18 +10,22 @@ import numba
 import torch
 from numba.core import event
 
-from torchmdnet.ops.kernels.work import WORTH_THREADS
+from torchmdnet.ops.kernels.work import CHECKS, WORTH_THREADS
 
-__all__ = ["compiled", "inlined", "spliced"]
+__all__ = ["LOOPS", "called", "compiled", "exact", "inlined", "spliced"]
 
 log = logging.getLogger(__name__)
 
-_OPTIONS: dict[str, Any] = {
-    "fastmath": {"contract", "reassoc", "nsz"},
-    "cache": True,
+_EXACT: dict[str, Any] = {
+    "cache": not CHECKS,  # what is on disk has no checks
     "nogil": True,
     "error_model": "numpy",
+    "boundscheck": CHECKS,
 }
+_OPTIONS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
+
+#: Every loop that is called from Python, by its module and name.
+LOOPS: dict[str, Callable[..., Any]] = {}
 
 
 class _Notice(event.Listener):
@@ -49,13 +53,28 @@ inlined = numba.njit(**_OPTIONS, inline="never")
 spliced = numba.njit(**_OPTIONS, inline="always")
 
 
+def _listed(loop: Callable[..., Any], made: Any) -> Any:
+    LOOPS[f"{loop.__module__}.{loop.__name__}"] = made
+    return made
+
+
+def called(loop: Callable[..., Any]) -> Any:
+    """A loop that one thread runs."""
+    return _listed(loop, numba.njit(**_OPTIONS)(loop))
+
+
+def exact(loop: Callable[..., Any]) -> Any:
+    """The same with the arithmetic as it is written, for what decides by comparing numbers."""
+    return _listed(loop, numba.njit(**_EXACT)(loop))
+
+
 def compiled(loop: Callable[..., None]) -> Callable[..., None]:
     """A loop that is called with the work it does, in multiply-adds, before its own arguments.
 
     ``numba.prange`` in it is shared by as many threads as PyTorch uses, when the work is worth it.
     """
     serial = numba.njit(**_OPTIONS)(loop)
-    threaded = numba.njit(parallel=True, **_OPTIONS)(loop)
+    threaded = serial if CHECKS else numba.njit(parallel=True, **_OPTIONS)(loop)
 
     def run(work: int, *arrays: Any) -> None:
         if work >= WORTH_THREADS:
@@ -69,4 +88,4 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
         serial(*arrays)
 
     run.__doc__ = loop.__doc__
-    return run
+    return _listed(loop, run)

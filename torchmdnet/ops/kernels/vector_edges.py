@@ -23,7 +23,7 @@ import math
 import numba
 
 from torchmdnet.ops.kernels.edges import clear
-from torchmdnet.ops.kernels.simd import exp, item, load, num_lanes, raise_totals, repeat, splat, store, total
+from torchmdnet.ops.kernels.simd import exp, item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
 from torchmdnet.ops.kernels.tensor_edges import aligned, longest, part_of
 from torchmdnet.ops.kernels.threads import compiled, inlined, spliced
 
@@ -162,7 +162,7 @@ def put(o, at, left, a, b, W):
 @compiled
 def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij X_j, (N, F), from packed tables and features."""
-    B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], num_lanes(X)
+    B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], lanes_that_divide(X, out.shape[1])
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
     z = splat(x, 0.0)
     for g in numba.prange(sides * ranges):
@@ -194,7 +194,7 @@ def message_backward(
 
     The sums over the channels of each side are added to ``out_edge`` (S, E).
     """
-    B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], num_lanes(X)
+    B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], lanes_that_divide(X, out.shape[1])
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
     z = splat(x, 0.0)
@@ -224,7 +224,7 @@ def message_backward(
 @compiled
 def key_products(coef, place, tables, Q, K, sender, slot, chunk, first, row_start, most, sides, ranges, width, out):
     """Pieces of the products q_i k_j w_ij, summed over channels, (S, E')."""
-    B, num_atoms, W, E = Q.shape[0], Q.shape[1], num_lanes(Q), out.shape[1]
+    B, num_atoms, W, E = Q.shape[0], Q.shape[1], lanes_that_divide(Q, Q.shape[3]), out.shape[1]
     t, c, q, x, o = tables.reshape(-1), coef.reshape(-1), Q.reshape(-1), K.reshape(-1), out.reshape(-1)
     for g in numba.prange(sides * ranges):
         w = aligned(most * 2 * W, Q)
@@ -247,7 +247,7 @@ def key_products(coef, place, tables, Q, K, sender, slot, chunk, first, row_star
 @compiled
 def attention(pieces, fade, out, value, rise):
     """Attention of each head (H, E'), a = τ(x) C with the sum x of its pieces; τ(x) = x / (1 + exp(-x)), and τ'."""
-    E, W = pieces.shape[1], num_lanes(pieces)
+    E, W = pieces.shape[1], lanes_that_divide(pieces, pieces.shape[1])
     many = pieces.shape[0] // out.shape[0]
     p, o, v, s = pieces.reshape(-1), out.reshape(-1), value.reshape(-1), rise.reshape(-1)
     one, zero = splat(p, 1.0), splat(p, 0.0)
@@ -288,7 +288,8 @@ def value_sum(
 
     m_i = Σ_j a_ij w_ij V_j0 and μ_i = Σ_j u_ij w_ij V_j1 + w_ij V_j,2...4, each with its own part of w.
     """
-    B, num_atoms, C, F, W, E = V.shape[0], V.shape[1], V.shape[2], out.shape[2], num_lanes(V), weight.shape[1]
+    (B, num_atoms, C, _), F, E = V.shape, out.shape[2], weight.shape[1]
+    W = lanes_that_divide(V, F)
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), V.reshape(-1), out.reshape(-1)
     a, y = weight.reshape(-1), u.reshape(-1)
     count = 2 * tables.shape[2]
@@ -460,7 +461,8 @@ def value_backward(
     ``out_piece`` (S, E') is the gradient in the attention of the opposite edge, in pieces. To ``out_edge``
     (T, E, 1 or 4) each side adds those in its distance and in the three components of its u.
     """
-    B, num_atoms, C, F, W = V.shape[0], V.shape[1], V.shape[2], out.shape[2], num_lanes(V)
+    (B, num_atoms, C, _), F = V.shape, out.shape[2]
+    W = lanes_that_divide(V, F)
     E, num_edges = weight.shape[1], u.shape[0]
     t, c, s, x, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), V.reshape(-1), out.reshape(-1)
     a, y, grad, op, oe = weight.reshape(-1), u.reshape(-1), O.reshape(-1), out_piece.reshape(-1), out_edge.reshape(-1)
@@ -533,7 +535,7 @@ def key_backward(
     In queries and keys, the first 2 F numbers of each row of ``out`` (N, ...), and in the distance of each edge, which
     each side adds to ``out_edge`` (T, E).
     """
-    B, num_atoms, L, W, E = Q.shape[0], Q.shape[1], out.shape[1], num_lanes(Q), weight.shape[1]
+    B, num_atoms, L, W, E = Q.shape[0], Q.shape[1], out.shape[1], lanes_that_divide(Q, Q.shape[3]), weight.shape[1]
     F = width * W * weight.shape[0]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     q, x, a = Q.reshape(-1), K.reshape(-1), weight.reshape(-1)
@@ -574,8 +576,9 @@ def send(projected, v, Q, K, V):
 
     ``projected`` is (N, 3 F) without directions, else (N, 5 F); v (N, 3, F) is read where vectors are sent.
     """
-    B, num_atoms, C, L, W = V.shape[0], V.shape[1], V.shape[2], projected.shape[1], num_lanes(V)
+    (B, num_atoms, C, _), L = V.shape, projected.shape[1]
     F = L // 3 if C == 1 else L // 5
+    W = lanes_that_divide(V, F)
     x, vector = projected.reshape(-1), v.reshape(-1)
     q, k, o = Q.reshape(-1), K.reshape(-1), V.reshape(-1)
     z = splat(x, 0.0)
@@ -606,7 +609,7 @@ def send(projected, v, Q, K, V):
 def send_backward(projected, v, grad, out, out_v):
     """Gradients of :func:`send` beyond those of queries and keys, given that in V (N, C, F); in v it is added."""
     num_atoms, C, F = grad.shape
-    L, W = out.shape[1], num_lanes(grad)
+    L, W = out.shape[1], lanes_that_divide(grad, F)
     x, o, g, vector, to = projected.reshape(-1), out.reshape(-1), grad.reshape(-1), v.reshape(-1), out_v.reshape(-1)
     for i in numba.prange(num_atoms):
         for f in range(0, F, W):
@@ -627,7 +630,8 @@ def send_backward(projected, v, grad, out, out_v):
 @compiled
 def receive(x, v, gathered, o, projected, out_x, out_v):
     """x + (v1 · v2) o2 + o3 and v + v3 o1 + μ, with [v1 | v2 | v3] (N, 3, 3 F) and μ behind m in what is gathered."""
-    (num_atoms, F), W = x.shape, num_lanes(x)
+    num_atoms, F = x.shape
+    W = lanes_that_divide(x, F)
     y, p, s, vector = o.reshape(-1), projected.reshape(-1), x.reshape(-1), v.reshape(-1)
     m, to, to_v = gathered.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
     for i in numba.prange(num_atoms):
@@ -646,7 +650,8 @@ def receive(x, v, gathered, o, projected, out_x, out_v):
 @compiled
 def receive_backward(grad_x, grad_v, o, projected, out_o, out_projected):
     """Gradients of :func:`receive` in o (N, 3 F) and in [v1 | v2 | v3] (N, 3, 3 F)."""
-    (num_atoms, F), W = grad_x.shape, num_lanes(grad_x)
+    num_atoms, F = grad_x.shape
+    W = lanes_that_divide(grad_x, F)
     y, p, gx, gv = o.reshape(-1), projected.reshape(-1), grad_x.reshape(-1), grad_v.reshape(-1)
     to, to_p = out_o.reshape(-1), out_projected.reshape(-1)
     for i in numba.prange(num_atoms):
