@@ -153,7 +153,7 @@ class Reader:
             words = words[: words.index(">")]
         program, arguments = words[0], words[1:]
         if program == "torchmd-train":
-            if "--help" not in arguments:
+            if not {"--help", "--version"} & set(arguments):
                 train(arguments + block.extra, only_resolve=block.wish not in ("run", "fails"))
         elif program == "torchmd-net":
             from torchmdnet.scripts.main import main
