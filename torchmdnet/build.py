@@ -26,6 +26,7 @@ __all__ = [
     "PropertySpec",
     "create_model",
     "create_prior_models",
+    "default_of",
     "property_specs",
     "representation_arguments",
 ]
@@ -56,6 +57,10 @@ MODEL_KEYS = frozenset(
         "remove_ref_energy",
     }
 )
+
+#: What a key that a configuration lacks means, where that is not the default of the constructor. Files leave out
+#: newer options at the defaults of the option table, so a newer option that differs there needs its line here.
+WHEN_MISSING: dict[str, Any] = {"q_dim": 0, "box_vecs": None, "static_shapes": False}
 
 #: Constructor parameters whose configuration key has another name.
 KEY_OF_PARAMETER = {"hidden_channels": "embedding_dimension", "num_filters": "embedding_dimension"}
@@ -153,17 +158,25 @@ def _arguments(architecture: type[nn.Module], args: Mapping[str, Any], dtype: to
             continue
         if key == "dtype":
             chosen[name] = dtype
-        elif key == "box_vecs":
-            chosen[name] = box_from_config(args.get(key), dtype)
-        elif key == "static_shapes":
-            chosen[name] = bool(args.get(key, False))
-        elif key == "q_dim":
-            chosen[name] = int(args.get(key, 0))
         elif key == "output_charges":
             chosen[name] = "Coul" in str(args.get("output_model", ""))
-        elif key in args:
-            chosen[name] = float(args[key]) if key.startswith("cutoff_") else args[key]
+        elif key in args or key in WHEN_MISSING:
+            chosen[name] = _converted(key, args.get(key, WHEN_MISSING.get(key)), dtype)
     return chosen
+
+
+def _converted(key: str, value: Any, dtype: torch.dtype) -> Any:
+    """A value as constructors take it: files may hold an integer for a number, nested lists for a box."""
+    if key == "box_vecs":
+        return box_from_config(value, dtype)
+    if key.startswith("cutoff_"):
+        return float(value)
+    return int(value) if key == "q_dim" else bool(value) if key == "static_shapes" else value
+
+
+def default_of(key: str, parameter: inspect.Parameter) -> Any:
+    """What a representation takes for a key that its configuration lacks; ``parameter`` as from the constructor."""
+    return WHEN_MISSING.get(key, parameter.default)
 
 
 def box_from_config(box_vecs: Any, dtype: torch.dtype) -> Tensor | None:
@@ -223,7 +236,7 @@ def _create_head(
         "dtype": dtype,
         "static_shapes": bool(args.get("static_shapes", False)),
         "num_layers": args.get("output_mlp_num_layers", 0),
-        "q_dim": args.get("q_dim", 0),
+        "q_dim": args.get("q_dim", WHEN_MISSING["q_dim"]),
         "q_weights": args.get("q_weights", []),
         "coulomb_cutoff": args.get("coulomb_cutoff"),
         "coulomb_epsilon_solvent": args.get("coulomb_epsilon_solvent", 78.3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "SplitError", "did_you_mean"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "ResultError", "SplitError", "did_you_mean"]
 
 
 class ConfigError(ValueError):
@@ -22,6 +22,10 @@ class DataError(ValueError):
 
 class CheckpointError(ValueError):
     """A model file that cannot be read, or must not be trusted."""
+
+
+class ResultError(RuntimeError):
+    """A file that a finished run promises and could not write; everything else of the run is in its folder."""
 
 
 def did_you_mean(word: object, options: Iterable[str]) -> str:

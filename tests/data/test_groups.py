@@ -209,3 +209,35 @@ def test_words_that_mean_nothing_are_refused():
     with pytest.raises(ConfigError, match="split_gap=3 is for blocks of time"):
         resolve(["--dataset", "TinyQM", "--split-gap", "3"])
     assert resolve(["--dataset", "TinyQM", "--split-by", "formula"]).split_by == "formula"
+
+
+@pytest.fixture
+def named_parts():
+    """Twelve frames in one file and three in another, of which the headers name two for validation."""
+    frames = [Atoms("H2", [[0, 0, 0], [0, 0, 0.7 + 0.01 * n]]) for n in range(15)]
+    for number, atoms in enumerate(frames):
+        atoms.info["energy"] = -1.0 - 0.1 * number
+    ase.io.write("most.extxyz", frames[:12])
+    ase.io.write("few.extxyz", frames[12:])
+    for atoms in frames[10:12]:
+        atoms.info["split"] = "val"
+    ase.io.write("headers.extxyz", frames[:12])
+    return {"dataset": "ASE", "derivative": False, "val_size": 0, "test_size": 0}
+
+
+def test_parts_that_the_data_name_are_never_mixed_into_training(named_parts, tmp_path):
+    ways = [
+        {"dataset_root": "most.extxyz", "dataset_arg": {"test": "few.extxyz"}},
+        {"dataset_arg": {"files": ["most.extxyz", {"path": "few.extxyz", "split": "test"}]}},
+    ]
+    for way in ways:
+        train, val, test = parts_of(module(**named_parts, **way))
+        assert sorted(train.tolist()) == [*range(12)]
+        assert test.tolist() == [12, 13, 14]
+    train, val, test = parts_of(module(**named_parts, dataset_root="headers.extxyz"))
+    assert (sorted(train.tolist()), val.tolist(), len(test)) == ([*range(10)], [10, 11], 0)
+    every = module(**named_parts, **ways[0], splits="random")
+    assert sorted(parts_of(every)[0].tolist()) == [*range(15)]
+    np.savez(tmp_path / "own.npz", idx_train=np.arange(13), idx_val=[], idx_test=[13, 14])
+    with pytest.raises(ConfigError, match=r"trains on 1 samples that the data name for test \(sample 12"):
+        module(**named_parts, **ways[0], splits=str(tmp_path / "own.npz"))

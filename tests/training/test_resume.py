@@ -1,6 +1,7 @@
 """A run that was killed and continued ends like one that was left alone, to the last bit."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -254,6 +255,26 @@ def test_nothing_is_trained_when_all_epochs_are_done(two_epochs):
     before = (two_epochs / "metrics.csv").read_bytes()
     _continue(two_epochs, num_epochs=2)
     assert (two_epochs / "metrics.csv").read_bytes() == before
+
+
+def test_fewer_epochs_than_are_done_are_refused_before_work_starts(two_epochs, capsys):
+    from torchmdnet.scripts.train import main
+
+    before = (two_epochs / "metrics.csv").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["--load-model", str(two_epochs / "last.ckpt"), "--num-epochs", "1"])
+    assert ended.value.code == 2
+    assert re.search(
+        r"error: num_epochs: 1, but .*last\.ckpt has 2 epochs behind it.*3 or more", capsys.readouterr().err
+    )
+    assert (two_epochs / "metrics.csv").read_bytes() == before
+
+
+def test_an_early_stopped_run_that_goes_on_to_its_end_does_not_say_that_it_stopped_early(tmp_path, capsys):
+    folder = train_toy(tmp_path / "run", early_stopping_patience=1, lr=0.0, num_epochs=9)
+    assert "Stopped early" in capsys.readouterr().out
+    _continue(folder, early_stopping_patience=50, lr=0.0, num_epochs=4)
+    assert "All epochs done." in capsys.readouterr().out
 
 
 def test_a_run_that_never_beats_its_old_best_is_tested_all_the_same(two_epochs):

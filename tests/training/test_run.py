@@ -1,7 +1,7 @@
 import contextlib
+import importlib
 import io
 import json
-import logging
 import re
 from argparse import Namespace
 
@@ -15,7 +15,7 @@ from toy_runs import SETTINGS, finished_run, one_thread, rows, settings, train_t
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.checkpoint.load import load_model
 from torchmdnet.config.flags import OPTIONS
-from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.errors import CheckpointError, ConfigError, ResultError
 from torchmdnet.training import run
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
@@ -174,6 +174,13 @@ def test_only_the_best_ten_stay(tmp_path):
     assert kept == set(np.argsort(losses)[:10].tolist())
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_as_many_ranked_checkpoints_stay_as_are_asked_for(tmp_path, number):
+    folder = train_toy(tmp_path / "run", num_epochs=3, test_size=0, keep_checkpoints=number)
+    assert len(list(folder.glob("epoch=*.ckpt"))) == number
+    assert {"best.ckpt", "last.ckpt"} <= {path.name for path in folder.iterdir()}
+
+
 def test_best_is_the_best_epoch_even_between_save_intervals(tmp_path):
     folder = train_toy(tmp_path / "run", num_epochs=3, save_interval=10)
     losses = [float(row["val_total_mse_loss"]) for row in rows(folder) if "lr" in row]
@@ -216,7 +223,15 @@ def test_early_stopping_counts_epochs_without_improvement(tmp_path):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         folder = train_toy(tmp_path / "run", num_epochs=20, lr=0.0, early_stopping_patience=2)
     assert [row["epoch"] for row in rows(folder) if "lr" in row] == ["0.0", "1.0", "2.0"]
-    assert "Stopped early: val_total_mse_loss no longer improved" in said.getvalue()
+    assert "Stopped early: val_total_mse_loss no longer improved (early_stopping_patience: 2 epochs)" in said.getvalue()
+
+
+def test_a_run_that_comes_to_its_last_epoch_says_so_even_where_patience_ends_there(tmp_path):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        folder = train_toy(tmp_path / "run", num_epochs=3, lr=0.0, early_stopping_patience=2)
+    assert "All epochs done." in said.getvalue()
+    assert "Stopped" not in said.getvalue()
+    assert json.loads((folder / "summary.json").read_text())["stopped"] == "all epochs done"
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(tmp_path):
@@ -396,14 +411,42 @@ def test_the_summary_repeats_the_numbers(finished):
     assert summary["baseline"]["neg_dy_mae"] == pytest.approx(abs(forces).mean(), rel=1e-5)
 
 
-def test_a_plot_that_fails_does_not_cost_the_training(tmp_path, monkeypatch, caplog):
-    from torchmdnet.training import plots
+@pytest.mark.parametrize("name", ["potential.safetensors", "summary.json", "learning_curves.png", "report.html"])
+def test_a_result_that_cannot_be_written_costs_no_other_and_is_an_error(tmp_path, monkeypatch, name):
+    writer = {
+        "potential.safetensors": "write_potential",
+        "summary.json": "write_summary",
+        "report.html": "write_report",
+    }.get(name)
+    owner = run if writer else importlib.import_module("torchmdnet.training.plots")
+    monkeypatch.setattr(owner, writer or "draw_learning_curves", lambda *a: 1 / 0)
+    results = {"potential.safetensors", "summary.json", "learning_curves.png", "parity.png", "report.html"}
+    said = io.StringIO()
+    with pytest.raises(ResultError, match=rf"{name} \(ZeroDivisionError.*best\.ckpt"), contextlib.redirect_stdout(said):
+        train_toy(tmp_path / "run", num_epochs=1, report=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} & results == results - {name}
+    assert ("report: " in said.getvalue()) == (name != "report.html")
+    assert ("potential: " in said.getvalue()) == (name != "potential.safetensors")
 
-    monkeypatch.setattr(plots, "draw_parity", lambda *a: 1 / 0)
-    with caplog.at_level(logging.ERROR, logger="torchmdnet"):
-        folder = train_toy(tmp_path / "run", num_epochs=1, report=True)
-    assert "parity.png could not be written" in caplog.text
-    assert all((folder / name).exists() for name in ("best.ckpt", "summary.json", "report.html"))
+
+def test_a_missing_result_ends_the_program_with_a_status(tmp_path, monkeypatch, capsys):
+    from torchmdnet.scripts.train import main
+
+    settings(tmp_path / "run", num_epochs=1)
+    monkeypatch.setattr(run, "write_potential", lambda *a: 1 / 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["--conf", str(tmp_path / "run.yaml")])
+    assert ended.value.code == 1
+    assert "potential.safetensors (ZeroDivisionError: division by zero)" in capsys.readouterr().err
+
+
+def test_results_are_named_when_they_are_there(tmp_path, monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(run, "write_report", lambda *a: said.write("[the report is written]"))
+    with contextlib.redirect_stdout(said):
+        train_toy(tmp_path / "run", num_epochs=1, report=True)
+    moments = ["potential: ", "[the report is written]", "report: "]
+    assert sorted(moments, key=said.getvalue().index) == moments
 
 
 def test_report_can_be_switched_off(tmp_path):

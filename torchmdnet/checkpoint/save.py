@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet._version import __version__
-from torchmdnet.build import create_model, representation_arguments
+from torchmdnet.build import create_model, default_of, representation_arguments
 from torchmdnet.checkpoint.card import make_card, model_options
 from torchmdnet.checkpoint.golden import Example, default_examples, deviation_from, golden_numbers
 from torchmdnet.checkpoint.native import write_native
@@ -102,8 +102,9 @@ def options_of(model: TorchMD_Net, hyper_parameters: Mapping[str, Any] | None = 
     known["derivative"] = model.derivative
     known["precision"] = 64 if model.dtype == torch.float64 else 32
     for key, parameter in representation_arguments(ARCHITECTURES[known["model"]]).items():
-        if key not in known and isinstance(parameter.default, (bool, int, float, str)) and key != "static_shapes":
-            known[key] = parameter.default  # a default may change, a model may not
+        default = default_of(key, parameter)
+        if key not in known and isinstance(default, (bool, int, float, str)) and key != "static_shapes":
+            known[key] = default  # a default may change, a model may not
     return known
 
 

@@ -62,9 +62,11 @@ def _input_files(args: argparse.Namespace, settings: Settings) -> None:
         logger.warning("reset_trainer has no effect without load_model.")
     for key in ("load_model", "load_weights", "splits"):
         name = getattr(args, key)
-        if name is None or (key == "splits" and name == "dataset") or Path(name).is_file():
+        if name is None or (key == "splits" and name in ("dataset", "random")) or Path(name).is_file():
             continue
-        hint = "" if key != "splits" else " Give an .npz file, or the word 'dataset' for the split it publishes."
+        hint = (
+            "" if key != "splits" else " Give an .npz file, the word 'dataset' for the split it publishes, or 'random'."
+        )
         raise ConfigError(f"{settings.source(key)}: {key}: there is no file {name!r}.{hint}")
     if args.overwrite and args.load_model and args.log_dir and Path(args.load_model).parent == Path(args.log_dir):
         raise ConfigError(
@@ -79,7 +81,7 @@ def _sizes(args: argparse.Namespace, settings: Settings) -> None:
             f"{settings.source('split_gap')}: split_gap={args.split_gap} is for blocks of time. Set split_by: time, or "
             "leave it out."
         )
-    if args.splits is not None:
+    if args.splits not in (None, "random"):
         return
     sizes = {key: getattr(args, key) for key in ("train_size", "val_size", "test_size")}
     for key, size in sizes.items():
@@ -189,7 +191,7 @@ def _monitors(args: argparse.Namespace, settings: Settings) -> None:
             f"{settings.source(key)}: {key}: {monitor!r} is never logged with train_loss={args.train_loss}."
             f"{did_you_mean(monitor, known)} Choose from {', '.join(dict.fromkeys(known))}, or leave it out."
         )
-    if args.splits is None and args.val_size == 0:
+    if args.splits in (None, "random") and args.val_size == 0:
         changed = []
         for key in _MONITORS:
             monitor = getattr(args, key)

@@ -186,7 +186,8 @@ _GROUPS: dict[str, Sequence[Option]] = {
     "Splits, evaluation, saving": (
         Option("splits", "path", None,
                "NumPy .npz file with idx_train, idx_val and idx_test, or the word 'dataset' for the split that the "
-               "data set publishes. Sizes and seed are then not used."),
+               "data set publishes; sizes and seed are then not used. Data whose files or frames state their part are "
+               "divided so, unless this is 'random'."),
         Option("train_size", "size", None, "Training set: a count, a fraction, or None for the rest.", ge=0),
         Option("val_size", "size", 0.05, "Validation set: the same.", nullable=True, ge=0),
         Option("test_size", "size", 0.1, "Test set: the same.", nullable=True, ge=0),
@@ -198,6 +199,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "With split_by: time, leave out so many samples before each cut.", ge=0, established=False),
         Option("test_interval", "int", -1, "Also evaluate the test set every so many epochs; -1 for only at the end."),
         Option("save_interval", "int", 10, "Write a ranked checkpoint every so many epochs.", ge=1),
+        Option("keep_checkpoints", "int", 10,
+               "Number of ranked checkpoints that stay beside best.ckpt and last.ckpt; 0 for none.",
+               ge=0, established=False),
     ),
     "Data set": (
         Option("dataset", "text", None, "Where the reference data come from.", choices="torchmdnet.datasets:DATASETS"),

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,16 @@ class DataModule(LightningDataModule):
     def _divide(self) -> None:
         options, total = self.options, len(self.dataset)
         splits = options["splits"]
-        if splits is None and getattr(self.dataset, "is_divided", False):
+        stated = self.dataset.splits if getattr(self.dataset, "is_divided", False) else None
+        if splits is None and stated is not None:
             splits = "dataset"
+            if _is_first_process():
+                logger.info(
+                    "The data state which samples train, validate and test, and are divided so; splits: random divides "
+                    "all of them at random instead."
+                )
+        elif splits == "random":
+            splits = None
         if splits == "dataset":
             splits = getattr(self.dataset, "splits", None)
             if splits is None:
@@ -190,6 +198,8 @@ class DataModule(LightningDataModule):
         groups = None if by is None else groups_of(self.dataset, by)
         gap = int(options["split_gap"]) if by == "time" else None
         parts = make_splits(total, sizes[0], sizes[1], sizes[2], options["seed"], splits=splits, groups=groups, gap=gap)
+        if stated is not None and options["splits"] not in (None, "dataset", "random"):
+            _check_against_stated(parts, stated, options["splits"])
         if path is not None and _is_first_process():
             self._compare_with_earlier(path, parts, total)
             save_splits(path, parts[0].numpy(), parts[1].numpy(), parts[2].numpy())
@@ -200,17 +210,12 @@ class DataModule(LightningDataModule):
             if groups is not None:
                 numbers = [f"{n} ({len(np.unique(groups[p]))})" for n, p in zip(numbers, parts, strict=True)]
             logger.info("%s%s", ", ".join(numbers), f", in brackets groups by {by}" if by else "")
-            if splits is None and by is None:
+            if splits is None and by is None and stated is None:
                 self._look_for_a_trajectory(parts)
 
     def _look_for_a_trajectory(self, parts: tuple[Tensor, Tensor, Tensor]) -> None:
         """Warn if a random division puts neighbours of test samples into training."""
         frames = getattr(self.dataset, "frames", None)
-        arguments = self.options["dataset_arg"]
-        if isinstance(arguments, Mapping) and self.options["dataset"] == "ASE" and {"val", "test"} & set(arguments):
-            logger.warning(
-                "dataset_arg names files for val or test, but all samples are divided at random. Set splits: dataset."
-            )
         steps = None if frames is None or not (len(parts[1]) or len(parts[2])) else steps_between(frames)
         if steps is not None and steps[0] < 0.5 * steps[1]:
             logger.warning(
@@ -422,6 +427,22 @@ class PriorSource:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._module.dataset, name)
+
+
+def _check_against_stated(parts: Sequence[Tensor], stated: Mapping[str, np.ndarray], name: Any) -> None:
+    """Refuse a division that trains on what the data name for validation or testing.
+
+    Raises:
+        ConfigError: With the number of such samples.
+    """
+    for part in ("val", "test"):
+        mixed = np.intersect1d(parts[0].numpy(), stated.get(f"idx_{part}", []))
+        if len(mixed):
+            raise ConfigError(
+                f"splits: {name} trains on {len(mixed)} samples that the data name for {part} (sample {int(mixed[0])} "
+                "is the first). Leave splits out to divide as the data say, or set splits: random for a division of "
+                "all of them."
+            )
 
 
 def _is_first_process() -> bool:

@@ -204,15 +204,19 @@ class ASE(FramesDataset):
         self.runs = np.array([count for _, count in notes["files"]])
         self._parts: list[tuple[str, int]] = [(part, count) for part, count in notes["parts"]]
         self._groups: list[tuple[str, int]] = [(name, count) for name, count in notes["groups"]]
-        #: Whether the parts are stated for each file, so that no other division is meant.
-        self.is_divided = files is not None and any(source.part for source in sources)
+        #: Whether files or frames state the part they belong to, so that no other division is meant.
+        self.is_divided = self.splits is not None
 
     @property
     def splits(self) -> dict[str, np.ndarray] | None:
-        """Systems of each part, as the files are listed, or, where they are not, as each frame's header says."""
+        """Systems of each part, as the files are listed, or, where they are not, as each frame's header says.
+
+        What neither says is for training, once others are named for validation or testing.
+        """
         names = _unrolled(self._parts)
-        if not {"val", "test"} & set(names.tolist()) or "" in names:
+        if not {"val", "test"} & set(names.tolist()):
             return None
+        names = np.where(names == "", "train", names)
         parts = {part: np.flatnonzero(names == part) for part in ("train", "val", "test")}
         return {f"idx_{part}": rows for part, rows in parts.items() if len(rows) or part == "train"}
 

@@ -35,7 +35,7 @@ class Checkpoints(Checkpoint):
         folder: Where the files go.
         monitor: Name of the loss that ranks epochs.
         every_n_epochs: Rank every so many epochs.
-        keep: Number of ranked files.
+        keep: Number of ranked files; 0 for none.
         mark_test: Whether there is a test set, so that names speak of its loss.
         is_continued: Whether the run continues one in this folder; its later epochs are then written over.
         then: Called with trainer, module and whether it was the best so far, after an epoch's files are written.
@@ -191,6 +191,8 @@ class Checkpoints(Checkpoint):
     def _rank(self, name: str, score: float) -> tuple[Path | None, Path | None]:
         """The file to write for this epoch, if it is among the best, and the file that has to go."""
         dropped = None
+        if not self.keep:
+            return None, None
         if len(self.ranked) >= self.keep:
             worst = max(self.ranked, key=self.ranked.__getitem__)
             if score >= self.ranked[worst]:

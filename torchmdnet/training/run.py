@@ -26,7 +26,7 @@ from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.rundir import is_main_process
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.data import DataModule
-from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.errors import CheckpointError, ConfigError, ResultError
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
 from torchmdnet.training.distributed import choose_devices, choose_strategy
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
@@ -62,6 +62,7 @@ def train(args: Namespace) -> Path:
         ConfigError: If settings cannot work together or with the data; nothing is trained then.
         CheckpointError: If a checkpoint to start from cannot be used.
         DataError: If the data cannot be used.
+        ResultError: If a file the run promises could not be written; the training is complete then.
     """
     with warnings.catch_warnings():
         _quiet_lightning()
@@ -104,6 +105,7 @@ def _train(args: Namespace) -> Path:
         folder,
         monitor or f"val_total_{module.train_loss_name}",
         every_n_epochs=args.save_interval,
+        keep=args.keep_checkpoints,
         mark_test=splits["test"] > 0,
         is_continued=is_continued,
         then=[_write_errors(logger), terminal.epoch_line],
@@ -168,7 +170,7 @@ def _train(args: Namespace) -> Path:
         stopped=stopped,
     )
     _tell(terminal, facts)
-    _write_all(facts, logger, args, checkpoints, module, data)
+    _write_all(terminal, facts, logger, args, checkpoints, module, data)
     return folder
 
 
@@ -263,6 +265,12 @@ def _checkpoint_to_continue(args: Namespace) -> _Resumed | None:
             "stopped. Add --reset-trainer to start a new training from these weights."
         )
     resumed = _Resumed(checkpoint, args.load_model)
+    if 0 <= args.num_epochs < resumed.next_epoch:
+        raise ConfigError(
+            f"num_epochs: {args.num_epochs}, but {args.load_model} has {resumed.next_epoch} epochs behind it. Give the "
+            f"number of all epochs, {resumed.next_epoch + 1} or more, to train on; --reset-trainer starts a new "
+            "training from its weights."
+        )
     state = {key.removeprefix("model."): None for key in checkpoint["state_dict"]}
     if has_old_tensor_layout(state, resumed.options):  # type: ignore[arg-type]
         raise CheckpointError(
@@ -377,13 +385,26 @@ def _fit(
         elif trainer.is_global_zero:
             log.warning("Stopped at once, before the first checkpoint.")
         raise SystemExit(128 + polite.signal) from None
-    for stopping in cast("list[EarlyStopping]", trainer.early_stopping_callbacks):
+    return _why_stopped(trainer, module, checkpoints)
+
+
+def _why_stopped(trainer: Trainer, module: LNNP, checkpoints: Checkpoints) -> str:
+    """Why training ended before ``num_epochs``, in words; empty where all epochs are done."""
+    advice = "; try a lower lr, or gradient_clipping"
+    stoppings = cast("list[EarlyStopping]", trainer.early_stopping_callbacks)
+    for stopping in stoppings:
         if not math.isfinite(module.epoch_metrics.get(stopping.monitor, 0.0)):
-            return f"stopped: {stopping.monitor} is not a number any more; try a lower lr, or gradient_clipping"
-        if stopping.stopped_epoch and not checkpoints.is_lost:
-            return f"stopped early: {stopping.monitor} no longer improved"
+            return f"stopped: {stopping.monitor} is not a number any more{advice}"
     if checkpoints.is_lost:
-        return "stopped: the weights are not numbers any more; try a lower lr, or gradient_clipping"
+        return f"stopped: the weights are not numbers any more{advice}"
+    if trainer.current_epoch >= cast(int, trainer.max_epochs) >= 0:
+        return ""
+    for stopping in stoppings:
+        if stopping.wait_count >= stopping.patience:
+            return (
+                f"stopped early: {stopping.monitor} no longer improved "
+                f"(early_stopping_patience: {stopping.patience} epochs)"
+            )
     return ""
 
 
@@ -448,6 +469,7 @@ def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int
 
 
 def _write_all(
+    terminal: Terminal,
     facts: RunFacts,
     logger: RunLogger,
     args: Namespace,
@@ -455,7 +477,12 @@ def _write_all(
     module: LNNP,
     data: DataModule,
 ) -> None:
-    """Potential, summary, plots and report; a failure here costs the file, not the training."""
+    """Potential, summary, plots and report, each named on the terminal when it is there.
+
+    Raises:
+        ResultError: Naming the files that could not be written; all others are.
+    """
+    folder = facts.folder
     steps: list[tuple[str, Callable[[], object]]] = [
         (FILE_NAME, lambda: write_potential(module, facts, read_batches(data.dataset, data.idx_train))),
         ("summary.json", lambda: write_summary(facts)),
@@ -464,29 +491,40 @@ def _write_all(
         from torchmdnet.training.plots import draw_learning_curves, draw_parity
 
         loss = loss_name(args.train_loss)
-        defaults = {key: option.default for key, option in OPTIONS.items()}
-        steps += [
+        curves = folder / "learning_curves.png"
+        steps.append(
             (
-                "learning_curves.png",
+                curves.name,
                 lambda: draw_learning_curves(
-                    facts.folder / "learning_curves.png",
-                    logger.metrics,
-                    logger.errors,
-                    loss,
-                    facts.units,
-                    checkpoints.best_epoch,
+                    curves, logger.metrics, logger.errors, loss, facts.units, checkpoints.best_epoch
                 ),
-            ),
-            ("report.html", lambda: write_report(facts, defaults)),
-        ]
+            )
+        )
         if facts.evaluation is not None:
             evaluation = facts.evaluation
-            steps.insert(3, ("parity.png", lambda: draw_parity(facts.folder / "parity.png", evaluation, facts.units)))
+            steps.append(("parity.png", lambda: draw_parity(folder / "parity.png", evaluation, facts.units)))
+        defaults = {key: option.default for key, option in OPTIONS.items()}
+        steps.append(("report.html", lambda: write_report(facts, defaults)))
+    failed: dict[str, Exception] = {}
     for name, write in steps:
         try:
             write()
-        except Exception:
-            log.exception("%s could not be written; the training itself is complete.", name)
+        except Exception as error:
+            log.debug("%s could not be written.", name, exc_info=True)
+            failed[name] = error
+            continue
+        if name in _TOLD:
+            terminal.console.print(f"{_TOLD[name]}: {folder / name}", soft_wrap=True, markup=False)
+    if failed:
+        told = "; ".join(f"{name} ({type(error).__name__}: {error})" for name, error in failed.items())
+        best = checkpoints.best_path if checkpoints.best_path.exists() else checkpoints.last_path
+        raise ResultError(
+            f"The training is complete, but not all of its results could be written: {told}. The weights are in {best}."
+        ) from next(iter(failed.values()))
+
+
+#: Results that the terminal names, and how.
+_TOLD = {FILE_NAME: "potential", "report.html": "report"}
 
 
 def _device_name(trainer: Trainer) -> str:
@@ -514,7 +552,8 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
     say = terminal.console.print
     say("", soft_wrap=True)
     epochs = f"{facts.num_epochs} epochs in {duration(facts.seconds)}"
-    say(". ".join(words for words in (epochs, facts.stopped.capitalize()) if words) + ".", markup=False)
+    stopped = facts.stopped or "all epochs done"
+    say(f"{epochs}. {stopped[0].upper()}{stopped[1:]}.", markup=False)
     if math.isfinite(facts.best_score):
         say(
             f"best: {facts.folder / 'best.ckpt'}, epoch {facts.tested_epoch}, {facts.monitor} "
@@ -532,5 +571,3 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
             cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
             say("  " + "  ".join(cells).rstrip(), soft_wrap=True, markup=False)
         say(f"  (trivial: {trivial_words(facts)})", markup=False)
-    if facts.options.get("report", True):
-        say(f"report: {facts.folder / 'report.html'}", soft_wrap=True, markup=False)
