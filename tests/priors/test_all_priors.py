@@ -108,6 +108,27 @@ def test_forces_and_stress_are_gradients_to_second_order(name: str, which: str) 
         assert torch.autograd.gradgradcheck(along, inputs, eps=1e-5, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", SPECIFICATIONS)
+def test_called_alone_values_keep_their_shape(name: str) -> None:
+    prior, systems = build(name), SYSTEMS["molecules"]
+    extra = {"partial_charges": charges_of(systems)}
+    graph, S = graph_of(systems), systems.num_systems
+    expected = energy(prior, systems)[:, 0]
+    sums = graph.pos.new_zeros(S).index_add(
+        0, systems.batch, prior.pre_reduce(graph.pos.new_zeros(graph.num_atoms), *graph[:3], extra)
+    )
+    for shape in ((S, 1), (S,)):
+        y = prior.post_reduce(sums.reshape(shape), *graph[:3], systems.box, extra)
+        assert y.shape == shape
+        torch.testing.assert_close(y.flatten(), expected)
+        assert prior.add_to_systems(sums.reshape(shape), graph).shape == shape
+    one = systems.system(0)
+    y = prior.post_reduce(torch.zeros((), dtype=torch.float64), *one[:3], None, {"partial_charges": charges_of(one)})
+    assert y.shape == ()
+    if prior.per_atom(graph) is None:
+        torch.testing.assert_close(y, expected[0])
+
+
 @pytest.mark.parametrize(("name", "which"), CASES)
 def test_the_frame_the_order_and_the_cell_an_atom_is_written_in_do_not_matter(name: str, which: str) -> None:
     prior, systems = build(name), SYSTEMS[which]

@@ -99,9 +99,8 @@ class BasePrior(nn.Module):
     def pre_reduce(
         self, x: Tensor, z: Tensor, pos: Tensor, batch: Tensor, extra_args: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Established hook: change per-atom values x (N, 1); by default :meth:`per_atom` is added."""
-        term = self.per_atom(bare_graph(z, pos, batch, extra=extra_args))
-        return x if term is None else x + term
+        """Established hook: change per-atom values x, (N, 1) or (N,); by default :meth:`per_atom` is added."""
+        return _plus(x, self.per_atom(bare_graph(z, pos, batch, extra=extra_args)))
 
     def post_reduce(
         self,
@@ -112,20 +111,25 @@ class BasePrior(nn.Module):
         box: Tensor | None = None,
         extra_args: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Established hook: change per-system values y (S, 1); by default :meth:`per_system` is added."""
-        term = self.per_system(bare_graph(z, pos, batch, box, extra_args, num_systems=y.shape[0]))
-        return y if term is None else y + term
+        """Established hook: change per-system values y, (S, 1) or (S,); by default :meth:`per_system` is added."""
+        num_systems = y.shape[0] if y.dim() else 1
+        return _plus(y, self.per_system(bare_graph(z, pos, batch, box, extra_args, num_systems)))
 
     def add_to_atoms(self, x: Tensor, graph: Graph) -> Tensor:
         """Apply the per-atom term to x (N, 1), whichever way it was written."""
         if type(self).pre_reduce is not BasePrior.pre_reduce:
             return self.pre_reduce(x, graph.z, graph.pos, graph.batch, graph.extra)
-        term = self.per_atom(graph)
-        return x if term is None else x + term
+        return _plus(x, self.per_atom(graph))
 
     def add_to_systems(self, y: Tensor, graph: Graph) -> Tensor:
         """Apply the per-system term to y (S, 1), whichever way it was written."""
         if type(self).post_reduce is not BasePrior.post_reduce:
             return self.post_reduce(y, graph.z, graph.pos, graph.batch, graph.box, graph.extra)
-        term = self.per_system(graph)
-        return y if term is None else y + term
+        return _plus(y, self.per_system(graph))
+
+
+def _plus(value: Tensor, term: Tensor | None) -> Tensor:
+    """Values with a term (rows, 1) added, in the shape of the values: (rows, 1), (rows,) or () for a single row."""
+    if term is None:
+        return value
+    return value + (term.reshape(value.shape) if value.dim() < 2 else term)
