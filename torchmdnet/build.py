@@ -29,6 +29,7 @@ __all__ = [
     "default_of",
     "property_specs",
     "representation_arguments",
+    "system_embedding_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def create_model(
     args = dict(args)
     dtype = precision_of(args)
     architecture = ARCHITECTURES[_required(args, "model")]
+    if "system_embedding" in representation_arguments(architecture):
+        args["system_embedding"] = system_embedding_of(architecture, args)
     representation = architecture(**_arguments(architecture, args, dtype))
     if args.get("atom_filter", -1) is not None and int(args.get("atom_filter", -1)) > -1:
         if args.get("derivative"):
@@ -122,6 +125,21 @@ def create_model(
     model.hyper_parameters = args
     set_radial_mode(model, args.get("radial") or "auto")
     return model
+
+
+def system_embedding_of(architecture: type[Any], args: Mapping[str, Any]) -> str:
+    """What ``system_embedding: auto`` comes to; any other value stands.
+
+    The spin is embedded if ``spin`` is set, with the total charge if ``charge`` is set too. A charge alone is embedded
+    where the architecture has no other use for it.
+    """
+    asked = args.get("system_embedding") or "auto"
+    if asked != "auto":
+        return str(asked)
+    has_charge, has_spin = bool(args.get("charge")), bool(args.get("spin"))
+    if has_charge and not has_spin and architecture.reads_charge(args):
+        return "none"
+    return "+".join(name for name, has in (("charge", has_charge), ("spin", has_spin)) if has) or "none"
 
 
 def precision_of(args: Mapping[str, Any]) -> torch.dtype:

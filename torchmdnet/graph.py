@@ -106,6 +106,11 @@ class Graph(NamedTuple):
         """Number of atoms N in the batch."""
         return self.z.shape[0]
 
+    @property
+    def differentiates_systems(self) -> bool:
+        """Whether a gradient in the total charges or spins may be asked for."""
+        return any(value is not None and value.requires_grad for value in (self.q, self.s))
+
 
 def as_boxes(box: Tensor | None, num_systems: int, dtype: torch.dtype, device: torch.device) -> Boxes | None:
     """Bring a box argument into the shape (1, 3, 3) or (S, 3, 3).

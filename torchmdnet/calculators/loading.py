@@ -105,8 +105,17 @@ def unseen_elements(model: nn.Module, z: Tensor) -> str | None:
 
 
 def trained_with(model: nn.Module, option: str) -> bool | None:
-    """Whether the model's file says that it was trained with ``charge`` or ``spin``; None if it does not say."""
-    answers = {getattr(member, "hyper_parameters", {}).get(option) for member in members_of(model)}
+    """Whether the model's file says that it was trained with ``charge`` or ``spin``; None if it does not say.
+
+    Releases that took ``spin: true`` did nothing with it; their models were trained without.
+    """
+
+    def answer(member: nn.Module) -> Any:
+        reads = getattr(getattr(member, "representation_model", None), "reads", None)
+        said = getattr(member, "hyper_parameters", {}).get(option)
+        return False if said and option == "spin" and reads is not None and option not in reads else said
+
+    answers = {answer(member) for member in members_of(model)}
     return True if True in answers else False if False in answers else None
 
 

@@ -113,10 +113,12 @@ def default_examples(
         model: Says which atomic numbers it knows, and how far it sees.
         elements: Atomic numbers the model was trained on.
         is_periodic: Whether it was trained on periodic systems.
-        has_charges: Whether total charges are given to it.
-        has_spins: Whether spins are given to it.
+        has_charges: Whether total charges are given to it, also where they are not embedded.
+        has_spins: Whether spins are given to it, likewise.
     """
     representation = model.representation_model
+    embedded = getattr(getattr(representation, "system_embedding", None), "quantities", ())
+    has_charges, has_spins = has_charges or "charge" in embedded, has_spins or "spin" in embedded
     max_z = int(getattr(representation, "max_z", 0) or getattr(getattr(representation, "model", None), "max_z", 100))
     numbers = [z for z in (elements or (8, 1, 6, 7)) if 0 <= z < max_z] or list(range(max_z))[:8]
     numbers = numbers if len(numbers) <= 8 else numbers[:: -(-len(numbers) // 8)]

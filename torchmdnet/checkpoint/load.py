@@ -27,6 +27,8 @@ __all__ = ["load_ensemble", "load_model", "load_weights"]
 
 log = logging.getLogger(__name__)
 
+#: Options whose ``auto`` is settled when a model is made.
+_RESOLVED = frozenset({"system_embedding"})
 #: Options that may differ from the file without changing the physics.
 _FREE_TO_CHANGE = {"precision", "max_num_neighbors", "static_shapes", "box_vecs", "radial"}
 
@@ -87,7 +89,13 @@ def load_model(
     _load_state(model, state, filepath)
     if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:
         _add_reference_energies(model, filepath)
+    chosen = {**chosen, **{key: model.hyper_parameters[key] for key in _RESOLVED & model.hyper_parameters.keys()}}
     model.hyper_parameters = chosen
+    if chosen.get("spin") and "spin" not in getattr(model.representation_model, "reads", {"spin"}):
+        log.warning(
+            "spin: %s was trained with spin: true by a release that made no use of it; the spin has no effect.",
+            filepath,
+        )
     model.provenance = {k: v for k, v in (checkpoint.get("torchmdnet") or {}).items() if k != "state"}
     model.eval()
     if check and card is not None and card.get("golden") and args is None and not _changes(stored, kwargs):
@@ -97,6 +105,9 @@ def load_model(
 
 def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool = True) -> None:
     """Copy the weights of a checkpoint of any release into a model of the same architecture.
+
+    A model that embeds total charge or spin may start from one that did not: the embedding keeps its fresh weights,
+    and adds nothing to neutral systems without unpaired electrons.
 
     Args:
         model: The model; modified in place.
@@ -109,7 +120,11 @@ def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
     args = hyper_parameters_of(checkpoint, filepath) if checkpoint.get("hyper_parameters") else {}
     state, args = migrate(checkpoint["state_dict"], args)
-    _load_state(model, state, filepath)
+    prefix = f"{representation_prefix(model.state_dict())}system_embedding."
+    fresh = {key: value for key, value in model.state_dict().items() if key.startswith(prefix) and key not in state}
+    if fresh:
+        log.info("load_weights: %s has no embedding of total charge or spin; that of the model is new.", filepath)
+    _load_state(model, {**fresh, **state}, filepath)
     if "handedness" in args:  # an SO(3) model of an old layout, or trained on from one
         model.representation_model.tensor_embedding.handedness = args["handedness"]
         model.hyper_parameters["handedness"] = args["handedness"]

@@ -113,6 +113,14 @@ def open_dispersion(state: State, args: Args) -> tuple[State, Args]:
     return state, {**args, "prior_args": stored}
 
 
+def absent_system_embedding(state: State, args: Args) -> tuple[State, Args]:
+    """Total charge and spin were not embedded before; ``spin`` then had no effect, nor had ``charge`` everywhere."""
+    prefix = f"{representation_prefix(state)}system_embedding."
+    if args.get("system_embedding") in (None, "auto") and not any(key.startswith(prefix) for key in state):
+        args = {**args, "system_embedding": "none"}
+    return state, args
+
+
 MIGRATIONS: list[Callable[[State, Args], tuple[State, Args]]] = [
     strip_module_prefix,
     rename_architectures,
@@ -121,6 +129,7 @@ MIGRATIONS: list[Callable[[State, Args], tuple[State, Args]]] = [
     count_head_layers,
     scalar_mean_and_std,
     open_dispersion,
+    absent_system_embedding,
 ]
 
 

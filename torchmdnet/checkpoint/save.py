@@ -101,7 +101,10 @@ def options_of(model: TorchMD_Net, hyper_parameters: Mapping[str, Any] | None = 
     known["prior_args"] = [prior.get_init_args() for prior in priors]
     known["derivative"] = model.derivative
     known["precision"] = 64 if model.dtype == torch.float64 else 32
-    for key, parameter in representation_arguments(ARCHITECTURES[known["model"]]).items():
+    arguments = representation_arguments(ARCHITECTURES[known["model"]])
+    if "system_embedding" in arguments:  # auto is settled when a model is made
+        known["system_embedding"] = getattr(model.representation_model, "system_embedding_kind", "none")
+    for key, parameter in arguments.items():
         default = default_of(key, parameter)
         if key not in known and isinstance(default, (bool, int, float, str)) and key != "static_shapes":
             known[key] = default  # a default may change, a model may not

@@ -225,6 +225,31 @@ def _architecture(args: argparse.Namespace, settings: Settings) -> None:
         raise ConfigError("ngpus=0 leaves nothing to run on. Use -1: every GPU, or one process on a machine without.")
 
 
+def _charge_and_spin(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse a charge or spin that the model would be given and not use, or would use and not be given."""
+    from torchmdnet.build import representation_arguments, system_embedding_of
+    from torchmdnet.models import ARCHITECTURES
+
+    architecture = ARCHITECTURES[args.model]
+    if args.load_model or "system_embedding" not in representation_arguments(architecture):
+        return
+    kind = system_embedding_of(architecture, vars(args))
+    embedded = kind.split("+")
+    for option in ("charge", "spin"):
+        if option in embedded and not getattr(args, option):
+            raise ConfigError(
+                f"{settings.source('system_embedding')}: system_embedding={kind} embeds the {option}, but {option} is "
+                f"false, so none is given to the model. Set {option}: true, or system_embedding: auto."
+            )
+    charge_is_read = architecture.reads_charge(vars(args)) or args.properties or args.output_model != "Scalar"
+    for option, is_read in (("charge", charge_is_read), ("spin", False)):
+        if getattr(args, option) and not (is_read or option in embedded):
+            raise ConfigError(
+                f"{settings.source(option)}: {option}=True has no effect on {args.model} with system_embedding={kind}. "
+                f"Set system_embedding: auto, or {option}: false."
+            )
+
+
 def _priors(args: argparse.Namespace, settings: Settings) -> None:
     if not args.remove_ref_energy:
         return
@@ -274,6 +299,7 @@ _CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
     _scaling,
     _monitors,
     _architecture,
+    _charge_and_spin,
     _priors,
     _trackers,
     _addresses,

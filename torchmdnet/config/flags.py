@@ -237,6 +237,10 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Arguments of the priors, one mapping for each, in place of those in prior_model.", established=False),
         Option("charge", "bool", False, "Give the total charge of each system to the model."),
         Option("spin", "bool", False, "Give the spin of each system to the model."),
+        Option("system_embedding", "text", "auto",
+               "What atoms are told of their system beside their element. auto embeds the spin with spin, and the "
+               "total charge with charge where the architecture has no other use for it.",
+               choices=("auto", "none", "charge", "spin", "charge+spin"), established=False),
         Option("embedding_dimension", "int", 256, "Feature channels per atom.", ge=1),
         Option("num_layers", "int", 6, "Interaction layers.", ge=0),
         Option("num_rbf", "int", 64, "Radial basis functions.", ge=1),

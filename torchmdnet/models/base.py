@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torchmdnet.graph import Graph, build_graph
 from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.filters import MODES, RadialEngine
+from torchmdnet.nn.system_embedding import SystemEmbedding
 from torchmdnet.typing import (
     AtomFeatures,
     AtomicNumbers,
@@ -89,6 +90,8 @@ class Representation(nn.Module):
             loop=loop,
             box=box_vecs,
         )
+        #: Embedding of the total charge and spin of each system, which a subclass may make.
+        self.system_embedding: SystemEmbedding | None = None
         #: How radial filters are evaluated; ``representation.radial.mode = "exact"`` turns the grid off.
         self.radial = RadialEngine()
 
@@ -114,6 +117,27 @@ class Representation(nn.Module):
             like: Of the precision and on the device of the geometry.
         """
         return None
+
+    @classmethod
+    def reads_charge(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the total charge enters the features without being embedded, given the configuration."""
+        return False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which of ``charge`` and ``spin`` the features depend on."""
+        embedded = () if self.system_embedding is None else self.system_embedding.quantities
+        charge = ("charge",) if self.reads_charge(vars(self)) else ()
+        return frozenset((*embedded, *charge))
+
+    @property
+    def system_embedding_kind(self) -> str:
+        """The value of ``system_embedding`` that makes this architecture; ``auto`` is settled."""
+        return "none" if self.system_embedding is None else "+".join(self.system_embedding.quantities)
+
+    def system_features(self, graph: Graph) -> Tensor | None:
+        """What atoms are told of their systems, (S, F); None for nothing."""
+        return None if self.system_embedding is None else self.system_embedding(graph)
 
     def select(self, features: Features, graph: Graph) -> tuple[Features, Graph]:
         """The atoms that a head receives, (N', F) of N' <= N; all unless a wrapper removes some."""

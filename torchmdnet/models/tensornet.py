@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from torchmdnet.nn.mlp import SiluLayers
 from torchmdnet.nn.modules import is_plain, reset_all, weights_of
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.spline import Spline
+from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops import kernels
 from torchmdnet.ops.cartesian import (
     compose_tensor,
@@ -80,6 +81,8 @@ class TensorNet(Representation):
         box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
         handedness: Sign of the antisymmetric embedding, which only ``SO(3)`` can see. ``legacy`` is the sign of files
             in the old tensor layout.
+        system_embedding: What each atom is told of its system beside its element: ``none``, ``charge``, ``spin`` or
+            ``charge+spin``; see :class:`torchmdnet.nn.system_embedding.SystemEmbedding`.
     """
 
     has_vectors = True
@@ -102,6 +105,7 @@ class TensorNet(Representation):
         dtype: torch.dtype = torch.float32,
         box_vecs: Tensor | None = None,
         handedness: Handedness = "mirror",
+        system_embedding: str = "none",
     ) -> None:
         super().__init__(
             cutoff_lower=cutoff_lower,
@@ -146,6 +150,7 @@ class TensorNet(Representation):
         self._frozen: FrozenTensorNet | None = None
         self._frozen_of: object = None
         self._trained = TrainedTensorNet()
+        self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,6 +164,12 @@ class TensorNet(Representation):
 
     def reset_parameters(self) -> None:
         reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
+        reset_all(self.system_embedding)
+
+    @classmethod
+    def reads_charge(cls, options: Mapping[str, Any]) -> bool:
+        """See :meth:`torchmdnet.models.base.Representation.reads_charge`; layers feel it by a factor of their own."""
+        return int(options.get("num_layers", 2)) > 0
 
     def setup_for_inference(self, z: AtomicNumbers, batch: SystemIndex) -> None:
         """Kept for compatibility: inference needs no preparation."""
@@ -170,7 +181,8 @@ class TensorNet(Representation):
 
         def layer_by_layer(graph: Graph, radial: Radial) -> AtomTensors:
             edges = rows_of_pairs(graph)
-            X = self.tensor_embedding(radial(functions[0]), edges, graph)  # (N, 9, F)
+            of_systems = self.system_features(graph)
+            X = self.tensor_embedding(radial(functions[0]), edges, graph, of_systems)  # (N, 9, F)
             for layer, function in zip(self.layers, functions[1:], strict=True):
                 X = layer(X, partial(gather_weight_sum, filter=radial(function), edges=edges), charge)
             return X
@@ -215,12 +227,8 @@ class TensorNet(Representation):
     def _encoder(self, graph: Graph, charge: Tensor, radial: Radial) -> Encoder | None:
         """The whole encoder as one operation, where the loops can run; for training, only where it is about forces."""
         assert graph.pairs is not None
-        can_run = (
-            not charge.requires_grad
-            and graph.num_atoms > 0
-            and kernels.can_loop(self.linear.weight, self.hidden_channels)
-        )
-        if not can_run:
+        can_run = graph.num_atoms > 0 and kernels.can_loop(self.linear.weight, self.hidden_channels)
+        if graph.differentiates_systems or not can_run:
             return None
         if radial.tables is None:
             is_about_forces = self.training and graph.edge_vec.requires_grad and torch.is_grad_enabled()
@@ -316,12 +324,32 @@ class TensorEmbedding(nn.Module):
         factors = torch.stack([F.linear(table, receiving, self.emb2.bias), F.linear(table, sending)], dim=1)
         return factors.index_select(0, z)
 
-    def forward(self, filter: RadialFilter, edges: EdgeRows, graph: Graph) -> AtomTensors:
-        """Embed the atoms of a graph, given the radial weights of its edges: (N, 9, F)."""
+    def system_factors(self, of_systems: Tensor, batch: SystemIndex) -> Tensor:
+        """What each atom adds besides, as its element's features grow by those of its system: (S, F) -> (N, 2, F)."""
+        receiving, sending = self.emb2.weight.split(self.hidden_channels, dim=1)
+        factors = torch.stack([F.linear(of_systems, receiving), F.linear(of_systems, sending)], dim=1)
+        return factors.index_select(0, batch)
+
+    def factors(self, graph: Graph, of_systems: Tensor | None) -> Tensor:
+        """All that each atom adds to the pair factor Z as receiver and as sender, (N, 2, F)."""
+        factors = self.element_factors(graph.z)
+        return factors if of_systems is None else factors + self.system_factors(of_systems, graph.batch)
+
+    def forward(
+        self, filter: RadialFilter, edges: EdgeRows, graph: Graph, of_systems: Tensor | None = None
+    ) -> AtomTensors:
+        """Embed the atoms of a graph, (N, 9, F).
+
+        Args:
+            filter: The radial weights of its edges.
+            edges: Its edges.
+            graph: The atoms.
+            of_systems: Added to the features of the elements, (S, F).
+        """
         r = graph.edge_dist[:, None]
         direction = graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), zero for self loops
         Y = harmonics(direction, handedness=-1.0 if self.handedness == "mirror" else 1.0)  # (E, 9)
-        X = embed_edges(Y, filter, self.element_factors(graph.z), edges)  # (N, 9, F)
+        X = embed_edges(Y, filter, self.factors(graph, of_systems), edges)  # (N, 9, F)
 
         gate = self.init_norm(squared_norm(X))  # (N, F)
         for linear in self.linears_scalar:

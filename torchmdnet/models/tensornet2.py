@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from torchmdnet.nn.modules import is_plain, reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
 from torchmdnet.nn.spline import Spline
+from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops import kernels
 from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
 from torchmdnet.ops.irreps import norms_by_part
@@ -64,6 +65,8 @@ class TensorNet2(Representation):
             reads them.
         repulsion: Whether to add the repulsion of nuclei, in eV, :class:`torchmdnet.nn.repulsion.RepulsionZBL`.
         handedness: Sign of the antisymmetric embedding, see :class:`torchmdnet.models.tensornet.TensorNet`.
+        system_embedding: What each atom is told of its system beside its element: ``none``, ``charge``, ``spin`` or
+            ``charge+spin``; see :class:`torchmdnet.nn.system_embedding.SystemEmbedding`.
 
     Raises:
         ConfigError: For an unknown ``rbf_type``, ``activation``, group or handedness.
@@ -92,6 +95,7 @@ class TensorNet2(Representation):
         output_charges: bool = False,
         repulsion: bool = False,
         handedness: Handedness = "mirror",
+        system_embedding: str = "none",
     ) -> None:
         super().__init__(
             cutoff_lower=cutoff_lower,
@@ -145,6 +149,7 @@ class TensorNet2(Representation):
         self.spare = Spare()
         self._frozen: FrozenTensorNet2 | None = None
         self._frozen_of: object = None
+        self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,7 +163,13 @@ class TensorNet2(Representation):
 
     def reset_parameters(self) -> None:
         reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
-        reset_all(self.charge_predict_0, *self.charge_predicts)
+        reset_all(self.charge_predict_0, *self.charge_predicts, self.system_embedding)
+
+    @classmethod
+    def reads_charge(cls, options: Mapping[str, Any]) -> bool:
+        """See :meth:`torchmdnet.models.base.Representation.reads_charge`; the charges of the atoms add up to it."""
+        has_readers = int(options.get("num_layers", 2)) > 0 or "Coul" in str(options.get("output_model", ""))
+        return int(options.get("q_dim", 0)) > 0 and (has_readers or bool(options.get("output_charges")))
 
     def encode(self, graph: Graph) -> Features:
         functions = self.radial_functions
@@ -168,7 +179,8 @@ class TensorNet2(Representation):
             assert graph.pairs is not None
             ones = graph.pos.new_ones(graph.num_atoms)
             rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-            X = self.tensor_embedding(radial(functions[0]), rows_of_pairs(graph), graph)  # (N, 9, F)
+            of_systems = self.system_features(graph)
+            X = self.tensor_embedding(radial(functions[0]), rows_of_pairs(graph), graph, of_systems)  # (N, 9, F)
             charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
             for layer, predict in zip(self.interactions, self.charge_predicts, strict=True):
                 X = layer(X, layer.gather(rbf, radial.envelope, charges[-1], graph, self.spare), ones)
@@ -241,7 +253,7 @@ class TensorNet2(Representation):
             and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
             and graph.num_atoms > 0
             and kernels.can_loop(self.linear.weight, self.hidden_channels)
-            and not (graph.q is not None and graph.q.requires_grad)
+            and not graph.differentiates_systems
         )
 
     def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet2:

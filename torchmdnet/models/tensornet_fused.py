@@ -56,6 +56,7 @@ class FrozenTensorNet:
         with torch.no_grad():
             self.factors = embedding.element_factors(every).to(tables[0].dtype)  # (max_z, 2, F)
             self.mixers = [_Mixer(torch.stack(weights)) for weights in _mixing(model)]
+        self.embedding, self.system_features = embedding, model.system_features
         norm = embedding.init_norm
         self.gates = [(linear.weight.detach(), linear.bias.detach()) for linear in embedding.linears_scalar]
         self.norm = (norm.weight.detach(), norm.bias.detach(), norm.eps)
@@ -65,6 +66,10 @@ class FrozenTensorNet:
     def encoder(self, graph: Graph, charge: Tensor) -> Encoder:
         """The network on one graph."""
         Z, gate = self.factors.index_select(0, graph.z), _FrozenGate(self.gates, self.norm)
+        with torch.no_grad():
+            of_systems = self.system_features(graph)
+            if of_systems is not None:
+                Z += self.embedding.system_factors(of_systems, graph.batch)
         return Encoder(self.frame, graph, charge, self.tables, Z, self.mixers, gate, self.parameters, self.spare)
 
     def encode(self, graph: Graph, charge: Tensor, output: SiluLayers) -> tuple[Features, Pullback]:
@@ -101,7 +106,7 @@ class TrainedTensorNet:
         embedding = model.tensor_embedding
         with torch.enable_grad():
             tables = [_rows(radial, function) for function in model.radial_functions]
-            Z = embedding.element_factors(graph.z)
+            Z = embedding.factors(graph, model.system_features(graph))
         mixing = _mixing(model)
         mixers = [_Mixer(torch.stack(weights).detach()) for weights in mixing]
         gate = _TrainedGate(embedding)
@@ -155,7 +160,8 @@ def _mixing(model: TensorNet) -> list[list[Tensor]]:
 
 
 def _parameters(model: TensorNet) -> list[Tensor]:
-    modules = (model.distance_expansion, model.tensor_embedding, *model.layers)
+    modules = [model.distance_expansion, model.tensor_embedding, *model.layers]
+    modules += [] if model.system_embedding is None else [model.system_embedding]
     return [weight for module in modules for weight in module.parameters()]
 
 
@@ -186,7 +192,7 @@ class Encoder:
         graph: The atoms.
         charge: The factor κ of each atom, (N,).
         tables: What the filters are read from, packed, (B, R, 3, 2 lanes).
-        Z: Factors of the elements, (N, 2, F).
+        Z: Factors of the elements and systems, (N, 2, F).
         mixers: Matrices that mix channels.
         gate: What scales the parts of the embedding.
         parameters: Weights that may receive gradients.

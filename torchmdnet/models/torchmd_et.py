@@ -16,6 +16,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.spline import Spline
+from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops.attention import attend
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
 from torchmdnet.typing import AtomFeatures, AtomVectors, EdgeVectors, PairFeatures, PairScalars
@@ -50,6 +51,8 @@ class TorchMD_ET(FusedRepresentation):
         box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
         vector_cutoff: Whether vector messages fade at the cutoff too, so that the energy is continuous.
         dtype: Precision of the weights.
+        system_embedding: What each atom is told of its system beside its element: ``none``, ``charge``, ``spin`` or
+            ``charge+spin``; see :class:`torchmdnet.nn.system_embedding.SystemEmbedding`.
 
     Raises:
         ConfigError: For an unknown ``rbf_type``, activation or ``distance_influence``, or if ``num_heads`` does not
@@ -78,6 +81,7 @@ class TorchMD_ET(FusedRepresentation):
         box_vecs: Tensor | None = None,
         vector_cutoff: bool = False,
         dtype: torch.dtype = torch.float32,
+        system_embedding: str = "none",
     ) -> None:
         super().__init__(
             cutoff_lower=cutoff_lower,
@@ -119,13 +123,14 @@ class TorchMD_ET(FusedRepresentation):
             for _ in range(num_layers)
         )
         self.out_norm = nn.LayerNorm(hidden_channels, dtype=dtype)
+        self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         reset_all(self.embedding, self.distance_expansion)
         if self.neighbor_embedding is not None:
             self.neighbor_embedding.reset_parameters()
-        reset_all(*self.attention_layers, self.out_norm)
+        reset_all(*self.attention_layers, self.out_norm, self.system_embedding)
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
@@ -144,7 +149,7 @@ class TorchMD_ET(FusedRepresentation):
         edges = rows_of_pairs(graph)
         r = graph.edge_dist[:, None]
         direction = -graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), to the neighbour; zero for self loops
-        x = self.embedding(graph.z)  # (N, F)
+        x = self.first_features(graph)  # (N, F)
         if self.neighbor_embedding is not None:
             x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
         v = x.new_zeros(x.shape[0], 3, x.shape[1])  # (N, 3, F)

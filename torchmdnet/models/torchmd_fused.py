@@ -26,6 +26,7 @@ from torchmdnet.nn.modules import is_plain
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
 from torchmdnet.ops.kernels.work import lanes_of
+from torchmdnet.typing import AtomFeatures
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +44,7 @@ class FusedRepresentation(Representation):
     """An architecture that runs as one operation in evaluation, and layer by layer otherwise."""
 
     distance_expansion: nn.Module
+    embedding: nn.Embedding
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -74,7 +76,8 @@ class FusedRepresentation(Representation):
         """See :class:`torchmdnet.models.base.Representation`."""
         radial = self._radial(graph)
         net = None
-        if radial.tables is not None and radial.spline is not None and _comes_in_pairs(graph):
+        is_about_atoms = _comes_in_pairs(graph) and not graph.differentiates_systems
+        if radial.tables is not None and radial.spline is not None and is_about_atoms:
             net = self._frozen_with(radial.spline, radial.tables)
         if net is None:
             return self.by_layers(graph, radial)
@@ -94,6 +97,11 @@ class FusedRepresentation(Representation):
         if net is None:
             return None
         return lambda graph: net.encode(graph, graph.edge_vec, cast(Any, graph.pairs).dist)
+
+    def first_features(self, graph: Graph) -> AtomFeatures:
+        """What atoms start from: the embedding of their element and, if there is one, that of their system, (N, F)."""
+        x, of_systems = self.embedding(graph.z), self.system_features(graph)
+        return x if of_systems is None else x + of_systems.index_select(0, graph.batch)
 
     @property
     def _of_radial(self) -> tuple[nn.Module, CosineCutoff, list[RadialFunction]]:
@@ -135,6 +143,7 @@ class FrozenNet:
     def __init__(self, model: Any, spline: Spline, tables: Tables) -> None:
         self.embedding: nn.Embedding = model.embedding
         self.around: NeighborEmbedding | None = model.neighbor_embedding
+        self.system_features = model.system_features
         *functions, last = model.radial_functions
         if self.around is None:
             functions.append(last)
@@ -167,6 +176,10 @@ class FrozenNet:
         """
         at, layer = Geometry(self.grid, graph, vec, dist), self.around
         x = self.embedding.weight.detach().index_select(0, graph.z)  # (N, F)
+        with torch.no_grad():
+            of_systems = self.system_features(graph)
+            if of_systems is not None:
+                x += of_systems.index_select(0, graph.batch)
         sent = None
         if layer is not None:
             elements = layer.embedding.weight.detach().index_select(0, graph.z)

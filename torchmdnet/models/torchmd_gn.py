@@ -18,6 +18,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.spline import Spline
+from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.messages import RadialFilter, gather_weight_sum, rows_of_pairs
 from torchmdnet.ops.scatter import scatter
@@ -54,6 +55,8 @@ class TorchMD_GN(FusedRepresentation):
             at least zero; ``average`` and ``maximum`` are exact. See :func:`torchmdnet.ops.scatter.scatter`.
         dtype: Precision of the weights.
         box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+        system_embedding: What each atom is told of its system beside its element: ``none``, ``charge``, ``spin`` or
+            ``charge+spin``; see :class:`torchmdnet.nn.system_embedding.SystemEmbedding`.
 
     Raises:
         ConfigError: For an unknown ``rbf_type``, ``activation`` or ``aggr``.
@@ -76,6 +79,7 @@ class TorchMD_GN(FusedRepresentation):
         aggr: Aggregation = "add",
         dtype: torch.dtype = torch.float32,
         box_vecs: Tensor | None = None,
+        system_embedding: str = "none",
     ) -> None:
         super().__init__(
             cutoff_lower=cutoff_lower,
@@ -119,13 +123,14 @@ class TorchMD_GN(FusedRepresentation):
             )
             for _ in range(num_layers)
         )
+        self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         reset_all(self.embedding, self.distance_expansion)
         if self.neighbor_embedding is not None:
             self.neighbor_embedding.reset_parameters()
-        reset_all(*self.interactions)
+        reset_all(*self.interactions, self.system_embedding)
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
@@ -143,7 +148,7 @@ class TorchMD_GN(FusedRepresentation):
     def by_layers(self, graph: Graph, radial: Radial) -> Features:
         """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
         functions = self.radial_functions
-        x = self.embedding(graph.z)  # (N, F)
+        x = self.first_features(graph)  # (N, F)
         if self.neighbor_embedding is not None:
             x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
         for block, function in zip(self.interactions, functions, strict=True):

@@ -18,6 +18,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.spline import Spline
+from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops.attention import attend
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
 from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
@@ -47,6 +48,8 @@ class TorchMD_T(FusedRepresentation):
         max_num_neighbors: Kept for compatibility; pairs are never dropped.
         dtype: Precision of the weights.
         box_vecs: Lattice vectors used when a call brings none, (3, 3) or (S, 3, 3) Å.
+        system_embedding: What each atom is told of its system beside its element: ``none``, ``charge``, ``spin`` or
+            ``charge+spin``; see :class:`torchmdnet.nn.system_embedding.SystemEmbedding`.
 
     Raises:
         ConfigError: For an unknown ``rbf_type``, activation or ``distance_influence``, or if ``num_heads`` does not
@@ -71,6 +74,7 @@ class TorchMD_T(FusedRepresentation):
         max_num_neighbors: int = 32,
         dtype: torch.dtype = torch.float32,
         box_vecs: Tensor | None = None,
+        system_embedding: str = "none",
     ) -> None:
         warnings.warn(
             "The transformer is deprecated; use equivariant-transformer or tensornet.", DeprecationWarning, stacklevel=2
@@ -115,13 +119,14 @@ class TorchMD_T(FusedRepresentation):
             for _ in range(num_layers)
         )
         self.out_norm = nn.LayerNorm(hidden_channels, dtype=dtype)
+        self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         reset_all(self.embedding, self.distance_expansion)
         if self.neighbor_embedding is not None:
             self.neighbor_embedding.reset_parameters()
-        reset_all(*self.attention_layers, self.out_norm)
+        reset_all(*self.attention_layers, self.out_norm, self.system_embedding)
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
@@ -138,7 +143,7 @@ class TorchMD_T(FusedRepresentation):
         """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
         functions = self.radial_functions
         edges = rows_of_pairs(graph)
-        x = self.embedding(graph.z)  # (N, F)
+        x = self.first_features(graph)  # (N, F)
         if self.neighbor_embedding is not None:
             x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
         for layer, function in zip(self.attention_layers, functions, strict=True):

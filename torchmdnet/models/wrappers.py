@@ -50,6 +50,16 @@ class BaseWrapper(nn.Module):
         return self.model.num_charges
 
     @property
+    def reads(self) -> frozenset[str]:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        return self.model.reads
+
+    @property
+    def system_embedding_kind(self) -> str:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        return self.model.system_embedding_kind
+
+    @property
     def distance(self) -> OptimizedDistance:
         """Where the architecture keeps its box."""
         return self.model.distance

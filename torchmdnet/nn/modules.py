@@ -11,9 +11,10 @@ __all__ = ["is_plain", "reset_all", "weights_of", "xavier_all"]
 
 
 def reset_all(*modules: Any) -> None:
-    """Call ``reset_parameters`` of each module, in this order; seeded results depend on it."""
+    """Call ``reset_parameters`` of each module but None, in this order; seeded results depend on it."""
     for module in modules:
-        module.reset_parameters()
+        if module is not None:
+            module.reset_parameters()
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

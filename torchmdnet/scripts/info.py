@@ -132,7 +132,11 @@ def _zero_of(card: Mapping[str, Any]) -> str | None:
 
 
 def _inputs(options: Mapping[str, Any]) -> str | None:
-    return ", ".join(name for key, name in (("charge", "total charge"), ("spin", "spin")) if options.get(key)) or None
+    names = ["total charge"] if options.get("charge") else []
+    if options.get("spin"):
+        has_effect = "spin" in str(options.get("system_embedding", "spin"))
+        names.append("spin" if has_effect else "spin (without effect: the release that trained it made no use of it)")
+    return ", ".join(names) or None
 
 
 def _box(box: Any) -> str | None:

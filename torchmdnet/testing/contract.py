@@ -32,12 +32,14 @@ class Result(NamedTuple):
 
 
 def _options(systems: Systems) -> dict[str, Any]:
-    """The call, with charges that a prior may read."""
+    """The call, with charges that a prior may read and spins, the number of atoms modulo 3, for models that do."""
+    unpaired = torch.bincount(systems.batch, minlength=systems.num_systems) % 3
     charges = 0.2 * (systems.z % 3).to(systems.pos.dtype) - 0.15
     return {
         "batch": systems.batch,
         "box": systems.box,
         "q": systems.q,
+        "s": unpaired.to(systems.pos.dtype),
         "extra_args": {"partial_charges": charges},
         "num_systems": systems.num_systems,
     }
