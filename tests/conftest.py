@@ -13,6 +13,10 @@ import torch
 if not torch.cuda.is_available():  # Triton's interpreter runs its kernels, and has to be chosen before the import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+logging.getLogger("torchmdnet.loop_cache").setLevel(
+    logging.ERROR
+)  # whether loops are compiled is not the tests' affair
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("TORCHMDNET_SHARED_DATA", REPOSITORY.parent / "shared"))
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchmdnet"
 
 #: From the ground up; parts of one layer may only know each other where a pair says so.
 LAYERS = [
-    {"_version", "errors", "elements", "files", "page", "typing"},
+    {"_version", "errors", "elements", "files", "loop_cache", "page", "typing"},
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
     {"nn", "recording"},
@@ -25,6 +25,7 @@ LAYERS = [
 NEIGHBOURS = {
     ("graph", "neighbors"),
     ("ops", "graph"),  # kernels run along edges
+    ("neighbors", "ops"),  # loops are compiled in one place
     ("neighbors", "graph"),  # the module OptimizedDistance stands on the same function as graphs
     ("heads", "models"),  # heads read Features
     ("potential", "stacking"),

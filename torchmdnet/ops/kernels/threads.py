@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import torch
-from numba.core import event
 
+from torchmdnet.loop_cache import jit
 from torchmdnet.ops.kernels.work import CHECKS, WORTH_THREADS
 
 __all__ = ["LOOPS", "called", "compiled", "exact", "inlined", "spliced"]
 
 log = logging.getLogger(__name__)
 
-_EXACT: dict[str, Any] = {
-    "cache": not CHECKS,  # what is on disk has no checks
-    "nogil": True,
-    "error_model": "numpy",
-    "boundscheck": CHECKS,
-}
+_EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKS}
 _OPTIONS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
 
 #: Every loop that is called from Python, by its module and name.
 LOOPS: dict[str, Callable[..., Any]] = {}
 
-
-class _Notice(event.Listener):
-    """Says once that loops are being compiled, which a processor needs only the first time."""
-
-    def on_start(self, event: Any) -> None:
-        event_data = event.data or {}
-        function = getattr(event_data.get("dispatcher"), "py_func", None)
-        if not self.is_given and getattr(function, "__module__", "").startswith("torchmdnet."):
-            self.is_given = True
-            log.info("Compiling loops for this processor. This happens once, and takes about half a minute in all.")
-
-    def on_end(self, event: Any) -> None:
-        pass
-
-    is_given = False
-
-
-event.register("numba:compile", _Notice())
-
 #: For what loops are made of; compiled into each of them.
-inlined = numba.njit(**_OPTIONS, inline="never")
+inlined = jit(**_OPTIONS, inline="never")
 
 #: The same, put into each of them before LLVM sees it, where LLVM would call it with many vectors in memory.
-spliced = numba.njit(**_OPTIONS, inline="always")
+spliced = jit(**_OPTIONS, inline="always")
+
+
+class _Threads:
+    """How many threads share a loop.
+
+    The threads of OpenMP, which PyTorch and Numba share loops among, do not exist in a process that was forked after
+    they were started, and both would wait for them for ever. So such a process has one thread, in PyTorch as well.
+    """
+
+    def __init__(self) -> None:
+        self.is_forked = self.is_told = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        if torch.get_num_threads() > 1:
+            self.is_forked = True
+            torch.set_num_threads(1)
+
+    def count(self) -> int:
+        """Threads for the next loop, as many as PyTorch uses."""
+        if not self.is_forked:
+            most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+            return min(torch.get_num_threads(), most)
+        if not self.is_told:
+            self.is_told = True
+            log.warning(
+                "One thread is used, because this process was forked from one that had several. Start processes with "
+                "the method 'spawn' or 'forkserver' of multiprocessing to have more in each."
+            )
+        return 1
+
+
+_threads = _Threads()
 
 
 def _listed(loop: Callable[..., Any], made: Any) -> Any:
@@ -60,27 +71,28 @@ def _listed(loop: Callable[..., Any], made: Any) -> Any:
 
 def called(loop: Callable[..., Any]) -> Any:
     """A loop that one thread runs."""
-    return _listed(loop, numba.njit(**_OPTIONS)(loop))
+    return _listed(loop, jit(**_OPTIONS)(loop))
 
 
 def exact(loop: Callable[..., Any]) -> Any:
     """The same with the arithmetic as it is written, for what decides by comparing numbers."""
-    return _listed(loop, numba.njit(**_EXACT)(loop))
+    return _listed(loop, jit(**_EXACT)(loop))
 
 
 def compiled(loop: Callable[..., None]) -> Callable[..., None]:
     """A loop that is called with the work it does, in multiply-adds, before its own arguments.
 
-    ``numba.prange`` in it is shared by as many threads as PyTorch uses, when the work is worth it.
+    ``numba.prange`` in it is shared by as many threads as PyTorch uses, when the work is worth it. What is compiled is
+    only what is called, ``run.serial`` for one thread and ``run.threaded`` for several.
     """
-    serial = numba.njit(**_OPTIONS)(loop)
-    threaded = serial if CHECKS else numba.njit(parallel=True, **_OPTIONS)(loop)
+    serial = jit(**_OPTIONS)(loop)
+    threaded = serial if CHECKS else jit(parallel=True, **_OPTIONS)(loop)
 
     def run(work: int, *arrays: Any) -> None:
         if work >= WORTH_THREADS:
-            wanted = torch.get_num_threads()
-            threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
+            threads = _threads.count()
             if threads > 1:
+                wanted = torch.get_num_threads()
                 numba.set_num_threads(threads)
                 threaded(*arrays)
                 torch.set_num_threads(wanted)  # both pools are OpenMP's, and starting Numba's resets PyTorch's
@@ -88,4 +100,5 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
         serial(*arrays)
 
     run.__doc__ = loop.__doc__
+    run.serial, run.threaded = serial, threaded  # pyright: ignore[reportFunctionMemberAccess]
     return _listed(loop, run)

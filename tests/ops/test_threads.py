@@ -1,0 +1,37 @@
+"""Loops are shared by threads where that is safe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FORK = """
+import multiprocessing, torch
+torch.set_num_threads(2)
+from torchmdnet.ops import kernels
+
+def run(_):
+    X = torch.ones(4000, 9, 128)
+    out = torch.empty_like(X)
+    kernels.node_loops().normalize(8 * X.numel(), X.numpy(), out.numpy())
+    assert torch.allclose(out, torch.tensor(0.1))
+    product = torch.ones(1500, 1500) @ torch.ones(1500, 1500)  # PyTorch's own threads
+    assert product[0, 0] == 1500
+    return torch.get_num_threads()
+
+if __name__ == "__main__":
+    print(run(0))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print(pool.map(run, range(4)))
+    print(run(0))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_forked_processes_go_on_with_one_thread() -> None:
+    end = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=240)
+    assert end.returncode == 0, end.stderr
+    assert end.stdout.split("\n")[:3] == ["2", "[1, 1, 1, 1]", "2"]
+    assert 1 <= end.stderr.count("One thread is used, because this process was forked") <= 2  # once a process

@@ -1,0 +1,243 @@
+"""Compiled loops are kept on disk, each as what it is, wherever something can be written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from numba.core import event
+
+from torchmdnet import loop_cache
+
+#: A function and its helper in modules of their own, as quick to compile as any.
+HELPER = """
+from torchmdnet.loop_cache import jit
+
+@jit()
+def double(x):
+    return 2 * x
+"""
+PLAIN = """
+import torchmdnet_helper
+from torchmdnet.loop_cache import jit
+from torchmdnet_helper import double
+
+@jit()
+def fill(x):
+    return double(x)
+"""
+CALL_PLAIN = """
+from torchmdnet_example import fill
+print(fill(1.0), "compiled" if sum(fill.stats.cache_misses.values()) else "loaded")
+"""
+LOOPS = """
+import numba
+from torchmdnet.ops.kernels.threads import compiled
+
+@compiled
+def fill(x, out):
+    for i in numba.prange(x.shape[0]):
+        out[i] = 2 * x[i]
+"""
+#: Does it with a little work and with much, as the arguments say, and tells which copy ran, on which threads.
+CALL_LOOPS = """
+import sys
+import numba, numpy as np, torch
+from torchmdnet_loops import fill
+torch.set_num_threads(2)
+x, out = np.arange(1000.0), np.zeros(1000)
+copies = {"serial": fill.serial, "threaded": fill.threaded}
+for size in sys.argv[1:]:
+    out[:] = 0
+    fill({"small": 1, "large": 10**9}[size], x, out)
+    assert (out == 2 * x).all()
+    try:
+        numba.threading_layer()
+        threads = "threads"
+    except ValueError:
+        threads = "no threads"
+    for name, copy in copies.items():
+        for origin, counts in (("compiled", copy.stats.cache_misses), ("loaded", copy.stats.cache_hits)):
+            threads += f", {name} {origin}" if sum(counts.values()) else ""
+    print(f"{size}, {threads}")
+"""
+
+Call = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Call:
+    """Run code in a process of its own, beside the modules above, with a cache that is empty at first."""
+    code = tmp_path / "code"
+    code.mkdir()
+    for name, source in (("helper", HELPER), ("example", PLAIN), ("loops", LOOPS)):
+        (code / f"torchmdnet_{name}.py").write_text(source)
+
+    def run(*sizes: str, **environment: str) -> subprocess.CompletedProcess:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA_", "OMP_"))}
+        path = os.pathsep.join([str(code), *sys.path])
+        settings = {"PYTHONPATH": path, "NUMBA_NUM_THREADS": "2", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        return subprocess.run(
+            [sys.executable, "-c", CALL_LOOPS if sizes else CALL_PLAIN, *sizes],
+            env=kept | settings | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def entries(tmp_path: Path, pattern: str = "*.loop") -> list[Path]:
+    return sorted((tmp_path / "cache").rglob(pattern))
+
+
+def told(end: subprocess.CompletedProcess) -> str:
+    assert end.returncode == 0, end.stderr
+    return end.stdout.strip()
+
+
+def test_copies_for_one_and_for_several_threads_are_kept_apart(call: Call) -> None:
+    assert told(call("small")) == "small, no threads, serial compiled"
+    assert told(call("large")) == "large, threads, threaded compiled"
+    both = told(call("small", "large")).splitlines()
+    assert both == ["small, no threads, serial loaded", "large, threads, serial loaded, threaded loaded"]
+
+
+def test_the_large_system_may_come_first(call: Call) -> None:
+    assert told(call("large")) == "large, threads, threaded compiled"
+    assert told(call("small")) == "small, no threads, serial compiled"
+
+
+def test_an_edited_helper_is_compiled_again_and_the_old_code_goes(call: Call, tmp_path: Path) -> None:
+    assert told(call()) == "2.0 compiled"
+    before = entries(tmp_path)
+    helper = tmp_path / "code" / "torchmdnet_helper.py"
+    helper.write_text(helper.read_text().replace("2 * x", "3 * x"))
+    assert told(call()) == "3.0 compiled"
+    after = entries(tmp_path)
+    assert len(after) == len(before) == 2
+    assert not set(after) & set(before)
+
+
+def test_a_damaged_file_counts_as_none(call: Call, tmp_path: Path) -> None:
+    told(call())
+    helper, function = sorted(entries(tmp_path), key=lambda path: "helper" not in path.name)
+    helper.write_bytes(helper.read_bytes()[:-7])
+    content = bytearray(function.read_bytes())
+    content[99] ^= 1
+    function.write_bytes(bytes(content))
+    assert told(call()) == "2.0 compiled"
+    assert told(call()) == "2.0 loaded"
+
+
+def test_processes_that_start_together_compile_once(call: Call, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        ends = sorted(told(end) for end in pool.map(lambda _: call(), range(3)))
+    assert ends == ["2.0 compiled", "2.0 loaded", "2.0 loaded"]
+    assert not entries(tmp_path, "*.lock")
+
+
+def test_code_goes_to_the_cache_of_the_user_where_the_package_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package, home, temporary = tmp_path / "package", tmp_path / "home", tmp_path / "temporary"
+    for folder in (package, home, temporary):
+        folder.mkdir()
+    blocked = tmp_path / "file"
+    blocked.write_text("a folder cannot be made below a file")
+    monkeypatch.setattr(loop_cache.numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr(loop_cache.tempfile, "tempdir", str(temporary))
+
+    def chosen() -> Path | None:
+        loop_cache.folders.cache_clear()
+        loop_cache.writable_folder.cache_clear()
+        return loop_cache.writable_folder()
+
+    try:
+        monkeypatch.setattr(loop_cache, "_PACKAGE", package)
+        assert chosen() == package / "__pycache__" / "loops"
+        monkeypatch.setattr(loop_cache, "_PACKAGE", blocked)
+        folder = chosen()
+        assert folder is not None
+        assert folder.parent == home / "torchmdnet"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+        folder = chosen()
+        assert folder is not None
+        assert folder.is_relative_to(temporary)
+        folder.parent.chmod(0o777)  # others could put machine code there
+        assert chosen() is None
+        monkeypatch.setattr(loop_cache.numba.config, "CACHE_DIR", str(home / "mine"))
+        folder = chosen()
+        assert folder is not None
+        assert folder.is_relative_to(home / "mine")
+    finally:
+        monkeypatch.undo()
+        loop_cache.folders.cache_clear()
+        loop_cache.writable_folder.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is the one place where not even root can make a folder")
+def test_a_loop_runs_where_nothing_can_be_written(call: Call, tmp_path: Path) -> None:
+    blocked = {"NUMBA_CACHE_DIR": "/proc/nowhere", "HOME": "/proc/nowhere"}
+    (tmp_path / "temporary").mkdir()
+    first, second = (call(**blocked, TMPDIR=str(tmp_path / "temporary")) for _ in range(2))
+    assert (told(first), told(second)) == ("2.0 compiled", "2.0 loaded")
+    shutil.rmtree(tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / f"torchmdnet-{os.getuid()}").write_text("a folder cannot be made here")
+    nowhere = call(**blocked, TMPDIR=str(tmp_path / "temporary"))
+    assert told(nowhere) == "2.0 compiled"
+    for end in (first, second, nowhere):
+        assert end.stderr.count("Set NUMBA_CACHE_DIR to a folder that can be written") == 1
+
+
+def test_what_is_no_longer_used_is_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "torchmdnet" / "here"
+    other = tmp_path / "torchmdnet" / "removed"
+    for place in (folder, other):
+        place.mkdir(parents=True)
+        for name in ("a-1-2-3.loop", "b-1-2-3.loop", "b-1-2-3.loop.lock"):
+            (place / name).touch()
+    (other / "notes.txt").touch()
+    long_ago = time.time() - (loop_cache.DAYS + 1) * 86400
+    for place in (folder, other):
+        for path in (place / "a-1-2-3.loop", place / "b-1-2-3.loop.lock"):
+            os.utime(path, (long_ago, long_ago))
+    os.utime(other / "notes.txt", (long_ago, long_ago))
+    loop_cache._prune(folder)
+    assert sorted(str(path.relative_to(tmp_path / "torchmdnet")) for path in tmp_path.rglob("*.*")) == [
+        "here/b-1-2-3.loop",
+        "removed/b-1-2-3.loop",
+        "removed/notes.txt",
+    ]
+
+
+def test_a_first_call_tells_that_it_compiles_and_how_long_it_took(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    progress = loop_cache._Progress()
+    dispatcher = type("Dispatcher", (), {"py_func": loop_cache.folders})
+    calls = ((progress.on_start, event.EventStatus.START), (progress.on_end, event.EventStatus.END))
+    with caplog.at_level(logging.WARNING, logger=loop_cache.__name__):
+        for listen, status in calls * 2:
+            listen(event.Event("numba:compile", status, data={"dispatcher": dispatcher}))
+        progress.close()
+    assert [record.message.split(" ")[0] for record in caplog.records] == ["Compiling", "Compiled"]
+
+
+def test_digest_follows_imports() -> None:
+    from torchmdnet.ops.kernels import nodes, simd
+
+    assert loop_cache.source_digest(nodes.__name__) != loop_cache.source_digest(simd.__name__)
+    text = Path(nodes.__file__).read_text()
+    assert "\nfrom torchmdnet.ops.kernels.simd import" in text  # in the form that the digest looks for
