@@ -97,7 +97,7 @@ def page(name: str) -> str:
 
 
 def facts(name: str, kind: Any) -> list[list[str]]:
-    """What is known of a set as a whole; its number of systems stands in the table of the page of all sets."""
+    """What is known of a set as a whole; its number of systems is in the table of the page of all sets."""
     overview = rows_of_overview().get(name, [])
     rows = []
     if len(overview) == 6:

@@ -54,9 +54,10 @@ class CompiledPotential(TorchMD_Net):
     """A potential that records the energy and its gradient as one function of the edges, and has that compiled.
 
     A program is made on the first call of each kind: for training and for evaluation, one system and several, with and
-    without charges; one for evaluation is made again when weights are replaced or grids anew. Each is compared with the
+    without charges; one for evaluation is made again when weights or grids are replaced. Each is compared with the
     plain model once, in training with its gradients too. Where none can be made, or it gives other numbers, the
-    plain model is used from then on, which is said. Priors that look for pairs themselves are evaluated as they are.
+    uncompiled model is used from then on, and a warning is logged. Priors that search for pairs themselves are not
+    compiled.
 
     Args:
         model: The potential; whether it is in training decides what is made.

@@ -1,4 +1,4 @@
-"""Errors meant for people: each names what came, what would do, and the fix."""
+"""Errors meant for people: each names the value, the accepted values, and the fix."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
     extra: dict[str, Tensor] | None = None  # for heads and priors, by name
     num_systems: int | None = None  # None reads it from batch
     search: Search | None = None  # who finds neighbours; None starts afresh
-    inner: bool = False  # nobody but the model can reach pos, or a lattice vector that is differentiated
+    inner: bool = False  # only the model can reach pos, or a lattice vector that is differentiated
 
 
 class Pairs(NamedTuple):
@@ -98,7 +98,7 @@ class Graph(NamedTuple):
     s: SystemScalars | None  # (S,) spin
     extra: dict[str, Tensor]  # whatever else the data set brought, by name
     pairs: Pairs | None = None  # the same edges, as pairs
-    inner: bool = False  # nobody can ask for second derivatives in the geometry: its leaves are the model's own
+    inner: bool = False  # no second derivatives in the geometry are possible: its leaves are the model's own
     search: Search | None = None  # who found them, for parts that look further; None starts afresh
 
     @property

@@ -285,7 +285,7 @@ def _write(path: Path, payload: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(_DIGEST(payload).digest() + payload)
-            os.chmod(temporary, 0o644)  # whoever may run the package may read it
+            os.chmod(temporary, 0o644)  # readable for every user of the package
             os.replace(temporary, path)
         except BaseException:
             _delete(Path(temporary))

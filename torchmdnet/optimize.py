@@ -85,7 +85,7 @@ class TorchMD_GN_optimized(nn.Module):
         return f"Optimized: {self.model!r}"
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew; the convolutions keep the filters they were made with."""
+        """Initialize all weights; the convolutions keep the filters they were made with."""
         self.model.reset_parameters()
 
     def graph(

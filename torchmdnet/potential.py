@@ -150,7 +150,7 @@ class TorchMD_Net(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
+        """Initialize all weights."""
         reset_all(
             self.representation_model, self.output_model, *(self.prior_model or ()), *self.property_heads.values()
         )
@@ -256,7 +256,7 @@ class TorchMD_Net(nn.Module):
         )
 
     def _evaluate_directly(self, inputs: Inputs, *, virial: bool, properties: bool, by_atom: bool) -> Evaluation | None:
-        """:meth:`evaluate` where derivatives are written out and nobody asks for more than forces; None elsewhere."""
+        """:meth:`evaluate` with hand-written derivatives, where only forces are needed; None elsewhere."""
         with torch.inference_mode(False), torch.no_grad():
             given = (inputs.pos, inputs.box, inputs.q, inputs.s, *(inputs.extra or {}).values())
             if any(getattr(x, "requires_grad", False) for x in given):

@@ -1,7 +1,7 @@
 """Units of energy and length, as data sets state them and calculators convert them.
 
 The first block holds the constants that existing data sets were converted with; changing a digit would change
-labels. Conversions at the doors go through :func:`energy_factor` and :func:`length_factor`.
+labels. Labels and results are converted with :func:`energy_factor` and :func:`length_factor`.
 """
 
 from __future__ import annotations

@@ -423,7 +423,7 @@ def resolved(tmp_path, **changes):
         ({"properties": {"spectrum": None}}, r"properties: spectrum needs a head"),
         ({"properties": {"dipole": {"wieght": 2}}}, r"'wieght' is unknown. Did you mean 'weight'"),
         ({"properties": {"dipole": {"loss": "l3_loss"}}}, r"properties: dipole: .*'l3_loss' is not available"),
-        ({"properties": 3}, r"properties=3 will not do"),
+        ({"properties": 3}, r"properties=3 is not valid"),
         (
             {"y_weight": 0, "properties": {"dipole": {"weight": 0}}},
             r"y_weight=0 and derivative=False.*nothing to train on",

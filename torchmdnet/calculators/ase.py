@@ -206,8 +206,8 @@ class TMDNETCalculator(Calculator):
                 )
         if charge and is_read is False:
             self._tell(
-                f"The atoms have charge {charge:g}, but the model was trained without charges; what it makes of it is "
-                'not learned. Remove atoms.info["charge"] to ask it as it was trained.'
+                f"The atoms have charge {charge:g}, but the model was trained without charges; its effect on energies "
+                'was not learned. Remove atoms.info["charge"] to use the model as it was trained.'
             )
         return None if charge is None else self._tensor(np.array([charge]))
 

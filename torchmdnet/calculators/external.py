@@ -50,7 +50,7 @@ class External:
             :data:`torchmdnet.calculators.tranforms`; the units to convert to, such as ``"kcal/mol/A"`` or
             ``"kJ/mol/nm"``, with exact factors; or a function of both. None leaves them in the units of the model.
         use_cuda_graph: Capture the call as a CUDA graph on first use, from the search for neighbours to the forces,
-            and replay it afterwards. It is captured anew when more neighbours come than it has room for, or shapes
+            and replay it afterwards. It is captured again when there are more neighbours than its capacity, or shapes
             change. A model that cannot be captured, or replays to something else, runs plainly and says so.
         cuda_graph_warmup_steps: Plain calls before the capture.
         dtype: Precision of the calculation, a torch type or its name. A model in another precision is converted; if

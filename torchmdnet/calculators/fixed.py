@@ -69,7 +69,7 @@ def with_ghosts(inputs: Inputs, num_ghosts: int, distance: float) -> Inputs:
 
 
 def without_ghosts(answer: Answer, num_atoms: int, num_systems: int) -> Answer:
-    """What is said of the systems that were there before."""
+    """The description of the systems before."""
 
     def cut(value: Tensor) -> Tensor:  # there are more atoms than systems
         return value[: num_systems if value.shape[0] == num_systems + 1 else num_atoms]
@@ -86,7 +86,7 @@ def without_ghosts(answer: Answer, num_atoms: int, num_systems: int) -> Answer:
 class FixedStep:
     """Asks a model again and again, with everything from the search for neighbours on recorded.
 
-    The recording is made anew when it no longer fits: when there are more neighbours than it has room for, when shapes
+    The recording is repeated when it no longer fits: when there are more neighbours than its capacity, when shapes
     or what is given change, or when the model does. So is the room for neighbours, which grows by itself. Nothing
     between the positions and the results waits for the device; one look at the notes of the search follows.
 
@@ -129,7 +129,7 @@ class FixedStep:
             found = self._replay(*tensors)
             if self._search is None or not self._search.outgrown():
                 return self._answers(found, inputs)
-            log.debug("There are more neighbours than there was room for; the step is recorded anew.")
+            log.debug("There are more neighbours than the capacity; the step is recorded again.")
             self._replay = None
 
     def _kind(self, inputs: Inputs) -> Any:

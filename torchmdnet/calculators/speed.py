@@ -277,7 +277,7 @@ class Trial(Protocol):
 
 
 class ModelCall:
-    """The model called from PyTorch, with tensors that are at hand."""
+    """The model called from PyTorch, with tensors that exist already."""
 
     def __init__(self, subject: Subject, route: Route) -> None:
         dtype = as_dtype(route.numbers)
@@ -490,7 +490,7 @@ def matrix_products(precision: str) -> Iterator[None]:
 class Memory:
     """What is held at the worst moment beyond what was held at the start: of the process, or of a GPU.
 
-    On the CPU the kernel keeps the highest resident size, and Linux lets it start anew; elsewhere it is not known.
+    On the CPU the kernel keeps the highest resident size, and Linux allows it to be reset; elsewhere it is not known.
     """
 
     def __init__(self, device: str = "cpu") -> None:

@@ -44,7 +44,7 @@ def default_structures(elements: Collection[int], *, is_periodic: bool = True) -
         is_periodic: Whether there may be boxes.
 
     Raises:
-        ConfigError: If nothing at hand has only these elements.
+        ConfigError: If none of the built-in structures has only these elements.
     """
     found = {}
     names = ["CH3CH2OH", "C6H6", *sorted(g2.names, key=lambda name: (-len(molecule(name)), name))]
@@ -63,7 +63,8 @@ def default_structures(elements: Collection[int], *, is_periodic: bool = True) -
     if not found:
         names = ", ".join(chemical_symbols[z] for z in sorted(elements))
         raise ConfigError(
-            f"structure: none at hand is made of {names or 'nothing'} alone. Name a file with one that the model knows."
+            f"structure: no built-in structure is made of {names or 'nothing'} alone. "
+            "Name a file with a structure that the model knows."
         )
     return found
 

@@ -72,7 +72,7 @@ def _describe_one(path: Path, weights_only: bool) -> dict[str, Any]:
 
 
 def _build(options: Mapping[str, Any]) -> TorchMD_Net | None:
-    """The model, to count what it has; None where a part of it is not at hand."""
+    """The model, to count what it has; None where a part of it is not installed."""
     try:
         return create_model(options)
     except (ConfigError, ImportError):

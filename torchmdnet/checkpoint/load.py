@@ -77,7 +77,7 @@ def load_model(
     if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
         stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
     card = checkpoint.get("card")
-    stored.pop("radial", None)  # how filters are evaluated is a choice of whoever runs the model
+    stored.pop("radial", None)  # how filters are evaluated is chosen when the model is run
     overrides = _overrides(stored, kwargs)
     if card is not None:
         overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says

@@ -21,7 +21,7 @@ class Option:
     Args:
         key: Name in YAML files and in the parsed ``Namespace``.
         type: How a value is written; a row of :data:`TYPES`.
-        default: Value when nobody says anything.
+        default: Value if the option is not given.
         help: What it means, with its unit.
         choices: Accepted values, or the address of the catalogue whose names (and whose kind of addresses,
             ``my_package.module:Class``) are accepted.
@@ -58,7 +58,7 @@ class Option:
 
     @property
     def takes_address(self) -> bool:
-        """Whether ``my_package.module:Class`` stands in for a listed name."""
+        """Whether ``my_package.module:Class`` is accepted beside the listed names."""
         return isinstance(self.choices, str)
 
     @property
@@ -71,7 +71,7 @@ class Option:
 
     @property
     def expects(self) -> str:
-        """What would do, in words: ``"a number above 0"``."""
+        """Accepted values, in words: ``"a number above 0"``."""
         if self.choices and self.type != "priors":
             words = f"one of {', '.join(map(str, self.names))}"
             return words + (" or 'my_package.module:Class'" if self.takes_address else "")
@@ -124,7 +124,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("num_workers", "int", 4,
                "Processes that prepare batches, for data sets that are not read in place.", ge=0),
         Option("shuffle_block", "int", None,
-               "Shuffle blocks of so many neighbouring samples, and the samples within 32 of them, so that data larger "
+               "Shuffle blocks of this many samples in a row, and the samples within 32 of them, so that data larger "
                "than memory are read in few places at a time. None shuffles all samples.", ge=1, established=False),
         Option("ngpus", "int", -1,
                "Devices per node. -1 takes every visible GPU, or one process on a machine without. "
@@ -196,9 +196,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "or of one value of a quantity of that name; time cuts each trajectory into blocks.",
                established=False),
         Option("split_gap", "int", 0,
-               "With split_by: time, leave out so many samples before each cut.", ge=0, established=False),
-        Option("test_interval", "int", -1, "Also evaluate the test set every so many epochs; -1 for only at the end."),
-        Option("save_interval", "int", 10, "Write a ranked checkpoint every so many epochs.", ge=1),
+               "With split_by: time, leave out this many samples before each cut.", ge=0, established=False),
+        Option("test_interval", "int", -1, "Epochs between evaluations of the test set; -1 for only at the end."),
+        Option("save_interval", "int", 10, "Epochs between ranked checkpoints.", ge=1),
         Option("keep_checkpoints", "int", 10,
                "Number of ranked checkpoints that stay beside best.ckpt and last.ckpt; 0 for none.",
                ge=0, established=False),

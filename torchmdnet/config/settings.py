@@ -103,7 +103,7 @@ def resolve(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ``inference_batch_size`` are filled in.
 
     Raises:
-        ConfigError: With the place, the key, what was found, and what would do.
+        ConfigError: With the place, the key, the value, and the accepted values.
     """
     from torchmdnet.config.checks import check
 

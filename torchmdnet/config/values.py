@@ -255,7 +255,7 @@ def coerce(key: str, value: Any, source: str) -> Any:
         source: Where it was written; it opens the error message.
 
     Raises:
-        ConfigError: The value does not fit, with what would do.
+        ConfigError: The value does not fit; the message lists the accepted values.
     """
     option = OPTIONS[key]
     word = value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -293,7 +293,7 @@ def _reasons(error: ValidationError) -> str:
 def _refusal(option: Option, value: Any, source: str, reason: str) -> ConfigError:
     shown = " ".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
     why = f" ({reason})" if reason else ""
-    return ConfigError(f"{source}: {option.key}={shown!r} will not do{why}. It takes {option.expects}.")
+    return ConfigError(f"{source}: {option.key}={shown!r} is not valid{why}. It takes {option.expects}.")
 
 
 def _check_name(option: Option, name: Any, source: str) -> None:

@@ -32,9 +32,9 @@ class EpochBatchSampler(Sampler[np.ndarray]):
         batch_size: Largest number of samples in a batch, per process.
         shuffle: Whether the order changes with the epoch; without, it is ascending.
         seed: Seed of the order.
-        rank: Number of this process. None: asked of ``torch.distributed`` when iterating.
+        rank: Number of this process. None: taken from ``torch.distributed`` when iterating.
         world_size: Number of processes, likewise.
-        block: Shuffle blocks of so many neighbours, and the samples of every :data:`BLOCKS_AT_ONCE` blocks in a row,
+        block: Shuffle blocks of this many neighbours, and the samples of every :data:`BLOCKS_AT_ONCE` blocks in a row,
             instead of all samples at once: each file is then read in a few places at a time.
         neighbours: Samples in the order in which they are stored, (n,); None is ascending.
     """

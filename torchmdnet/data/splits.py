@@ -51,7 +51,7 @@ def train_val_test_split(
         groups: Label of each sample, (n,); samples of one group stay in one part, and the sizes are met as nearly as
             whole groups allow.
         gap: Groups are trajectories instead, and each is cut into a block for training, one for validation and one for
-            testing, in this order; so many samples before each cut are left out.
+            testing, in this order; ``gap`` samples before each cut are left out.
 
     Returns:
         int64 indices of the three parts.

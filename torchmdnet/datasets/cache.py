@@ -95,7 +95,7 @@ def _open(entry: Path, quiet: bool = False) -> tuple[Frames, dict[str, Any]] | N
         return frames, notes
     except (DataError, OSError, ValueError) as error:
         if not quiet:
-            logger.warning("A cache entry is damaged and will be made anew: %s", error)
+            logger.warning("A cache entry is damaged and will be made again: %s", error)
         return None
 
 

@@ -206,7 +206,7 @@ def unpack(archive: Path, folder: Path, names: Collection[str], *, what: str, op
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes away from a path; they wait here. Where files cannot be locked, nobody waits."""
+    """Keep other processes away from a path; they wait here. Where files cannot be locked, they do not wait."""
     try:
         import fcntl
     except ImportError:

@@ -135,7 +135,7 @@ class HDF5(FramesDataset):
 class _Group:
     """The samples of one group, read from the file when they are asked for.
 
-    The file is opened anew in each process and never travels with a pickle.
+    The file is opened again in each process and never travels with a pickle.
     """
 
     in_memory = False

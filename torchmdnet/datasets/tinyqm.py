@@ -68,7 +68,7 @@ class TinyQM(FramesDataset):
         split: Only the "train", "val" or "test" part.
         baseline: Learn the difference to the cheaper method that is stored beside the labels.
         atomref: Reference energies of elements: "fit" for least squares (None is the same), or "isolated" for free
-            atoms at the same level. A network learns faster what a fit leaves over.
+            atoms at the same level. A network learns energies relative to fitted ones faster.
         transform: Called with each sample.
 
     Attributes:

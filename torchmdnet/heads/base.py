@@ -46,7 +46,7 @@ class OutputModel(nn.Module):
         self.dim_size = 0
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
+        """Initialize all weights."""
 
     def per_atom(self, features: Features, graph: Graph) -> Tensor:
         """Contribution of each atom, (N, ...)."""

@@ -112,7 +112,7 @@ class EquivariantScalar(EquivariantOutput):
 
 
 class EquivariantVectorOutput(EquivariantOutput):
-    r"""Sum of a vector from each atom, :math:`y = \sum_i v_i`, (S, 3). It turns with the frame of reference.
+    r"""Sum of a vector from each atom, :math:`y = \sum_i v_i`, (S, 3). It is equivariant under rotations.
 
     Args:
         hidden_channels: Feature channels per atom (F).

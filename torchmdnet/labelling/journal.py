@@ -87,7 +87,7 @@ class Journal:
             if found.get(name) != header[name]:
                 raise DataError(
                     f"{self.path} has results with {name} {found.get(name)!r}, but now it is {header[name]!r}. Choose "
-                    "another output, or delete the file to compute everything anew."
+                    "another output, or delete the file to compute everything again."
                 )
 
     def __contains__(self, key: str) -> bool:

@@ -133,7 +133,7 @@ class Method:
 class Calculators:
     """The calculators of one process, for structures of any charge and spin.
 
-    Those of the table are made anew for every structure, so that a result does not depend on the structure before it.
+    Those of the table are created for every structure, so that a result does not depend on the structure before it.
     Others may be slow to make, and are kept, one for each charge and multiplicity if the factory takes these.
     """
 
@@ -144,7 +144,7 @@ class Calculators:
         known = _parameters(self.factory)
         self.takes = {name for name in ("charge", "multiplicity") if name in known}
         self.kept: dict[tuple[int, int], Any] = {}
-        if self.is_known or not self.takes:  # what cannot work is said before the first structure
+        if self.is_known or not self.takes:  # what cannot work is an error before the first structure
             self.get(0, 0)
 
     def get(self, charge: int, unpaired: int) -> Any:

@@ -207,7 +207,7 @@ def relaxed(atoms: Atoms, largest_force: float, steps: int = 1000) -> Atoms:
         steps: How many steps may be taken.
 
     Raises:
-        DataError: If there is no minimum after so many steps.
+        DataError: If there is no minimum after this many steps.
     """
     from ase.optimize import LBFGS
 

@@ -154,7 +154,7 @@ def _cause(exitcode: int | None) -> str:
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """The life of a process: get ready, then answer until nobody asks any more."""
+    """The life of a process: get ready, then answer requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the one who gives out the work
     try:
         compute = work.prepare()

@@ -39,7 +39,7 @@ class Features(NamedTuple):
     """What an architecture knows of each atom."""
 
     x: AtomFeatures  # (N, F) invariant
-    v: AtomVectors | None = None  # (N, 3, F) turn with the frame of reference; polar where reflections are a symmetry
+    v: AtomVectors | None = None  # (N, 3, F) rotate with the system; polar where reflections are a symmetry
     energy: Tensor | None = None  # (N, 1) known physics of the architecture itself, added to what the head makes of x
     S: AtomTraceless | None = None  # (N, 5, F) symmetric traceless tensors, in the basis of torchmdnet.ops.irreps
 
@@ -101,7 +101,7 @@ class Representation(nn.Module):
         return super().train(mode)
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
+        """Initialize all weights."""
         raise NotImplementedError
 
     def encode(self, graph: Graph) -> Features:
@@ -109,9 +109,9 @@ class Representation(nn.Module):
         raise NotImplementedError
 
     def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
-        """:meth:`encode` together with its derivative, written out instead of recorded; None where it is not.
+        """:meth:`encode` together with its hand-written derivative, not tracked by autograd; None where there is none.
 
-        For use where nothing is recorded. Ask anew for every call: it holds for the weights as they are.
+        Call it under ``no_grad``, and again for every evaluation: it holds for the weights as they are.
 
         Args:
             like: Of the precision and on the device of the geometry.

@@ -239,7 +239,7 @@ class TensorNet(Representation):
         return self._freeze(radial.spline, radial.tables).encoder(graph, charge)
 
     def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet:
-        """What is kept as long as the tables are, which are made anew whenever a weight has changed."""
+        """What is kept as long as the tables are, which are made again whenever a weight has changed."""
         if self._frozen is None or self._frozen_of is not tables:
             values = [tables[function].values for function in self.radial_functions]
             self._frozen, self._frozen_of = FrozenTensorNet(self, spline, values), tables

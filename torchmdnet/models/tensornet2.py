@@ -257,7 +257,7 @@ class TensorNet2(Representation):
         )
 
     def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet2:
-        """What is kept as long as the tables are, which are made anew whenever a weight has changed."""
+        """What is kept as long as the tables are, which are made again whenever a weight has changed."""
         if self._frozen is None or self._frozen_of is not tables:
             values = [tables[function].values for function in self.radial_functions]
             self._frozen, self._frozen_of = FrozenTensorNet2(self, spline, values), tables

@@ -26,7 +26,7 @@ class BaseWrapper(nn.Module):
         self.model = model
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
+        """Initialize all weights."""
         self.model.reset_parameters()
 
     @property

@@ -26,7 +26,7 @@ __all__ = ["FixedSearch"]
 FEW_CANDIDATES = 2_000_000
 #: Room for more pairs and for more atoms in a cell than were found, as a factor and a number.
 ROOM = (1.25, 16)
-#: How far lattice vectors may shrink, relative to their length, before cells are drawn anew.
+#: How far lattice vectors may shrink, relative to their length, before cells are laid out again.
 SHRINKAGE = 0.05
 
 

@@ -140,7 +140,7 @@ def close_images(pos, batch, boxes, cutoff):
         for k in range(3):
             place[k, a] = pos[a, k]
             count[k, a] = pos[a, 0] * duals[s, k, 0] + pos[a, 1] * duals[s, k, 1] + pos[a, 2] * duals[s, k, 2]
-            if not abs(count[k, a]) < 1e12:  # nobody is near an atom that is nowhere
+            if not abs(count[k, a]) < 1e12:  # an atom at infinity or NaN has no neighbours
                 place[k, a], count[k, a] = np.inf, 0
     capacity = 32 * num_atoms + 16
     i, j = np.empty(capacity, np.int64), np.empty(capacity, np.int64)

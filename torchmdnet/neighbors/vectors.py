@@ -66,7 +66,7 @@ def measured_edges(
     pairs: tuple[Tensor, Tensor, Tensor | None],
     loop: bool,
 ) -> Measured | None:
-    """The edges of a list of pairs in one compiled loop, where nobody differentiates in the geometry; None elsewhere.
+    """The edges of a list of pairs in one compiled loop, where the geometry is not differentiated; None elsewhere.
 
     Args:
         pos: Positions, (N, 3).

@@ -98,7 +98,7 @@ class _Known:
         self.box = None if box is None else _array(box).copy()
 
     def serves(self, pos: Tensor, batch: Tensor, box: Tensor | None, cutoff: float, skin: float) -> bool:
-        """Whether nothing has moved so far that a list with this skin would have to be made anew."""
+        """Whether nothing has moved so far that a list with this skin has to be rebuilt."""
         here, systems = _array(pos), _array(batch)
         if (here.shape, here.dtype) != (self.pos.shape, self.pos.dtype) or not np.array_equal(systems, self.batch):
             return False

@@ -35,7 +35,7 @@ SLOPES = 3
 #: Numbers of cells, tried in this order.
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _NUM_PROBES = 512
-#: In training the grid is chosen for a tenth of the tolerance, and again after so many evaluations.
+#: In training the grid is chosen for a tenth of the tolerance, and again after this many evaluations.
 STEPS_BETWEEN_FITS = 1000
 
 
@@ -64,7 +64,7 @@ class Radial:
         basis: Radial basis, distances to (P, K).
         fade: The envelope that multiplies functions that fade.
         spline: The grid; None for pair by pair.
-        tables: Tables at hand, by function; None to evaluate the functions anew.
+        tables: Tables by function; None to evaluate the functions again.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class _Table:
 
 
 class _Remembered(Function):
-    """A table at hand; only if its gradient is asked for is it made again, with history."""
+    """A stored table; it is computed again, tracked by autograd, only if its gradient is needed."""
 
     @staticmethod
     def forward(ctx: Any, table: _Table, *parameters: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class RadialEngine:
     def ready(
         self, like: Tensor, basis: nn.Module, envelope: CosineCutoff, functions: Sequence[RadialFunction]
     ) -> Spline | None:
-        """In evaluation mode the grid, with :attr:`tables` at hand, before there is a graph; None for pair by pair.
+        """In evaluation mode the grid, from :attr:`tables`, before there is a graph; None for pair by pair.
 
         Args:
             like: Of the precision and on the device of the distances.

@@ -18,7 +18,7 @@ def reset_all(*modules: Any) -> None:
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is what its class says and nobody listens to it, so that it need not be called."""
+    """Whether a module is the unmodified class and has no hooks, so that it need not be called."""
     return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 

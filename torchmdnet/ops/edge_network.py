@@ -37,7 +37,7 @@ SHARED = 2048
 KEPT = 40_000
 #: Arrays that wait for the next evaluation, at most.
 WAITING = 32
-#: Portions of channels that each thread takes in turns on the way back, so that features of few channels are at hand.
+#: Groups of channels that each thread takes in turn in the backward pass: features in use then stay in the cache.
 PORTIONS = 2
 
 
@@ -60,7 +60,7 @@ class Spare:
         return torch.empty(size, dtype=dtype).numpy()[:].reshape(num_rows, width)
 
     def give(self, matrices: Iterable[Any]) -> None:
-        """Let others have what nobody reads any more; of much memory only the last that came is kept."""
+        """Release the buffers of matrices for reuse; of large buffers only the latest is kept."""
         self.flat = [*(matrix.base for matrix in matrices), *self.flat][:WAITING]
 
 

@@ -111,7 +111,7 @@ _STARTS = _Starts()
 
 
 def ends_of(num_components: int) -> tuple[int, ...]:
-    """Where the parts of features with so many components end."""
+    """Where the parts of features with these numbers of components end."""
     return ENDS_OF_TENSORS if num_components == ENDS_OF_TENSORS[-1] else (num_components,)
 
 

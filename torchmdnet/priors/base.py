@@ -72,7 +72,7 @@ class BasePrior(nn.Module):
     keep working.
 
     Args:
-        dataset: The data set in training, for priors that ask it for something; not kept.
+        dataset: The data set in training, for priors that need reference energies or units of it; not kept.
     """
 
     #: Whether positions are read, or pairs other than the edges of the graph; heads say so too.

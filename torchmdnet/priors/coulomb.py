@@ -21,7 +21,7 @@ __all__ = ["Coulomb"]
 
 COULOMB_CONSTANT = 2.30707e-28  # e²/(4πε₀), J m
 
-#: How a lattice is summed, with the damping times the cutoff that each takes when nobody says.
+#: How a lattice is summed, with the damping times the cutoff that each takes by default.
 LATTICE_SUMS = {"nearest": 0.0, "damped-shifted": 2.5, "ewald": 4.0}
 
 

@@ -34,7 +34,7 @@ COUNTING = 16.0  # steepness of the coordination number
 PAIRS_AT_ONCE = 1 << 18
 PAIRS_TO_KEEP = 1 << 22
 
-#: What each damping reads beside s6 and s8, and what holds where nobody says otherwise.
+#: What each damping reads beside s6 and s8, and its defaults.
 DAMPINGS: dict[str, dict[str, float | None]] = {
     "bj": {"s6": 1.0, "s8": None, "a1": None, "a2": None},
     "bjm": {"s6": 1.0, "s8": None, "a1": None, "a2": None},

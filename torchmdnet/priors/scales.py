@@ -21,7 +21,7 @@ def metres_per_length(distance_scale: float | None, dataset: Any, prior: str) ->
     """Metres per unit of length: as given, or as the data set states in ``distance_scale`` or ``length_unit``.
 
     Raises:
-        ConfigError: If nobody says it.
+        ConfigError: If neither states it.
     """
     if distance_scale is None:
         distance_scale = getattr(dataset, "distance_scale", None)
@@ -39,7 +39,7 @@ def joules_per_energy(energy_scale: float | None, dataset: Any, prior: str) -> f
     """Joules per unit of energy: as given, or as the data set states in ``energy_scale`` or ``energy_unit``.
 
     Raises:
-        ConfigError: If nobody says it.
+        ConfigError: If neither states it.
     """
     if energy_scale is None:
         energy_scale = getattr(dataset, "energy_scale", None)

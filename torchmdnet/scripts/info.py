@@ -82,7 +82,7 @@ def _print(card: Mapping[str, Any]) -> None:
 
 
 def rows_of(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A card as names and texts; what the file does not state is said to be so."""
+    """A card as names and texts; what the file does not state is marked as such."""
     units = card["units"]
     length = units["length"] or "Å"
     rows: list[tuple[str, Any]] = [

@@ -38,7 +38,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand.
 
-    What cannot work is said in one line, ``error: ...``, and ends the program: with status 2 for arguments, 1 for
+    An error is printed in one line, ``error: ...``, and ends the program: with status 2 for arguments, 1 for
     files. ``TORCHMDNET_TRACEBACK=1`` shows where it was found.
 
     Args:

@@ -24,7 +24,7 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name; None takes ``sys.argv``.
 
     Raises:
-        ConfigError: With the place, the key, what was found, and what would do. Nothing has been written then.
+        ConfigError: With the place, the key, the value, and the accepted values. Nothing has been written then.
     """
     from torchmdnet.config.rundir import is_main_process, prepare_log_dir, redirect
     from torchmdnet.config.settings import resolve
@@ -47,7 +47,7 @@ def fix_state_dict(ckpt: Mapping[str, Any]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train.
 
-    What cannot work is reported in one line, ``error: ...``, and ends the program: with status 2 for settings, 1 for
+    An error is printed in one line, ``error: ...``, and ends the program: with status 2 for settings, 1 for
     data and model files, and for results that a finished run could not write. ``TORCHMDNET_TRACEBACK=1`` shows where
     it was found.
 

@@ -78,7 +78,7 @@ def _rank(head: OutputModel) -> int:
 
 
 def _turned(result: Result, rotation: Tensor) -> Tensor:
-    """A value seen from a frame of reference that is rotated."""
+    """A value in a rotated frame of reference."""
     if result.rank == 0:
         return result.value
     value = result.value @ rotation.T

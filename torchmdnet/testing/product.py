@@ -132,7 +132,7 @@ def _feels(model: TorchMD_Net, changed: Systems) -> bool:
 FEATURES = {
     "forces": "forces_are_slopes_of_the_energy",
     "stress, in cells of any shape and size": "stress_is_the_slope_in_the_strain",
-    "values turn with the frame of reference": "energy_ignores_the_frame_of_reference",
+    "energies invariant, vectors and tensors equivariant under rotation": "energy_ignores_the_frame_of_reference",
     "one box for each system, open directions": "a_batch_equals_its_systems_one_by_one",
     "smooth through the cutoff": "energy_is_smooth_through_the_cutoff",
     "training on energy, forces, stress and properties": "forces_can_be_trained",

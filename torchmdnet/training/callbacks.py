@@ -34,7 +34,7 @@ class Checkpoints(Checkpoint):
     Args:
         folder: Where the files go.
         monitor: Name of the loss that ranks epochs.
-        every_n_epochs: Rank every so many epochs.
+        every_n_epochs: Epochs between ranked checkpoints.
         keep: Number of ranked files; 0 for none.
         mark_test: Whether there is a test set, so that names speak of its loss.
         is_continued: Whether the run continues one in this folder; its later epochs are then written over.
@@ -307,7 +307,7 @@ class PoliteStop(Callback):
         checkpoints: Writes the file.
     """
 
-    #: Several processes ask each other only every so many steps.
+    #: Several processes exchange this only once in this many steps.
     ASK_EVERY = 20
 
     def __init__(self, checkpoints: Checkpoints) -> None:

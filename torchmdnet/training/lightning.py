@@ -301,7 +301,7 @@ class LNNP(LightningModule):
                 self.plateau.step(metric)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Gradients of the weights alone: forces made the loss depend on positions too, which nobody trains."""
+        """Gradients of the weights alone: through the forces the loss depends on positions too."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if kwargs.get("inputs") is None and weights:
             kwargs["inputs"] = weights
@@ -346,7 +346,7 @@ class LNNP(LightningModule):
         num_systems: int | None = None,
         **flags: bool,
     ) -> Any:
-        """Predictions (S, 1) and minus their gradients (N, 3) of the model; ``flags`` ask it for more."""
+        """Predictions (S, 1) and minus their gradients (N, 3) of the model; ``flags`` are its further arguments."""
         model = self.compiled[0] if self.compiled and self.training else self.model
         return model(z, pos, batch=batch, box=box, q=q, s=s, extra_args=extra_args, num_systems=num_systems, **flags)
 
@@ -574,7 +574,7 @@ class LNNP(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Forget what the last epoch measured."""
-        if self.current_epoch == self._continued_epoch:  # some releases of Lightning start a continued epoch anew
+        if self.current_epoch == self._continued_epoch:  # some releases of Lightning restart a continued epoch
             return
         self.losses.clear()
         self.errors.clear()

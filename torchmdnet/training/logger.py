@@ -28,7 +28,7 @@ class RunLogger(Logger):
 
     Args:
         folder: Where the files go.
-        keep_until: Keep the rows of epochs below this of tables that are already there; 0 starts anew.
+        keep_until: Keep the rows of epochs below this of tables that are already there; 0 starts new tables.
     """
 
     def __init__(self, folder: str | Path, keep_until: int = 0) -> None:

@@ -68,7 +68,7 @@ def draw_learning_curves(
                 epochs, values = _series(errors, column, split)
                 _line(axis, epochs, values * scale, colour, split)
             axis.set_title(_with_unit(title, unit))
-        for axis in axes[2 + len(terms) :]:  # left over in the last row
+        for axis in axes[2 + len(terms) :]:  # unused in the last row
             axis.set_visible(False)
         axes = axes[: 2 + len(terms)]
         _line(axes[-1], *_series(metrics, "lr"), GREY, "")

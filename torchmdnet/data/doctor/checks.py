@@ -1,6 +1,6 @@
 """The checks: each looks at one thing and says what it found.
 
-A check is a function from a :class:`~torchmdnet.data.doctor.diagnosis.Diagnosis` to findings, and stands in
+A check is a function from a :class:`~torchmdnet.data.doctor.diagnosis.Diagnosis` to findings, and is listed in
 :data:`CHECKS`. It says "error" where training would stop or learn something wrong, "warning" where a person should
 look, and "note" for the rest; thresholds stand beside it as named constants.
 """
@@ -358,7 +358,7 @@ def _vanishing(
         )  # fmt: skip
 
 
-#: A force is far out if it exceeds the median of the largest forces so many times, and so many eV/Å.
+#: A force is far out if it exceeds the median of the largest forces by this factor, and by this many eV/Å.
 FORCE_TIMES, FORCE_LEAST = 15.0, 20.0
 
 
@@ -487,7 +487,7 @@ def _leaks(d: Diagnosis) -> Iterator[Finding]:
 
 # ------------------------------------------------------------------------------------------------------ energies
 
-#: An energy is far out if it deviates so many times as much as usual, among so many of its composition.
+#: An energy is far out if it deviates by this multiple of the usual deviation, among this many of its composition.
 ENERGY_TIMES, FEW = 15.0, 15
 
 

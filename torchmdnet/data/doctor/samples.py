@@ -76,7 +76,7 @@ class Samples:
         return Block(np.asarray(rows, dtype=np.int64), found)
 
     def blocks(self, rows: np.ndarray | None = None, atoms: int = BLOCK) -> Iterator[Block]:
-        """All samples, or some, in blocks of about so many atoms."""
+        """All samples, or some, in blocks of about ``atoms`` atoms."""
         rows = np.arange(len(self)) if rows is None else rows
         counts = self.frames.counts[rows]
         number = np.cumsum(counts) // atoms
@@ -146,7 +146,7 @@ class Block:
 
 
 def draw(count: int, size: int, seed: int = 0) -> np.ndarray:
-    """At most so many of ``count`` numbers, ascending, the same each time."""
+    """At most ``size`` of the numbers below ``count``, ascending, the same each time."""
     if count <= size:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, size, replace=False))

@@ -174,7 +174,7 @@ def energy_unit(measured: Measured) -> Guess:
                 )  # fmt: skip
         text += "; not the total energies of all electrons"
     else:
-        text += f"; no energies of free atoms are at hand for {' '.join(unknown[:5])}"
+        text += f"; no energies of free atoms are known for {' '.join(unknown[:5])}"
     return Guess("energies", None, "open", text, numbers)
 
 

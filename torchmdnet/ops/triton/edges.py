@@ -47,7 +47,7 @@ def interpolate(
     coef, table, p, g, s0, s1, s2, out_edge, e, f, is_edge, mask, F,
     L: tl.constexpr, K: tl.constexpr, WEIGHTS: tl.constexpr, SLOPES: tl.constexpr,
 ):  # fmt: skip
-    """Weights Σ_k coef_k table[cell + k] of each part and, while the rows are at hand, their products with s.
+    """Weights Σ_k coef_k table[cell + k] of each part and, while the rows are in registers, their products with s.
 
     Those, out_edge_ek = Σ_f s_f table[cell + k]_f, are the derivatives in the coefficients.
     """

@@ -30,7 +30,7 @@ __all__ = [
 #: Edges of an atom that a program works on side by side, one for each of its warps.
 EDGES = 4
 #: Bytes of an edge's channels that a program reads at once, at most: 16 for each lane of a warp. Passes that keep
-#: more at hand than a sum take half, or they would run out of registers.
+#: more values in registers than a sum take half, or they would run out of registers.
 WIDTH = 512
 #: Numbers of a program over atoms and channels: enough to fill a warp, few enough for small molecules to fill a device.
 BLOCK = 128
