@@ -41,8 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     drift, noise = drift_of(femtoseconds, energies, len(atoms))
     speed = args.steps * args.timestep * 1e-6 / (seconds / 86400)
-    print(f"energy drift {drift:+.3f} meV/atom/ps, fluctuation {noise:.4f} meV/atom")
-    print(f"{speed:.3f} ns/day, {1000 * seconds / args.steps:.1f} ms a step, {len(atoms)} atoms on {args.device}")
+    print(f"energy drift {milli(drift, 'eV/atom/ps')}, fluctuation {milli(noise, 'eV/atom')}")
+    milliseconds = digits(1000 * seconds / args.steps, 3)
+    print(f"{digits(speed, 3)} ns/day, {milliseconds} ms a step, {len(atoms)} atoms on {args.device}")
     plot(femtoseconds, energies, len(atoms), drift, args.output / "energy.png")
     summary = {
         "atoms": len(atoms),
@@ -80,7 +81,8 @@ def relax(atoms: Atoms, steps: int, relax_cell: bool) -> None:
     optimizer = FIRE(FrechetCellFilter(atoms) if relax_cell else atoms, logfile=None)
     optimizer.run(fmax=0.05, steps=steps)
     force = np.abs(atoms.get_forces()).max()
-    print(f"relaxed by {atoms.get_potential_energy() - before:.4f} eV; largest force component {force:.3f} eV/Å")
+    change = atoms.get_potential_energy() - before
+    print(f"relaxed: energy changed by {milli(1000 * change, 'eV')}, largest force component {digits(force, 2)} eV/Å")
 
 
 def set_temperature(atoms: Atoms, kelvin: float, seed: int) -> None:
@@ -91,8 +93,11 @@ def set_temperature(atoms: Atoms, kelvin: float, seed: int) -> None:
 
 
 def simulate(atoms: Atoms, steps: int, timestep: float, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """Run at constant energy; times in fs, total energies in eV, both (steps + 1,), and the seconds it took."""
-    dynamics = VelocityVerlet(atoms, timestep=timestep * units.fs)
+    """Run at constant energy; times in fs, total energies in eV, both (steps + 1,), and the seconds it took.
+
+    Ten lines with time, energies and temperature are printed on the way.
+    """
+    dynamics = VelocityVerlet(atoms, timestep=timestep * units.fs, logfile="-", loginterval=max(1, steps // 10))
     energies: list[float] = []
     dynamics.attach(lambda: energies.append(atoms.get_total_energy()))
     with Trajectory(path, "w", atoms) as trajectory:
@@ -110,6 +115,18 @@ def drift_of(femtoseconds: np.ndarray, energies: np.ndarray, num_atoms: int) -> 
     return float(slope), float(np.std(per_atom - (slope * picoseconds + offset)))
 
 
+def digits(value: float, number: int = 2) -> str:
+    """A number with so many significant digits, never in powers of ten: 1230, 0.31, -0.000042."""
+    if value == 0:
+        return "0"
+    return np.format_float_positional(float(f"{value:.{number - 1}e}"), trim="-")
+
+
+def milli(value: float, unit: str) -> str:
+    """A value in thousandths of a unit, or in millionths where it is small: ``-0.31 meV``, ``-4.2 µeV``."""
+    return f"{digits(value)} m{unit}" if abs(value) >= 0.01 else f"{digits(1000 * value)} µ{unit}"
+
+
 def plot(femtoseconds: np.ndarray, energies: np.ndarray, num_atoms: int, drift: float, path: Path) -> None:
     import matplotlib
 
@@ -120,7 +137,7 @@ def plot(femtoseconds: np.ndarray, energies: np.ndarray, num_atoms: int, drift: 
     axes.plot(femtoseconds, 1000 * (energies - energies[0]) / num_atoms, lw=1)
     axes.set_xlabel("time / fs")
     axes.set_ylabel("change of the total energy / (meV/atom)")
-    axes.set_title(f"drift {drift:+.3f} meV/atom/ps", fontsize=10)
+    axes.set_title(f"drift {milli(drift, 'eV/atom/ps')}", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

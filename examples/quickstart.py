@@ -46,10 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     trained = json.loads((output / "summary.json").read_text())
     simulated = json.loads((simulation / "summary.json").read_text())
+    drift = ase_md.milli(simulated["drift_meV_per_atom_per_ps"], "eV/atom/ps")
     force, trivial = (1000 * trained[which]["neg_dy_mae"] for which in ("errors", "baseline"))
     print(
         f"\nIn short: a force error of {force:.0f} meV/Å on structures not trained on, where predicting no force "
-        f"at all errs by {trivial:.0f};\nan energy drift of {simulated['drift_meV_per_atom_per_ps']:+.2f} meV/atom/ps."
+        f"at all errs by {trivial:.0f};\nan energy drift of {drift}."
         f"\nLook at {output / 'report.html'} and {simulation / 'energy.png'}."
     )
 

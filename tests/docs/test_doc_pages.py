@@ -7,8 +7,13 @@ import importlib.util
 import io
 import logging
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io import write
 from conftest import REPOSITORY
 from doc_pages import DOCS, PAGES, Reader, blocks_of, folder_of_its_own
 
@@ -23,6 +28,37 @@ def test_following_a_page_works(page, tmp_path):
         reader = Reader()
         for block in blocks_of(page):
             reader.follow(block)
+
+
+def test_the_readme_goes_from_structures_to_dynamics_at_the_temperature_asked_for(tmp_path):
+    blocks = blocks_of(REPOSITORY / "README.md")
+    (settings,) = [block for block in blocks if block.language == "yaml"]
+    (command,) = [block for block in blocks if "--conf my.yaml" in block.text]
+    (dynamics,) = [block for block in blocks if block.language == "python"]
+    small = ["--num-epochs", "1", "--embedding-dimension", "8", "--num-rbf", "8", "--batch-size", "8"]
+    with folder_of_its_own(tmp_path):
+        write("my_data.extxyz", list(labelled_copper(20)))
+        Path("my.yaml").write_text(settings.text, encoding="utf-8")
+        reader = Reader()
+        reader.follow(command._replace(wish="run", extra=small))
+        assert "dynamics.run(1000)" in dynamics.text
+        reader.follow(dynamics._replace(text=dynamics.text.replace("run(1000)", "run(300)")))
+    table = [line.split() for line in reader.said.splitlines() if re.match(r"\d+\.\d+ ", line)]
+    assert len(table) == 4  # every hundred steps
+    temperatures = [float(row[-1]) for row in table]
+    assert 100 < temperatures[0] < 700  # 300 K, of 8 atoms
+    assert 100 < sum(temperatures[1:]) / 3 < 900
+
+
+def labelled_copper(number):
+    """Periodic frames of eight atoms with energies, forces and stress of ASE's EMT potential."""
+    rng = np.random.default_rng(3)
+    for _ in range(number):
+        atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+        atoms.rattle(0.1, rng=rng)
+        atoms.calc = EMT()
+        atoms.get_potential_energy(), atoms.get_forces()
+        yield atoms
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
-from doc_pages import DOCS, blocks_of, extras, folder_of_its_own, train
+from doc_pages import DOCS, PAGES, blocks_of, extras, folder_of_its_own, train
 
+from torchmdnet.config import resolve
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.structure_labels import USUAL_NAMES
 
@@ -72,6 +73,50 @@ def test_the_quickstart_has_the_settings_of_the_example():
     (block,) = [b for b in blocks_of(DOCS / "quickstart.md") if b.title == "quickstart.yaml"]
     example = (REPOSITORY / "examples" / "quickstart.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(block.text) == yaml.safe_load(example)
+
+
+def recipe_of(text, tmp_path):
+    """All settings that a file means, without the place where a run writes."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return {key: value for key, value in vars(resolve(["--conf", str(path)])).items() if key not in ("conf", "log_dir")}
+
+
+def the_recipe(tmp_path):
+    (block,) = [b for b in blocks_of(DOCS / "train.md") if b.title == "my.yaml"]
+    return recipe_of(block.text, tmp_path)
+
+
+def test_the_recipe_is_the_same_wherever_it_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (readme,) = [b.text for b in blocks_of(REPOSITORY / "README.md") if b.language == "yaml"]
+    example = (REPOSITORY / "examples" / "own-data.yaml").read_text(encoding="utf-8")
+    assert recipe_of(readme, tmp_path) == recipe_of(example, tmp_path) == the_recipe(tmp_path)
+
+
+#: What the recipe says of training; the size of the network and the number of epochs go with the data.
+TRAINING = (
+    "y_loss_per_atom", "y_weight", "neg_dy_weight", "batch_size", "lr", "lr_warmup_steps", "lr_patience", "lr_factor",
+    "gradient_clipping", "early_stopping_patience",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "title"), [("train.md", "train.yaml"), ("own-data.md", "alloy.yaml")])
+def test_further_settings_on_the_pages_train_like_the_recipe(page, title, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = [b for b in blocks_of(DOCS / page) if b.title == title]
+    expected, found = the_recipe(tmp_path), recipe_of(block.text, tmp_path)
+    assert {key: found[key] for key in TRAINING} == {key: expected[key] for key in TRAINING}
+
+
+def test_everything_that_trains_on_energies_and_forces_here_has_a_loss_per_atom():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "examples").glob("*.yaml")}
+    texts = {name: text for name, text in texts.items() if not name.startswith(("ET-", "TensorNet-"))}  # as published
+    texts |= {b.place: b.text for page in PAGES for b in blocks_of(page) if b.language == "yaml" and "lr:" in b.text}
+    assert len(texts) >= 7
+    for place, text in texts.items():
+        settings = yaml.safe_load(text)
+        assert not settings.get("derivative") or settings["y_loss_per_atom"], place
 
 
 def test_a_run_writes_the_files_and_columns_that_the_page_lists(tmp_path):
