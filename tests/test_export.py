@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,10 @@ def test_the_command_writes_a_package_that_other_programs_load(tmp_path: Path, c
         model, tmp_path / "model.ckpt", provenance={"units": {"energy": "eV", "length": "Å"}, "elements": [1, 8]}
     )
     main(["export", str(tmp_path / "model.ckpt"), str(tmp_path / "model.pt2"), "--inputs", "positions"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr()
+    steps = re.findall(r"^(\d of 3): (\w+)", printed.err, re.MULTILINE)
+    assert steps == [("1 of 3", "reading"), ("2 of 3", "recording"), ("3 of 3", "compiling")]
+    said = printed.out
     assert all(name in said for name in (*INPUTS["positions"], *OUTPUTS, "in eV and Å", "cutoff 4.0 Å"))
     card = check_package(model, tmp_path / "model.pt2", "positions")
     assert card["cutoff"] == "4.0"

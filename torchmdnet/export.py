@@ -61,6 +61,7 @@ def export_model(
     device: str | torch.device | None = None,
     radial: str = "auto",
     units: tuple[str, str] | None = None,
+    begin: Callable[[str], None] = lambda words: None,
 ) -> dict[str, str]:
     """Write a package that gives energies and forces for any number of atoms, edges and systems.
 
@@ -75,6 +76,7 @@ def export_model(
         device: Where the package runs; None is where the model is.
         radial: How radial filters are evaluated; ``exact`` or, from tables where they are accurate, ``auto``.
         units: Units of energy and length for the metadata; None takes them from the file of the model.
+        begin: Called with a few words when each of the two steps begins, to show progress.
 
     Returns:
         What the package says of itself, its metadata.
@@ -88,6 +90,7 @@ def export_model(
     if inputs not in INPUTS:
         raise ConfigError(f"inputs: {inputs!r} is not available. Choose from {', '.join(INPUTS)}.")
     needs_compiler("export")
+    begin("recording the computation")
     model = _frozen(model, dtype or model.dtype, device)
     set_radial_mode(model, radial)
     graph, arguments = recorded(model, inputs)
@@ -95,6 +98,7 @@ def export_model(
     shapes = tuple({axis: dims[name] for axis, name in argument.axes.items()} for argument in arguments)
     program = torch.export.export(graph, tuple(argument.value for argument in arguments), dynamic_shapes=shapes)
     metadata = _metadata(model, inputs, units)
+    begin("compiling it, which takes minutes")
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 from ase import Atoms
 from ase.build import molecule
@@ -244,6 +246,27 @@ def test_the_table_says_how_and_on_what(model, crystal, capsys) -> None:
     printed = " ".join(capsys.readouterr().out.split())
     for words in ("CO, 2 atoms, periodic", "eV/atom", "steps of 0.25 fs", "µs/atom", torch.__version__, "cores"):
         assert words in printed
+
+
+def test_the_table_fits_a_narrow_terminal_and_a_pipe_without_a_word_cut(model, crystal, monkeypatch, capsys) -> None:
+    """On 80 columns ``steps/s`` goes; progress is written to standard error, a line for each route."""
+    words = ["bench", model, crystal, *QUICK, "--through", "call,external", "--timestep", "0.25", "--radial", "exact"]
+    main(words)
+    printed = capsys.readouterr()
+    assert re.findall(r"^(\d) of 4: .*(float32|float64), exact, 1 thread$", printed.err, re.MULTILINE)[-1][0] == "4"
+    assert " of 4: " not in printed.out
+    assert "…" not in printed.out
+    assert re.search(r"through +dtype +radial +threads .*steps/s +ns/day", " ".join(printed.out.split()))
+    for width in (80, 60):
+        monkeypatch.setattr(rich.console.Console, "size", rich.console.ConsoleDimensions(width, 40))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        main(words)
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+        table = [line for line in lines if re.search(r"through|float(32|64) +exact ", line)]
+        assert len(table) == 5
+        assert max(map(len, table)) <= width
+        assert not [line for line in lines if "…" in line]
+        assert sum("external" in line for line in table) == 2
 
 
 def test_what_is_logged_is_shown_once(tmp_path, crystal, capsys) -> None:

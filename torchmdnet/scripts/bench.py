@@ -8,13 +8,15 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.scripts.progress import Steps
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from rich.console import Console
     from rich.table import Table
 
     from torchmdnet.calculators.speed import Measured, Route, Subject
@@ -43,15 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     about = about_machine()
     found: list[dict[str, Any]] = []
-    with _each_once(), _Progress(to_stderr=args.json) as progress:
+    with _each_once():
         structures = _structures(args)
         copies = [_repeated(atoms, request.replicate) for atoms in structures.values()] if request.replicate else []
-        for name, atoms in structures.items():
-            subject = request.subject(atoms)
-            rows = request.measure_all(subject, progress, name)
-            found.append({"name": name, "atoms": atoms, "rows": rows, "growth": [], "stopped": None})
-        for entry, repeated in zip(found, copies, strict=False):
-            entry["growth"], entry["stopped"] = request.measure_growth(repeated, progress, entry["name"])
+        with Steps(len(structures) * len(request.routes) + sum(map(len, copies))) as steps:
+            for name, atoms in structures.items():
+                subject = request.subject(atoms)
+                rows = request.measure_all(subject, steps, name)
+                found.append({"name": name, "atoms": atoms, "rows": rows, "growth": [], "stopped": None})
+            for entry, repeated in zip(found, copies, strict=False):
+                entry["growth"], entry["stopped"] = request.measure_growth(repeated, steps, entry["name"])
     notes = _notes(found)
     if args.json:
         print(json.dumps(_plain(args, about, found, notes), indent=2, ensure_ascii=False))
@@ -139,22 +142,25 @@ class _Request:
 
         return Subject(self.args.model, atoms, units=self.args.units, differentiate=self.args.differentiate)
 
-    def measure_all(self, subject: Subject, progress: _Progress, name: str) -> list[Measured]:
+    def measure_all(self, subject: Subject, steps: Steps, name: str) -> list[Measured]:
         """All routes, one after the other."""
         from torchmdnet.calculators.speed import measure
 
         options = {"seconds": self.args.seconds, "timestep": self.args.timestep}
-        return [
-            measure(subject, route, **options) for route in progress.over(self.routes, lambda route: f"{name}: {route}")
-        ]
+        rows = []
+        for route in self.routes:
+            steps.begin(f"{name}: {route}")
+            rows.append(measure(subject, route, **options))
+        return rows
 
-    def measure_growth(self, copies: list[Atoms], progress: _Progress, name: str) -> tuple[list[Measured], str | None]:
+    def measure_growth(self, copies: list[Atoms], steps: Steps, name: str) -> tuple[list[Measured], str | None]:
         """The first route on more and more atoms; and why it ended early, if it did."""
         from torchmdnet.calculators.speed import free_memory, measure
 
         rows: list[Measured] = []
         options = {"seconds": self.args.seconds, "timestep": self.args.timestep, "compare": False}
-        for atoms in progress.over(copies, lambda atoms: f"{name}: {len(atoms)} atoms"):
+        for atoms in copies:
+            steps.begin(f"{name}: {len(atoms)} atoms")
             free = free_memory()
             if rows and rows[-1].working_memory and free is not None and self.routes[0].device == "cpu":
                 needed = rows[-1].working_memory * len(atoms) / rows[-1].num_atoms
@@ -257,39 +263,6 @@ def _each_once() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- printing
 
 
-class _Progress:
-    """A bar where there is a terminal, and nothing where there is none."""
-
-    def __init__(self, *, to_stderr: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            console=Console(stderr=to_stderr),
-            transient=True,
-            disable=not (sys.stderr if to_stderr else sys.stdout).isatty(),
-        )
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def over(self, items: Sequence[Any], words: Callable[[Any], str]) -> Any:
-        """The items, shown while they are worked on."""
-        task = self.bar.add_task("", total=len(items))
-        for item in items:
-            self.bar.update(task, description=words(item))
-            yield item
-            self.bar.advance(task)
-        self.bar.remove_task(task)
-
-
 def _notes(found: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader should know before trusting the numbers."""
     told = []
@@ -343,11 +316,11 @@ def _print(args: argparse.Namespace, about: dict[str, Any], found: Sequence[dict
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, no_color=True)
     for entry in found:
-        atoms = entry["atoms"]
+        atoms, rows = entry["atoms"], entry["rows"]
         kind = "periodic" if atoms.pbc.any() else "open"
         title = f"{entry['name']}: {atoms.get_chemical_formula()}, {len(atoms)} atoms, {kind}"
         console.print(Text(title, "bold"), soft_wrap=True)
-        console.print(_table_of_routes(entry["rows"], args.timestep))
+        console.print(_that_fits(console, rows, args.timestep))
         if entry["growth"]:
             console.print(Text(f"growth: {entry['growth'][0].route}", "bold"), soft_wrap=True)
             console.print(_table_of_growth(entry["growth"]))
@@ -356,41 +329,56 @@ def _print(args: argparse.Namespace, about: dict[str, Any], found: Sequence[dict
     hardware = f"{about['cpu']}, {about['physical_cores']} cores" + (f", {about['gpu']}" if about["gpu"] else "")
     lines = [
         "; ".join(f"{way}: {THROUGH[way]}" for way in ways) + ".",
-        f"ns/day with steps of {args.timestep:g} fs, one evaluation each. Memory is what a step holds at its worst "
-        "moment, beyond model and program.",
+        f"Times are those of one step; ns/day with steps of {args.timestep:g} fs, one evaluation each. Memory is what "
+        "a step holds at its worst moment, beyond model and program.",
         "Deviations are the largest over three configurations, from the model called in float64 with exact filters.",
         f"{hardware}, {about['system']}; load {about['load']} at the start. {versions}.",
         *notes,
     ]
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line), soft_wrap=not console.is_terminal)
 
 
-def _table_of_routes(rows: Sequence[Measured], timestep: float) -> Table:
+#: Columns that a narrow terminal goes without, the first of them first: what they say follows from the others.
+_DISPENSABLE = ("steps/s", "min\nms", "ns/day", "memory\nMiB")
+
+
+def _that_fits(console: Console, rows: Sequence[Measured], timestep: float) -> Table:
+    """The table of routes without as many dispensable columns as it takes to fit the width of the console."""
+    for number in range(len(_DISPENSABLE)):
+        table = _table_of_routes(rows, timestep, _DISPENSABLE[:number])
+        if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
+            return table
+    return _table_of_routes(rows, timestep, _DISPENSABLE)
+
+
+def _table_of_routes(rows: Sequence[Measured], timestep: float, leave_out: Sequence[str] = ()) -> Table:
+    names = ("median\nms", "min\nms", "steps/s", "ns/day", "memory\nMiB", "ΔE\neV/atom", "ΔF\neV/Å")
     table = _table("through", "dtype", "radial", "threads")
-    for name in ("ms/step\nmedian", "\nmin", "steps/s", "ns/day", "memory\nMiB", "ΔE\neV/atom", "ΔF\neV/Å"):
-        table.add_column(name, justify="right")
+    for name in names:
+        if name not in leave_out:
+            table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         route = row.route
         times = ["-"] * 4
         if row.wall:
             values = (1e3 * row.seconds, 1e3 * min(row.wall), 1 / row.seconds, row.ns_per_day(timestep))
             times = [_digits(value) for value in values]
+        errors = ["-" if value is None else f"{value:.0e}" for value in (row.energy_error, row.force_error)]
+        numbers = dict(zip(names, (*times, _mebibytes(row.working_memory), *errors), strict=True))
         table.add_row(
             route.through,
             route.dtype,
             route.radial,
             str(route.threads) if route.device == "cpu" else route.device,
-            *times,
-            _mebibytes(row.working_memory),
-            *("-" if value is None else f"{value:.0e}" for value in (row.energy_error, row.force_error)),
+            *(text for name, text in numbers.items() if name not in leave_out),
         )
     return table
 
 
 def _table_of_growth(rows: Sequence[Measured]) -> Table:
     table = _table()
-    for name in ("atoms", "ms/step\nmedian", "\nmin", "µs/atom", "memory\nMiB", "\nKiB/atom"):
+    for name in ("atoms", "median\nms", "min\nms", "µs/atom", "memory\nMiB", "\nKiB/atom"):
         table.add_column(name, justify="right")
     for row in rows:
         times = ["-"] * 3
@@ -407,7 +395,7 @@ def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
 
 
 def _mebibytes(size: int | None) -> str:

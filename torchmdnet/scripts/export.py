@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchmdnet.errors import ConfigError
+from torchmdnet.scripts.progress import Steps
 
 __all__ = ["get_parser", "main"]
 
@@ -29,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from torchmdnet.export import INPUTS, OUTPUTS, export_model
     from torchmdnet.potential import TorchMD_Net
 
-    model = load_model(args.model, device=args.device)
-    if not isinstance(model, TorchMD_Net):
-        raise ConfigError(f"{args.model} is an ensemble. Export its members one by one.")
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    card = export_model(model, target, inputs=args.inputs, dtype=dtype, device=args.device)
+    with Steps(3, ticking=True) as steps:
+        steps.begin(f"reading {args.model}")
+        model = load_model(args.model, device=args.device)
+        if not isinstance(model, TorchMD_Net):
+            raise ConfigError(f"{args.model} is an ensemble. Export its members one by one.")
+        dtype = None if args.dtype is None else getattr(torch, args.dtype)
+        card = export_model(model, target, inputs=args.inputs, dtype=dtype, device=args.device, begin=steps.begin)
     print(f"{target}: {card['architecture']}, {card['dtype']}, {card['device']}, cutoff {card['cutoff']} Å")
     print(f"in {card['energy_unit']} and {card['length_unit']}; any number of atoms, edges and systems")
     for title, entries in (("takes", INPUTS[args.inputs]), ("returns", OUTPUTS)):
