@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["ATOMIC_NUMBERS", "SYMBOLS", "atomic_masses"]
+from torchmdnet.errors import did_you_mean
+
+__all__ = ["ATOMIC_NUMBERS", "ISOTOPES", "SYMBOLS", "atomic_masses", "unknown_element"]
 
 #: Symbol of each atomic number; entry 0 stands for a dummy atom.
 SYMBOLS: tuple[str, ...] = tuple(
@@ -18,6 +20,19 @@ SYMBOLS: tuple[str, ...] = tuple(
 
 #: Atomic number of each symbol, H to Og.
 ATOMIC_NUMBERS: dict[str, int] = {symbol: number for number, symbol in enumerate(SYMBOLS) if number > 0}
+
+#: Isotopes with a symbol of their own: the element, and the mass of the isotope in u (AME 2020).
+ISOTOPES: dict[str, tuple[str, float]] = {"D": ("H", 2.014101777844), "T": ("H", 3.016049281320)}
+
+
+def unknown_element(symbol: object) -> str:
+    """``"'Dd' is not an element. Did you mean 'Db'?"``."""
+    if symbol in ISOTOPES:
+        return f"{symbol!r} is an isotope of {ISOTOPES[str(symbol)][0]}. Write {ISOTOPES[str(symbol)][0]!r} here."
+    capital = str(symbol).capitalize()
+    hint = f" Did you mean {capital!r}?" if capital in ATOMIC_NUMBERS else did_you_mean(symbol, ATOMIC_NUMBERS)
+    return f"{symbol!r} is not an element.{hint}"
+
 
 #: Standard atomic masses in u (IUPAC 2016; the longest-lived isotope where there is no standard), index = Z.
 atomic_masses: np.ndarray = np.array(

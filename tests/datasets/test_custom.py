@@ -84,8 +84,7 @@ def test_energies_or_forces_alone_will_do(tmp_path):
     coords, embed, energy, forces = globs(write(tmp_path))
     assert "neg_dy" not in Custom(coords, embed, energy)[0]
     assert "y" not in Custom(coords, embed, forceglob=forces)[0]
-    with pytest.raises(DataError, match="energy_files, force_files or both"):
-        Custom(coords, embed)
+    assert sorted(Custom(coords, embed)[0].keys()) == ["pos", "z"]
 
 
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_loaders_read_it(path, limit, workers):
         ({"energy": None}, r"group 'second': energy is missing \(.*group 'first' holds pos, types, energy, forces\)"),
         ({"partial_charges": np.zeros((5, 6))}, "partial_charges is not in the other groups"),
         ({"types": None}, "group 'second': 'types' is missing"),
-        ({"energy": None, "forces": None}, "neither energy nor forces"),
+        ({"energy": None, "forces": None}, "group 'second': energy, forces is missing"),
         ({"pos": np.zeros((5, 6))}, r"pos has shape \(5, 6\)"),
         ({"types": np.ones(5, int)}, r"types has shape \(5,\).*so \(5, 6\) or \(6,\) is needed"),
         ({"energy": np.ones(6)}, r"energy has shape \(6,\)"),

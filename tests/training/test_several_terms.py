@@ -391,7 +391,7 @@ def refused(**changes):
         ),
         (
             {"properties": {"polarizability": {"label": "dipole"}}},
-            r"polarizability: 'dipole' of the first sample, with 3 atoms, has shape \(1, 3\), but Polarizability "
+            r"polarizability: 'dipole' of a sample with 3 atoms has shape \(1, 3\), but Polarizability "
             r"predicts 9 numbers per system, \(1, 3, 3\)",
         ),
         (

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchmdnet.build import property_specs
 from torchmdnet.data.loader import collect
+from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.datasets.labels import LabelShape, find_label
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
@@ -81,13 +82,13 @@ def check_targets(dataset: Any, targets: Mapping[str, Target]) -> None:
     """
     if not targets:
         return
-    batch: Any = collect(dataset, np.arange(1))
+    batch: Any = collect(dataset, np.array([_telling_sample(dataset)]))
     atoms = int(batch.z.shape[0])
     fields = [name for name in batch.to_dict() if name not in ("batch", "ptr")]
     for target in targets.values():
         field = field_of(target, fields)
         if field is None:
-            raise DataError(_absent(target, fields))
+            raise DataError(_absent(dataset, target, fields))
         level = _level(dataset, field)
         if level not in (None, target.level):
             raise DataError(
@@ -101,9 +102,16 @@ def check_targets(dataset: Any, targets: Mapping[str, Target]) -> None:
             found = tuple(label.shape) if isinstance(label, Tensor) else type(label).__name__
             expected = (rows, *target.shape.shape)
             raise DataError(
-                f"{_key(target)}: {field!r} of the first sample, with {atoms} atoms, has shape {found}, but "
+                f"{_key(target)}: {field!r} of a sample with {atoms} atoms has shape {found}, but "
                 f"{_predicted(target)} {target.shape.words}, {expected}. Name another label or head."
             )
+
+
+def _telling_sample(dataset: Any) -> int:
+    """A sample, of the first hundred, in which a number for each atom does not have the shape of one for the system."""
+    if hasattr(dataset, "frames"):
+        return 0  # they say which is which
+    return next((row for row in range(min(len(dataset), 100)) if len(dataset[row]["z"]) > 1), 0)
 
 
 def _level(dataset: Any, field: str) -> str | None:
@@ -158,9 +166,12 @@ def _predicted(target: Target) -> str:
     return "a stress has" if target.head is None else f"{target.head} predicts"
 
 
-def _absent(target: Target, fields: Sequence[str]) -> str:
+def _absent(dataset: Any, target: Target, fields: Sequence[str]) -> str:
     words = f"{_key(target)}: the data hold no {target.label!r}, only {', '.join(fields)}."
     words += did_you_mean(target.label, fields)
     if target.head is None:
+        absence = dataset.absent_label("stress") if isinstance(dataset, FramesDataset) else None
+        if absence is not None and absence.is_mistake:
+            return f"{_key(target)}: {absence.reason} Set stress_weight: 0 to train without."
         return f"{words} Set stress_weight to 0, or use periodic data with stress labels."
     return f"{words} Say which of them it is, properties: {{{target.name}: {{label: ...}}}}, or leave it out."

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.values import with_truths
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
 from torchmdnet.data.labels import check_targets, complete_targets, targets_of
@@ -25,6 +26,7 @@ from torchmdnet.data.splits import load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.base import FramesDataset, atomref_table
 from torchmdnet.datasets.files import progress
+from torchmdnet.datasets.labels import ARTICLES, Absence, LabelKind
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
@@ -268,6 +270,7 @@ class DataModule(LightningDataModule):
         self.complete = complete_targets(self.dataset, self.targets)
         frames = getattr(self.dataset, "frames", None)
         fields = self._fields()
+        self._check_weights(fields)
         if "y" not in fields and "neg_dy" not in fields and not self.targets:
             raise DataError(f"The samples have neither y nor neg_dy to learn, only {', '.join(sorted(fields))}.")
         if frames is None or not getattr(frames, "in_memory", False):
@@ -279,6 +282,28 @@ class DataModule(LightningDataModule):
                 raise DataError(
                     f"{name} of sample {system} is not a finite number. Leave the sample out, or repair it."
                 )
+
+    def _check_weights(self, fields: set[str]) -> None:
+        """Refuse a weight whose label no sample has; warn where the weight is a default and the data do without."""
+        options = self.options
+        asked: list[tuple[LabelKind, str, str]] = [("energy", "y", "y_weight")]
+        if options.get("derivative"):
+            asked.append(("forces", "neg_dy", "neg_dy_weight"))
+        for kind, field, option in asked:
+            weight = options.get(option) or 0.0
+            if field in fields or weight <= 0:
+                continue
+            if isinstance(self.dataset, FramesDataset):
+                absence = self.dataset.absent_label(kind)
+            else:
+                absence = Absence(f"the samples hold no {field}, only {', '.join(sorted(fields))}.", False)
+            if absence is None:
+                continue
+            text = f"{option}={weight:g} asks for {ARTICLES[kind]}, but {absence.reason}"
+            if absence.is_mistake or weight != OPTIONS[option].default:
+                raise DataError(f"{text} Set {option}: 0 to train without.")
+            if _is_first_process():
+                logger.warning("%s The weight has no effect.", text)
 
     def _fields(self) -> set[str]:
         frames = getattr(self.dataset, "frames", None)

@@ -15,11 +15,11 @@ from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.cache import cached_frames, digest
 from torchmdnet.datasets.files import find_files
 from torchmdnet.datasets.frames import Frames
-from torchmdnet.datasets.labels import Labels
+from torchmdnet.datasets.labels import ARTICLES, Absence, LabelKind, Labels, suggested_names, suggested_option
 from torchmdnet.datasets.structure_files import Index
 from torchmdnet.datasets.structure_labels import USUAL_WEIGHTS, Key, Source, StructureReader
 from torchmdnet.datasets.structure_tables import checked_columns
-from torchmdnet.elements import ATOMIC_NUMBERS, SYMBOLS
+from torchmdnet.elements import ATOMIC_NUMBERS, SYMBOLS, unknown_element
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.units import energy_factor, length_factor
 
@@ -31,7 +31,7 @@ __all__ = ["ASE"]
 logger = logging.getLogger(__name__)
 
 #: Raised when the same files would give other frames than before.
-READER = 3
+READER = 4
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -68,7 +68,8 @@ class ASE(FramesDataset):
         root: A path, a pattern, or a list of them. None where ``files`` are given.
         energy_key: Name of the energy. None: the usual names are tried. False: ignore energies.
         forces_key: Name of the forces, likewise.
-        stress_key: Name of the stress, likewise; (3, 3), or ASE's Voigt order xx yy zz yz xz xy.
+        stress_key: Name of the stress, likewise; (3, 3), or ASE's Voigt order xx yy zz yz xz xy. The name of a virial
+            (``virial``, ``REF_virials``, ...) is understood as ``virial_key``.
         charge_key: Name of the total charge, likewise.
         spin_key: Name of the spin, likewise.
         energy_unit: Unit of energies in the files; they are converted to eV.
@@ -92,6 +93,8 @@ class ASE(FramesDataset):
         columns: Names of ``numbers``, ``positions``, ``cell`` and ``pbc`` in LMDB, Parquet and ``.npz`` files.
         weight_keys: Names of the weights of a ``configuration``, and of its ``energy``, ``forces`` and ``stress``.
             None: the usual names are tried. False: weights in the files are ignored.
+        virial_key: Name of a virial W in the unit of energies, instead of a stress: the stress is -W / V, with the
+            volume V of the cell. ``"-name"`` is the negative of ``name``.
         group_key: Name of what says which samples belong together; training fills this in from ``split_by``.
 
     Raises:
@@ -129,6 +132,7 @@ class ASE(FramesDataset):
         columns: Mapping[str, str] | None = None,
         weight_keys: Mapping[str, str] | Literal[False] | None = None,
         group_key: str | None = None,
+        virial_key: str | None = None,
     ) -> None:
         given: dict[str, Key] = {
             "energy": energy_key,
@@ -136,6 +140,7 @@ class ASE(FramesDataset):
             "stress": stress_key,
             "charge": charge_key,
             "spin": spin_key,
+            "virial": virial_key,
         }
         stated = _stated_energies(atomref)
         common = Source([], keys=_checked_keys(given), units=_checked_units(energy_unit, length_unit))
@@ -183,6 +188,8 @@ class ASE(FramesDataset):
             frames, notes = build(None)
         for line in notes["log"]:
             logger.info(line)
+        for line in notes["warnings"]:
+            logger.warning(line)
         isolated = {int(z): energy for z, energy in notes["isolated"].items()}
         if atomref == "isolated":
             absent = [SYMBOLS[z] for z in frames.elements().tolist() if z not in isolated]
@@ -194,6 +201,11 @@ class ASE(FramesDataset):
         super().__init__(frames, transform, reference_energies=known)
         #: The name each kind of label was found under.
         self.keys: dict[str, str] = notes["keys"]
+        #: Every quantity of the files, with its form: ``"number"``, ``"atoms × 3"``, ``"text"``.
+        self.quantities: dict[str, str] = notes["quantities"]
+        #: What to look at in the files, in words.
+        self.warnings: list[str] = notes["warnings"]
+        self._ignored = {kind for kind, key in given.items() if key is False}
         self.level_of_theory = notes["level_of_theory"]
         self.files = {
             part or "train": [path for source in sources if source.part == part for path in source.paths]
@@ -220,6 +232,15 @@ class ASE(FramesDataset):
         parts = {part: np.flatnonzero(names == part) for part in ("train", "val", "test")}
         return {f"idx_{part}": rows for part, rows in parts.items() if len(rows) or part == "train"}
 
+    def absent_label(self, kind: LabelKind) -> Absence | None:
+        if kind in self._ignored:
+            return None
+        listed = ", ".join(f"{name} ({form})" for name, form in sorted(self.quantities.items())) or "none"
+        named = suggested_names(kind, self.quantities)
+        advice = f" Did you mean {suggested_option(kind, named[0])}?" if named else f" Name it with {kind}_key."
+        reason = f"no frame has {ARTICLES[kind]} that is found by its name. Their quantities are {listed}.{advice}"
+        return Absence(f"{reason} It belongs to dataset_arg.", True)
+
     @property
     def groups(self) -> np.ndarray | None:
         """What ``group_key`` says of each sample, (S,)."""
@@ -238,8 +259,10 @@ _TAKEN = frozenset(
     {"z", "pos", "y", "neg_dy", "box", "q", "s", "stress", "batch", "ptr"}
     | {"config_weight", "y_weight", "neg_dy_weight", "stress_weight"}
 )
+#: Two ways to name one label.
+_STRESSES = frozenset({"stress", "virial"})
 #: What a listed file may have of its own.
-_OWN_KEYS = {"energy_key": "energy", "forces_key": "forces", "stress_key": "stress"}
+_OWN_KEYS = {"energy_key": "energy", "forces_key": "forces", "stress_key": "stress", "virial_key": "virial"}
 _OWN = ("path", "weight", "split", "index", *_OWN_KEYS, "energy_unit", "length_unit")
 
 
@@ -264,13 +287,15 @@ def _listed_sources(files: Any, common: Source) -> list[Source]:
         if part not in ("", "train", "val", "test"):
             raise ConfigError(f"{what}: split: {part!r} is not known. Choose train, val or test.")
         keys = {kind: own[word] for word, kind in _OWN_KEYS.items() if word in own}
+        replaced = _STRESSES if _STRESSES & {*keys} else {*keys}
+        inherited: dict[str, Key] = {k: None if k in replaced else key for k, key in common.keys.items()}
         units = (own.get("energy_unit", common.units[0]), own.get("length_unit", common.units[1]))
         sources.append(
             Source(
                 find_files(own["path"], what),
                 part,
                 float(weight),
-                _checked_keys({**common.keys, **keys}),
+                _checked_keys({**inherited, **keys}),
                 _checked_units(*units),
                 _checked_index(own["index"]) if "index" in own else common.frames,
             )
@@ -308,6 +333,11 @@ def _checked_keys(keys: Mapping[str, Key]) -> dict[str, Key]:
     for kind, key in keys.items():
         if key is not None and key is not False and not (isinstance(key, str) and key.strip("- ")):
             raise ConfigError(f"{kind}_key: {key!r} should be a name, or false to ignore the {kind}.")
+    if keys["virial"] is False or (keys["virial"] and keys["stress"] is not None):
+        raise ConfigError(
+            f"virial_key: {keys['virial']!r} beside stress_key: {keys['stress']!r}. Name the one that the files hold; "
+            "stress_key: false ignores both."
+        )
     forces = keys["forces"]
     if isinstance(forces, str) and "grad" in forces.lower() and not forces.startswith("-"):
         raise ConfigError(
@@ -355,7 +385,7 @@ def _stated_energies(atomref: str | Mapping[str, float] | None) -> dict[int, flo
     for name, energy in atomref.items():
         number = ATOMIC_NUMBERS.get(str(name), int(name) if str(name).isdigit() else 0)
         if not 0 < number < len(SYMBOLS):
-            raise ConfigError(f"atomref: {name!r} is not an element.{did_you_mean(name, ATOMIC_NUMBERS)}")
+            raise ConfigError(f"atomref: {unknown_element(name)}")
         table[number] = float(energy)
     return table
 

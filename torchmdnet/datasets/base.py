@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from torchmdnet.datasets.frames import Frames, Indices, JoinedFrames
+from torchmdnet.datasets.labels import Absence, LabelKind
 from torchmdnet.datasets.reference_energies import fit_energies
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class FramesDataset(Dataset):
         from torch_geometric.data import Batch
 
         return Batch.from_data_list([self[int(i)] for i in indices])
+
+    def absent_label(self, kind: LabelKind) -> Absence | None:
+        """What is there in place of a label that training asks for; None where the user did without it."""
+        return Absence(f"the data hold no {kind}, only {', '.join(self.frames.fields)}.", False)
 
     @property
     def splits(self) -> dict[str, np.ndarray] | None:

@@ -45,7 +45,7 @@ class Custom(FramesDataset):
     coordinates  (frames, atoms, 3)        positions
     embeddings   (atoms,)                  atomic numbers, or types of beads
     energies     (frames,) or (frames, 1)  optional
-    forces       (frames, atoms, 3)        optional; one of the two labels is needed
+    forces       (frames, atoms, 3)        optional; training needs one of the two labels
     label_files  (frames, ...) or          further labels, by name; NaN where a frame has none
                  (frames, atoms, ...)
     ============ ========================= ===========================================
@@ -101,8 +101,6 @@ class Custom(FramesDataset):
         unused = [name for name in label_files or {} if name not in labels]
         if unused:
             logger.warning("Custom: label_files: %s are not read, no property is trained on them.", ", ".join(unused))
-        if energyglob is None and forceglob is None and not labels.keys() - (OF_FRAMES.keys() - {"stress"}):
-            raise DataError("Custom: give energy_files, force_files or both; there is nothing to learn otherwise.")
         if pre_transform is not None or pre_filter is not None:
             logger.warning("Custom: pre_transform and pre_filter do nothing; use transform.")
         patterns = {

@@ -532,6 +532,24 @@ class FrameBuilder:
         column = self._columns[name] = _Column(name, self.known[name], self.folder)
         column.write(values, self.num_atoms if column.field.level == "atom" else self.num_systems, 0)
 
+    def change_level(self, name: str, field: Field) -> None:
+        """Store the same numbers of a quantity per system instead of per atom, or the other way round.
+
+        Raises:
+            DataError: If they are not as many as the other way needs.
+        """
+        self.known[name] = field
+        column = self._columns.get(name)
+        if column is None:
+            return
+        old = column.rows * int(np.prod(column.field.shape, dtype=np.int64))
+        rows = self.num_atoms if field.level == "atom" else self.num_systems
+        if old != rows * int(np.prod(field.shape, dtype=np.int64)):
+            raise DataError(
+                f"system {self.num_systems}: {name} has shape {field.shape}, and not one row for each atom."
+            )
+        column.field, column.rows = field, rows
+
     def drop_column(self, name: str) -> None:
         """Leave out a quantity that turned out to say nothing."""
         self._columns.pop(name).release()

@@ -16,7 +16,7 @@ from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.faults import faults_are_refused
 from torchmdnet.datasets.files import find_files, progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames, Indices, JoinedFrames, as_tensor, checked_indices
-from torchmdnet.datasets.labels import Labels, LabelShape, find_label
+from torchmdnet.datasets.labels import Absence, LabelKind, Labels, LabelShape, find_label, suggested_names
 from torchmdnet.errors import DataError
 from torchmdnet.units import normalise_unit
 
@@ -56,7 +56,7 @@ class HDF5(FramesDataset):
     ``pos``             (n, N, 3)                positions
     ``types``           (n, N), or (N,) for all  atomic numbers, or types of beads
     ``energy``          (n,) or (n, 1)           optional
-    ``forces``          (n, N, 3)                optional; one of the two labels is needed
+    ``forces``          (n, N, 3)                optional; training needs one of the two labels
     ``partial_charges`` (n, N), or (N,) for all  optional
     ``box``             (n, 3, 3)                optional; lattice vectors, a row of zeros where not periodic
     ``q``, ``s``        (n,)                     optional; total charge, unpaired electrons
@@ -110,7 +110,16 @@ class HDF5(FramesDataset):
         frames = _preloaded(groups) if preload else JoinedFrames(groups)
         super().__init__(frames, transform)
         self.gathers_in_process = preload
+        self._unread = groups[0].unread
         self.runs = np.array([len(group) for group in groups])
+
+    def absent_label(self, kind: LabelKind) -> Absence | None:
+        read = {field: key for key, field in FIELDS.items()}
+        reason = f"the groups hold {', '.join([*(read.get(f, f) for f in self.frames.fields), *self._unread])}."
+        named = suggested_names(kind, self._unread)
+        if named:
+            reason += f" Is {named[0]!r} the {kind}? Then name that dataset {kind!r}, forces and not gradients."
+        return Absence(reason, bool(named))
 
     def _read_metadata(self, file: Any, path: Path) -> None:
         for name in file.get(METADATA, ()):
@@ -148,8 +157,6 @@ class _Group:
         for needed in ("pos", "types"):
             if needed not in group:
                 raise DataError(f"{self.where}: {needed!r} is missing. It holds {', '.join(group) or 'nothing'}.")
-        if "energy" not in group and "forces" not in group and not labels:
-            raise DataError(f"{self.where}: neither energy nor forces. It holds {', '.join(group)}.")
         shape = group["pos"].shape
         if len(shape) != 3 or shape[2] != 3:
             raise DataError(f"{self.where}: pos has shape {shape} instead of (n, N, 3).")
@@ -178,6 +185,13 @@ class _Group:
                 whole = (num, size, *label.row) if label.level == "atom" else (num, *label.row)
                 allowed[key] = [(*whole, 1), whole] if label.shape == (1,) else [whole]
         self.datasets = list(self.field_of)
+        forms = {(num,): "number", (num, 1): "number", (num, size, 3): "atoms × 3"}
+        #: Datasets that are not read, with their form.
+        self.unread = {
+            key: forms.get(group[key].shape, "other")
+            for key in group
+            if key not in self.field_of and hasattr(group[key], "shape")
+        }
         for key in self.datasets:
             if group[key].shape not in allowed[key]:
                 fits = " or ".join(str(option) for option in reversed(allowed[key]))

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
-__all__ = ["USUAL_LABELS", "LabelShape", "Labels", "find_label"]
+__all__ = [
+    "ARTICLES",
+    "USUAL_LABELS",
+    "Absence",
+    "LabelKind",
+    "LabelShape",
+    "Labels",
+    "find_label",
+    "suggested_names",
+    "suggested_option",
+]
+
+#: The labels that a potential is trained on.
+LabelKind = Literal["energy", "forces", "stress"]
+ARTICLES: dict[LabelKind, str] = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 
 
 class LabelShape(NamedTuple):
@@ -54,3 +69,51 @@ def find_label(name: str, available: Collection[str]) -> str | None:
     if name in available:
         return name
     return next((usual for usual in USUAL_LABELS.get(name, ()) if usual in available), None)
+
+
+#: What names that may stand for a label contain, and what a name beside a weight or a unit contains.
+_SIGNS: dict[LabelKind, str] = {
+    "energy": r"energ|^e_|^u0?$|^e[0-9]?$|etot|_e$",
+    "forces": r"forc|grad|^f$",
+    "stress": "stress",
+}
+_BESIDE = r"weight|unit|zero"
+
+
+class Absence(NamedTuple):
+    """A label that training asks for and a data set does not have.
+
+    Args:
+        reason: What there is instead, and what to change.
+        is_mistake: Whether it should be there; otherwise the set is known to be without.
+    """
+
+    reason: str
+    is_mistake: bool
+
+
+def suggested_names(kind: LabelKind, quantities: Mapping[str, str]) -> list[str]:
+    """Names that may be those of a label, the likeliest first; a virial for a stress.
+
+    Args:
+        kind: The label.
+        quantities: Name and form of each quantity, as :attr:`torchmdnet.datasets.ase.ASE.quantities` has them.
+    """
+    forms: dict[LabelKind, tuple[str, ...]] = {"energy": ("number",), "forces": ("atoms × 3",)}
+    fitting = [
+        name for name, form in quantities.items() if form in forms.get(kind, (form,)) and form not in _NO_NUMBERS
+    ]
+    found = [name for name in fitting if re.search(_SIGNS[kind], name, re.I) and not re.search(_BESIDE, name, re.I)]
+    if kind == "stress":
+        found += [name for name in fitting if "virial" in name.lower() and name not in found]
+    return sorted(found, key=lambda name: "free" in name.lower())  # an energy goes before a free energy
+
+
+def suggested_option(kind: LabelKind, name: str) -> str:
+    """How to name a label: ``energy_key: E_scf``; forces are the negative of a gradient, a virial is no stress."""
+    if kind == "forces" and "grad" in name.lower():
+        return f"forces_key: '-{name}'"
+    return f"{'virial' if kind == 'stress' and 'virial' in name.lower() else kind}_key: {name}"
+
+
+_NO_NUMBERS = ("text", "true or false", "other")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from torchmdnet.datasets.structure_tables import TABLES, read_table
-from torchmdnet.elements import ATOMIC_NUMBERS
-from torchmdnet.errors import DataError, did_you_mean
+from torchmdnet.elements import ISOTOPES, unknown_element
+from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.units import normalise_unit
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -185,15 +186,17 @@ def _read_extxyz(path: Path, wanted: Sequence[int] | None, chunk: int = 200) -> 
         if isinstance(frames, Exception) or len(frames) != len(block):
             for number, first, text in block:  # once more, one by one, to find out which
                 one = _parse_extxyz(text)
+                if isinstance(one, KeyError) and one.args[0] in ISOTOPES:
+                    one = _parse_isotopes(text)
                 if isinstance(one, Exception):
                     if not text.endswith("\n"):
                         lines = text.splitlines()
                         raise _cut(path, number, first + len(lines) - 1, lines[-1]) from one
                     raise DataError(f"{path}, frame {number}: {_reason(one)}") from one
-                yield number, one[0]
+                yield number, _with_pairs(one[0], text)
         else:
-            for (number, _, _), atoms in zip(block, frames, strict=True):
-                yield number, atoms
+            for (number, _, text), atoms in zip(block, frames, strict=True):
+                yield number, _with_pairs(atoms, text)
     raise fault
 
 
@@ -206,9 +209,93 @@ def _parse_extxyz(text: str) -> list[Atoms] | Exception:
         return error
 
 
+def _parse_isotopes(text: str) -> list[Atoms] | Exception:
+    """A frame in which hydrogen is written as ``D`` or ``T``: hydrogen atoms with the masses of the isotopes."""
+    header, comment, *lines = text.splitlines()
+    listed = re.search(r'Properties="?([^"\s]+)', comment)
+    parts = listed[1].split(":") if listed else ["species", "S", "1"]
+    names, widths = parts[::3], [int(width) for width in parts[2::3]]
+    if "species" not in names:
+        return KeyError("D")
+    column = sum(widths[: names.index("species")])
+    masses: dict[int, float] = {}
+    for atom in range(int(header)):
+        words = lines[atom].split()
+        element, mass = ISOTOPES.get(words[column].capitalize(), (None, None)) if len(words) > column else (None, None)
+        if element is not None and mass is not None:
+            masses[atom] = mass
+            lines[atom] = " ".join([*words[:column], element, *words[column + 1 :]])
+    found = _parse_extxyz("\n".join([header, comment, *lines]) + "\n")
+    if not isinstance(found, Exception):
+        whole = found[0].get_masses()
+        whole[list(masses)] = list(masses.values())
+        found[0].set_array("masses", whole)
+    return found
+
+
+#: ``name=value`` in the comment of an xyz file, or a word without a value.
+_WORDS = re.compile(
+    r"""(?P<given>[^\s="']+)\s*=\s*(?:"(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S+)|(?P<bare>"[^"]*"|'[^']*'|\S+)"""
+)
+_NAME = re.compile(r"[A-Za-z_][\w.-]*:?")
+
+
+def _with_pairs(atoms: Atoms, text: str) -> Atoms:
+    """The frame with the values of words that stand before a number in its comment: ``charge 1``, ``E: -76.4``.
+
+    ASE takes words without ``=`` for true. A pair is read where it can mean one thing only: a single number follows the
+    word, the word occurs once, and the number is not followed by a unit other than eV. Other words stay true, and are
+    refused where they would be labels.
+    """
+    results = atoms.calc.results if atoms.calc is not None else {}
+    if not any(value is True for source in (atoms.info, results) for value in source.values()):
+        return atoms
+    comment = text.split("\n", 2)[1]
+    words = [None if match["given"] else match["bare"] for match in _WORDS.finditer(comment)]
+    numbers = [None if word is None else _number(word) for word in words]
+    taken: list[str] = [match["given"] for match in _WORDS.finditer(comment) if match["given"]]
+    pairs: dict[str, tuple[str, float]] = {}
+    for at in range(1, len(words)):
+        name, value, last = words[at - 1], numbers[at], at == len(words) - 1
+        if value is None or name is None or not _NAME.fullmatch(name) or numbers[at - 1] is not None:
+            continue
+        if not last and (numbers[at + 1] is not None or _is_foreign_unit(words[at + 1])):
+            continue
+        key = name.rstrip(":")
+        pairs[name] = (key, value)
+        taken.append(key)
+    for name, (key, value) in pairs.items():
+        if taken.count(key) > 1 or sum(word == name for word in words) > 1:
+            continue
+        for source in (atoms.info, results):
+            if source.get(name) is True:
+                del source[name]
+                source[key] = value
+    for word, value in zip(words, numbers, strict=True):
+        if value is not None and word is not None and atoms.info.get(word) is True:
+            del atoms.info[word]  # the number itself is no name
+    return atoms
+
+
+def _number(word: str) -> float | None:
+    try:
+        value = float(word.rstrip(",;"))
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() and re.fullmatch(r"[-+]?\d+", word.rstrip(",;")) else value
+
+
+def _is_foreign_unit(word: str | None) -> bool:
+    """Whether a word is a unit of energy other than eV."""
+    try:
+        return word is not None and normalise_unit(word.strip("()[],;"), "energy") != "eV"
+    except ConfigError:
+        return False
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
-        return f"{error.args[0]!r} is not an element{did_you_mean(error.args[0], ATOMIC_NUMBERS)}."
+        return unknown_element(error.args[0])
     return f"it cannot be parsed ({type(error).__name__}: {error})."
 
 

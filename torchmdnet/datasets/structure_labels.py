@@ -23,7 +23,7 @@ from torchmdnet.units import energy_factor, length_factor, normalise_unit
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["SPIN_MEANING", "USUAL_NAMES", "USUAL_WEIGHTS", "Key", "Source", "StructureReader"]
+__all__ = ["SPIN_MEANING", "USUAL_NAMES", "USUAL_WEIGHTS", "VIRIALS", "Key", "Source", "StructureReader"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,14 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "charge": ("total_charge", "charge", "q", "net_charge"),
     "spin": ("spin_multiplicity", "multiplicity", "n_unpaired", "unpaired_electrons", "nupdown", "spin"),
 }
+#: Names of virials, in lower case: minus the stress times the volume, an energy.
+VIRIALS = frozenset(
+    f"{source}{word}"
+    for source in ("", "ref_", "reference_", "dft_", "qm_", "total_")
+    for word in ("virial", "virials", "virial_tensor")
+)
+#: A stress times the volume whose sign is not stated by its source.
+UNSIGNED_VIRIAL = "cauchy_stress_times_volume"
 #: What the number under a usual name counts; under any other name it is inferred from the number of electrons.
 SPIN_MEANING = {
     "spin_multiplicity": "multiplicity",
@@ -75,7 +83,7 @@ class Source(NamedTuple):
     paths: list[Path]
     part: str = ""  # train, val or test; empty: as `split` in a frame's header says
     weight: float = 1.0  # of each configuration in the loss
-    keys: Mapping[str, Key] = {}  # name of the energy, forces, stress, charge and spin, by these words
+    keys: Mapping[str, Key] = {}  # name of the energy, forces, stress, virial, charge and spin, by these words
     units: tuple[str | None, str | None] = (None, None)  # energy, length; None: as the frames state, or else eV and Å
     frames: Index = ALL
 
@@ -83,8 +91,10 @@ class Source(NamedTuple):
 class StructureReader:
     """Turns frames of ASE into samples, checking each.
 
-    The first frame decides under which names the labels are; every later one must have the same. Sources with keys of
-    their own are decided by their own first frame.
+    The first frame decides under which names the labels are; every later one must have the same, and no later one may
+    have an energy or forces that the first does not have. Sources with keys of their own are decided by their own first
+    frame. What one atom leaves open, whether a number is that of the atom or of the system, is decided by the first
+    frame with more of them.
 
     Args:
         spin_convention: What the spin counts; None to find out.
@@ -111,6 +121,16 @@ class StructureReader:
         self.extra_keys = extra_keys
         self.labels = dict(labels)
         self.label_keys: dict[str, str] = {}
+        #: Every quantity that occurs, with its form in the first frame that has it.
+        self.quantities: dict[str, str] = {}
+        #: For energies and forces that some frames lack, the first refusal and the number of frames.
+        self.lacking: dict[str, tuple[str, int]] = {}
+        #: Labels that the first frame does not have: under which name, where, and in how many frames they occur.
+        self.late: dict[str, tuple[str, str, int]] = {}
+        #: Numbers of the system so far, which may turn out to be numbers of the atoms.
+        self.open_kinds: set[str] = set()
+        #: How many frames have a free energy that is not their energy, and the largest difference.
+        self.free_energies, self.free_difference = 0, 0.0
         #: How many frames lack a label that others may have.
         self.missing: dict[str, int] = {"stress": 0, **dict.fromkeys(labels, 0)}
         self.weight_keys = weight_keys
@@ -127,12 +147,14 @@ class StructureReader:
         self.decided: list[tuple[Mapping[str, Key], dict[str, str], str]] = []
         self.keys: dict[str, str] = {}
         self.first = ""
-        self.first_found: list[str] = []
         self.fields: dict[str, Field] = {}
+        #: Shapes of further quantities in the first frame.
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.spins: _SpinReadings | None = None
         self.periodic = False
         self.overlaps = 0
         self.log: list[str] = []
+        self.warnings: list[str] = []
 
     def read(self, sources: Sequence[Source], folder: Path | None) -> tuple[Frames, dict[str, Any]]:
         """Everything in the files, as frames and notes about them.
@@ -142,9 +164,9 @@ class StructureReader:
             folder: Where to store the frames; None for memory.
 
         Returns:
-            The frames, and notes that JSON can hold: ``keys`` that labels were found under, energies of ``isolated``
-            atoms in eV, the ``parts``, ``files`` and ``groups`` frames belong to as (name, run length), the
-            ``level_of_theory`` and a ``log`` for the user.
+            The frames, and notes that JSON can hold: ``keys`` that labels were found under, all ``quantities`` with
+            their form, energies of ``isolated`` atoms in eV, the ``parts``, ``files`` and ``groups`` frames belong to
+            as (name, run length), the ``level_of_theory``, and a ``log`` and ``warnings`` for the user.
         """
         builder: FrameBuilder | None = None
         singles: list[tuple[Source, Atoms, dict[str, Any], str]] = []
@@ -163,6 +185,7 @@ class StructureReader:
                 if builder is None:
                     self._open_fields(atoms, found, where)
                     builder = FrameBuilder(folder, fields=self.fields)
+                self._settle_levels(atoms, found, builder)
                 sample = self._sample(atoms, found, where)
                 if sample is not None:
                     builder.append(sample)
@@ -187,8 +210,10 @@ class StructureReader:
                 builder.add_column("s", self.spins.unpaired(self.log))
             if not self.periodic:
                 builder.drop_column("box")
+            self._refuse_gaps()
             self._settle_missing(builder)
             self._add_weights(builder)
+            self._tell_free_energies()
             frames = builder.finish()
         finally:
             if builder is not None:
@@ -201,8 +226,8 @@ class StructureReader:
         if self.overlaps > 5:
             logger.warning("%d frames in all have atoms closer than %g Å.", self.overlaps, OVERLAP)
         notes: dict[str, Any] = {"parts": _runs(parts), "files": _runs(files), "groups": _runs(self.groups)}
-        notes |= {"keys": self.decided[0][1] | self.label_keys, "isolated": isolated, "log": self.log}
-        return frames, {**notes, "level_of_theory": self.level_of_theory}
+        notes |= {"keys": self.decided[0][1] | self.label_keys, "isolated": isolated, "quantities": self.quantities}
+        return frames, {**notes, "level_of_theory": self.level_of_theory, "log": self.log, "warnings": self.warnings}
 
     def _frames(self, sources: Sequence[Source]) -> Iterator[tuple[Source, str, Atoms]]:
         for source in sources:
@@ -247,30 +272,74 @@ class StructureReader:
 
     def _choose_keys(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
         """Decide under which names the labels are, by the first frame."""
-        self.first, self.first_found = where, list(found)
+        self.first = where
         for kind, asked in self.asked.items():
-            if asked is False or kind == "stress":
+            if asked is False or kind in ("stress", "virial"):
                 continue
             if asked is not None:
                 self.keys[kind] = asked
                 if asked.lstrip("-") not in found:
                     raise DataError(_missing(where, kind, asked.lstrip("-"), found))
                 continue
-            present = [n for n in USUAL_NAMES[kind] if n in found and (np.size(found[n]) == 1 or kind in _ARRAYS)]
-            if present:
-                self.keys[kind] = present[0]
-                if len(present) > 1 and kind in ("energy", "forces"):
-                    others = ", ".join(present[1:])
-                    self.log.append(f"{kind}_key: {present[0]!r} is used; the frames also have {others}.")
+            present = self._names_of(kind, atoms, found)
+            wrong = [name for name in present if _is_boolean(found[name])]
+            present = [name for name in present if name not in wrong]
+            if wrong and not present:
+                raise DataError(f"{where}: {_boolean(wrong[0], found[wrong[0]])} Or set {kind}_key: false.")
+            if not present:
+                continue
+            alike = [name for name in present[1:] if name.lower() == present[0].lower()]
+            if present[0] not in USUAL_NAMES[kind] and alike:
+                raise DataError(
+                    f"{where}: {', '.join(map(repr, [present[0], *alike]))} could all be the {kind}. Say which with "
+                    f"{kind}_key."
+                )
+            self.keys[kind] = present[0]
+            if present[0] not in USUAL_NAMES[kind]:
+                self.log.append(f"{kind}_key: {present[0]!r} is taken for the {kind}.")
+            if len(present) > 1 and kind in ("energy", "forces"):
+                others = ", ".join(present[1:])
+                self.log.append(f"{kind}_key: {present[0]!r} is used; the frames also have {others}.")
+            if len(atoms) == 1 and np.shape(found[present[0]]) == (1,) and kind not in _ARRAYS:
+                self.open_kinds.add(kind)
         if "energy" not in self.keys and "forces" not in self.keys and not self.labels:
-            hint = ""
-            gradients = [name for name in found if "grad" in name.lower()]
-            if gradients and self.asked["forces"] is None:
-                hint = f" To train on the negative of {gradients[0]!r}, pass forces_key: '-{gradients[0]}'."
-            raise DataError(
-                f"{where}: no energy and no forces were found. Its quantities are {_listed(found)}. "
-                f"Say which to use with energy_key and forces_key.{hint}"
+            self.warnings.append(
+                f"{where}: no energy and no forces were found among its quantities, {_listed(found)}. The structures "
+                "can be read, but not trained on."
             )
+
+    @staticmethod
+    def _names_of(kind: str, atoms: Atoms, found: Mapping[str, Any]) -> list[str]:
+        """The usual names of a label that a frame has; those that differ in capitals alone come last."""
+        usual = USUAL_NAMES[kind]
+        names = [name for name in usual if name in found]
+        lower = {name.lower() for name in usual if len(name) > 1}
+        names += [name for name in found if name not in usual and name.lower() in lower]
+        if kind in _ARRAYS:
+            return names
+        return [name for name in names if np.size(found[name]) == 1 and not _is_per_atom(atoms, name)]
+
+    def _settle_levels(self, atoms: Atoms, found: Mapping[str, Any], builder: FrameBuilder) -> None:
+        """Decide whether quantities belong to atoms or to systems, by a frame with more than one atom."""
+        for kind in tuple(self.open_kinds) if len(atoms) > 1 else ():
+            self.open_kinds.discard(kind)
+            if not _is_per_atom(atoms, self.keys[kind]):
+                continue
+            key = self.keys.pop(kind)
+            self.log.append(f"{kind}_key: {key!r} has a number for each atom, so it is not the {kind} of the system.")
+            if kind == "spin":
+                self.spins = None
+            elif builder.num_systems:
+                builder.drop_column({"energy": "y", "charge": "q"}[kind])
+        for name, key in self.extra_keys.items():
+            field, shape = self.fields[name], np.shape(found.get(key, ()))
+            if field.level == "system" and _is_per_atom(atoms, key) and field.shape == (1, *shape[1:]) != shape:
+                field = Field("atom", shape[1:], field.dtype)  # the frames before had one atom each
+            elif field.level == "atom" and shape == self.shapes[name] and shape[0] != len(atoms):
+                field = Field("system", shape, field.dtype)  # the frames before had as many atoms as there are numbers
+            if field != self.fields[name]:
+                self.fields[name] = field
+                builder.change_level(name, field)
 
     def _open_fields(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
         """How quantities beside energies and forces are stored, by the first frame."""
@@ -279,6 +348,7 @@ class StructureReader:
             if key not in found:
                 raise DataError(_missing(where, "extra", key, found))
             self.fields[name] = _extra_field(atoms, found, key, where)
+            self.shapes[name] = np.shape(found[key])
         for name, label in self.labels.items():
             self.fields[name] = Field(label.level, label.row, "float32")
         if "spin" in self.keys:
@@ -316,6 +386,7 @@ class StructureReader:
         self._look_for_overlaps(pos, box, where)
         sample: dict[str, Any] = {"z": z, "pos": pos, "box": box}
         scale = self.energy_scale
+        self._look_at_names(atoms, found, where)
         if "energy" in self.keys:
             sample["y"] = self._label(found, "energy", (), where) * scale
         if "forces" in self.keys:
@@ -325,7 +396,7 @@ class StructureReader:
                 forces = self._label(found, "forces", (num, 3), where)
                 sample["neg_dy"] = forces * (scale / self.length_scale)
         if self.asked["stress"] is not False:
-            sample["stress"] = self._stress(atoms, found, box, where) * (scale / self.length_scale**3)
+            sample["stress"] = self._stress(atoms, found, box, where)
         if "charge" in self.keys:
             sample["q"] = self._label(found, "charge", (), where)
         if self.spins is not None:
@@ -336,7 +407,8 @@ class StructureReader:
             shape = (num, *field.shape) if field.level == "atom" else field.shape
             if key not in found:
                 raise DataError(_missing(where, "extra", key, found, self.first))
-            sample[name] = _finite(found[key], shape, key, where)
+            value = np.asarray(found[key])
+            sample[name] = _finite(value.astype(np.float64) if _is_boolean(value) else value, shape, key, where)
         for name, label in self.labels.items():
             shape = (num, *label.row) if label.level == "atom" else label.row
             sample[name] = self._further_label(found, name, shape, where)
@@ -371,8 +443,8 @@ class StructureReader:
         for kind, name in (self.weight_keys or {}).items():
             if kind not in self.weights_found:
                 raise DataError(
-                    f"weight_keys: no frame has {name!r}. The quantities of {self.first} are "
-                    f"{_listed(self.first_found)}.{did_you_mean(name, self.first_found)}"
+                    f"weight_keys: no frame has {name!r}. Their quantities are {_listed(self.quantities)}."
+                    f"{did_you_mean(name, self.quantities)}"
                 )
         for kind, values in self.weights.items():
             if any(value != 1.0 for value in values):
@@ -381,20 +453,82 @@ class StructureReader:
                 whose = "losses" if kind == "configuration" else f"the loss of the {kind}"
                 self.log.append(f"Weights{source} of {min(values):g} to {max(values):g} multiply {whose}.")
 
+    def _look_at_names(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> None:
+        """Keep account of quantities, of labels that the first frame lacks, and of free energies."""
+        for name, value in found.items():
+            if name not in self.quantities:
+                self.quantities[name] = _form(value, len(atoms), _is_per_atom(atoms, name))
+        for kind in ("energy", "forces", "charge", "spin"):
+            if kind in self.keys or self.asked[kind] is not None:
+                continue
+            names = [name for name in self._names_of(kind, atoms, found) if not _is_boolean(found[name])]
+            if names and not (len(atoms) == 1 and np.shape(found[names[0]]) == (1,)):
+                name, first, count = self.late.get(kind, (names[0], where, 0))
+                self.late[kind] = (name, first, count + 1)
+        if self.keys.get("energy") == "energy" and self.asked["energy"] is None and "free_energy" in found:
+            difference = abs(_finite(found["free_energy"], (), "free_energy", where) - np.ravel(found["energy"])[0])
+            if difference * self.energy_scale > 1e-6:
+                self.free_energies += 1
+                self.free_difference = max(self.free_difference, float(difference) * self.energy_scale)
+
+    def _refuse_gaps(self) -> None:
+        """Refuse energies and forces that some frames have and others lack; tell of charges and spins.
+
+        Raises:
+            DataError: With the frame, and how many frames there are.
+        """
+        total = len(self.weights["configuration"])
+        for kind, (text, count) in self.lacking.items():
+            raise DataError(f"{text} {count} of {total} frames lack the {kind}.")
+        for kind, (name, where, count) in self.late.items():
+            text = f"{where}: {name!r} is the {kind}, but {self.first} has none; {count} of {total} frames have one."
+            if kind in ("energy", "forces"):
+                raise DataError(
+                    f"{text} Leave out the frames without, or set {kind}_key: false to do without {kind} labels."
+                )
+            self.warnings.append(f"{text} It is not read.")
+
+    def _tell_free_energies(self) -> None:
+        if self.free_energies:
+            self.warnings.append(
+                f"{self.free_energies} of {len(self.weights['configuration'])} frames have a free_energy that is not "
+                f"their energy, by up to {self.free_difference:.3g} eV. 'energy' is used. With electronic smearing "
+                "forces are the slope of the free energy: set energy_key: free_energy to train on the two that go "
+                "together, or energy_key: energy if you mean it."
+            )
+
     def _stress(self, atoms: Atoms, found: Mapping[str, Any], box: np.ndarray, where: str) -> np.ndarray:
-        """The stress of a frame as (3, 3) in the units of the file, NaN where it has none."""
-        names = (self.asked["stress"],) if self.asked["stress"] else USUAL_NAMES["stress"]
+        """The stress of a frame, (3, 3) in eV/Å³, NaN where it has none.
+
+        A virial W is an energy, and the stress is -W / V with the volume V of the cell.
+        """
+        asked = self.asked["stress"] or self.asked.get("virial")
+        names = (asked,) if asked else USUAL_NAMES["stress"]
         key = self.keys.get("stress") or next((name for name in names if name and name.lstrip("-") in found), None)
         if key is None or key.lstrip("-") not in found or _is_nan(found[key.lstrip("-")]):
             self.missing["stress"] += 1
             return np.full((3, 3), np.nan)
-        self.keys["stress"] = key
+        name = key.lstrip("-")
+        is_virial = bool(self.asked.get("virial")) or name.lower() in VIRIALS
+        if name == UNSIGNED_VIRIAL and not is_virial:
+            raise DataError(
+                f"{where}: {name} is not divided by the volume, and the source does not state its sign. Set "
+                f"virial_key: {name} if it is a virial, -V times the stress, or virial_key: -{name} if it is V times "
+                "the stress."
+            )
         if not (np.abs(box).sum(axis=1) > 0).all():
             raise DataError(
                 f"{where}: a stress needs a cell in three directions, but pbc is {atoms.pbc.tolist()}. "
                 "Pass stress_key: false to ignore the stress."
             )
-        return _full_stress(self._label(found, "stress", None, where), key, where)
+        if "stress" not in self.keys:
+            self.keys["stress"] = key
+            if is_virial:
+                self.log.append(f"{key!r} is read as a virial: the stress is minus the virial over the volume.")
+        value = _full_stress(self._label(found, "stress", None, where), key, where)
+        if is_virial:
+            return -value * self.energy_scale / abs(np.linalg.det(box))
+        return value * (self.energy_scale / self.length_scale**3)
 
     def _further_label(
         self, found: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str
@@ -418,17 +552,17 @@ class StructureReader:
             DataError: If no frame has a label that was asked for.
         """
         for name, count in self.missing.items():
-            asked = self.asked["stress"] if name == "stress" else name
-            if asked is False or not count:
+            asked = (self.asked["stress"] or self.asked.get("virial")) if name == "stress" else name
+            if not count or (name == "stress" and self.asked["stress"] is False):
                 continue
             if count < builder.num_systems:
                 self.log.append(f"{name}: {count} of {builder.num_systems} frames have none.")
-            elif name == "stress" and asked is None:
+            elif name == "stress" and not asked:
                 builder.drop_column("stress")
             else:
                 raise DataError(
-                    f"{self.first} and later: no frame has {asked!r}. The first one's quantities are "
-                    f"{_listed(self.first_found)}.{did_you_mean(asked, self.first_found)} "
+                    f"{self.first} and later: no frame has {asked!r}. Their quantities are "
+                    f"{_listed(self.quantities)}.{did_you_mean(asked, self.quantities)} "
                     + (
                         "Set stress_key, or stress_key: false to do without stress labels."
                         if name == "stress"
@@ -440,9 +574,21 @@ class StructureReader:
         key = self.keys[kind]
         name = key.lstrip("-")
         if name not in found:
-            raise DataError(_missing(where, kind, name, found, self.first))
+            return self._lack(kind, _missing(where, kind, name, found, self.first), shape)
         value = _finite(found[name], shape, name, where)
         return -value if key.startswith("-") else value
+
+    def _lack(self, kind: str, text: str, shape: tuple[int, ...] | None) -> np.ndarray:
+        """Note that a frame has no energy or no forces, to be refused when they are counted.
+
+        Raises:
+            DataError: At once for any other label.
+        """
+        if kind not in ("energy", "forces"):
+            raise DataError(text)
+        first, count = self.lacking.get(kind, (text, 0))
+        self.lacking[kind] = (first, count + 1)
+        return np.full(shape or (), np.nan)
 
     def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
         pair = _overlap(pos, box)
@@ -572,6 +718,12 @@ def _is_nan(value: Any) -> bool:
 
 def _finite(value: Any, shape: tuple[int, ...] | None, name: str, where: str) -> np.ndarray:
     """A label as float64 of the expected shape."""
+    if _is_boolean(value):
+        raise DataError(f"{where}: {_boolean(name, value)}")
+    if np.asarray(value).dtype.kind == "c":
+        raise DataError(f"{where}: {name} holds complex numbers.")
+    if np.ma.isMaskedArray(value):
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -584,6 +736,41 @@ def _finite(value: Any, shape: tuple[int, ...] | None, name: str, where: str) ->
         place = "" if array.ndim == 0 else f" at {tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])}"
         raise DataError(f"{where}: {name} is {array[~np.isfinite(array)].flat[0]}{place}. Remove or repair the frame.")
     return array
+
+
+def _is_boolean(value: Any) -> bool:
+    return np.asarray(value).dtype.kind == "b"
+
+
+def _boolean(name: str, value: Any) -> str:
+    """Why a label that is true or false is refused."""
+    text = f"{name} is {value}, which is no number."
+    if np.ndim(value) == 0 and value:
+        text += f" (A word without a value in the comment of an xyz file is read as true: write {name}=NUMBER.)"
+    return text
+
+
+#: Results of ASE's calculators with a row for each atom.
+_ATOMIC_RESULTS = ("forces", "charges", "magmoms", "energies", "stresses")
+
+
+def _is_per_atom(atoms: Atoms, name: str) -> bool:
+    """Whether a frame has a quantity for each atom."""
+    return name in atoms.arrays or (name in _ATOMIC_RESULTS and name in getattr(atoms.calc, "results", {}))
+
+
+def _form(value: Any, num_atoms: int, is_per_atom: bool) -> str:
+    """What a quantity looks like, in words: ``a number``, ``atoms × 3``, ``text``."""
+    if isinstance(value, str) or np.asarray(value).dtype.kind in "US":
+        return "text"
+    array = np.asarray(value)
+    if array.dtype.kind == "b":
+        return "true or false"
+    if array.dtype.kind not in "iufc":
+        return "other"
+    if is_per_atom or (array.ndim and len(array) == num_atoms and num_atoms > 1):
+        return " × ".join(["atoms", *map(str, array.shape[1:])])
+    return "number" if array.size == 1 else " × ".join(map(str, array.shape))
 
 
 def _box(atoms: Atoms, where: str) -> np.ndarray:
@@ -614,9 +801,11 @@ def _full_stress(value: np.ndarray, name: str, where: str) -> np.ndarray:
 
 def _extra_field(atoms: Atoms, found: Mapping[str, Any], key: str, where: str) -> Field:
     value = np.asarray(found[key])
+    if value.dtype.kind == "b" and not value.ndim:
+        raise DataError(f"{where}: {_boolean(key, found[key])}")
     if value.dtype.kind not in "biuf":
         raise DataError(f"{where}: {key} holds {value.dtype} instead of numbers; it cannot be an extra quantity.")
-    if key in atoms.arrays or key in ("forces", "charges", "magmoms", "energies", "stresses"):
+    if _is_per_atom(atoms, key):
         return Field("atom", value.shape[1:], "float64")
     return Field("system", value.shape, "float64")
 

@@ -43,7 +43,7 @@ _RESERVED = (b"nextid", b"deleted_ids", b"metadata")
 #: How sGDML's archives state their units.
 _UNITS = {"e_unit": "energy_unit", "r_unit": "length_unit"}
 #: Quantities of the system, also where their first axis happens to have a row for each atom.
-_OF_SYSTEM = frozenset({"energy", "stress", "cauchy_stress", "virial", "dipole", "D"})
+_OF_SYSTEM = frozenset({"energy", "stress", "cauchy_stress", "cauchy_stress_times_volume", "virial", "dipole", "D"})
 ROWS_AT_ONCE = 1024
 
 
@@ -269,11 +269,12 @@ def _atoms(found: dict[str, Any], columns: Columns, where: str) -> Atoms:
     pbc = np.abs(cell).sum(axis=1) > 0  # where the row does not say
     if names["pbc"]:
         pbc = np.broadcast_to(np.asarray(found.pop(names["pbc"]), dtype=bool), 3)
-    if found.get("cauchy_stress_volume_normalized") is False:  # then it is a virial
-        found["virial"] = found.pop("cauchy_stress", None)
+    if found.get("cauchy_stress_volume_normalized") is False:  # its sign is not stated
+        found["cauchy_stress_times_volume"] = found.pop("cauchy_stress", None)
     atoms = Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc)
     for name, value in found.items():
         of_atoms = name not in _OF_SYSTEM and np.ndim(value) > 0 and len(value) == size
+        of_atoms = of_atoms and np.shape(value) != (1,)  # of one atom, or of the system: other frames tell
         if of_atoms and np.asarray(value).dtype.kind in "biuf":
             atoms.arrays[name] = np.asarray(value)
         else:

@@ -17,6 +17,7 @@ from torchmdnet.data.doctor import units
 from torchmdnet.data.doctor.findings import Finding, Repair
 from torchmdnet.data.doctor.neighbours import SAME, nearest
 from torchmdnet.data.doctor.samples import LARGEST_Z
+from torchmdnet.datasets.labels import LabelKind, suggested_names, suggested_option
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.units import BOHR_TO_ANGSTROM, DEBYE_TO_E_ANGSTROM, GPA_PER_EV_A3, energy_factor, length_factor
 
@@ -57,6 +58,7 @@ def labels(d: Diagnosis) -> Iterator[Finding]:
             "labels", "error", "There are neither energies nor forces to learn.", {"fields": list(frames.fields)},
             advice="Name them: energy_key and forces_key of dataset: ASE, or energy_files and force_files of Custom.",
         )  # fmt: skip
+    yield from _unread_labels(d)
     noted = {i for fault in (d.samples.survey.faults if d.samples.survey else ()) if (i := fault.sample) is not None}
     for name in sorted({*measured.missing, *measured.broken}):
         needed = name in ("y", "neg_dy", "pos", "box")
@@ -81,6 +83,22 @@ def labels(d: Diagnosis) -> Iterator[Finding]:
                 "labels", "error", f"{word} of {_many(len(torn), 'sample', 'samples')} is partly NaN or infinite.",
                 {"count": len(torn)}, torn, "Repair them or leave them out.", DROP,
             )  # fmt: skip
+
+
+def _unread_labels(d: Diagnosis) -> Iterator[Finding]:
+    """Quantities that may be labels, but are not read as such, and what the reader says about names."""
+    quantities = getattr(d.samples.dataset, "quantities", {})
+    kinds: tuple[tuple[LabelKind, str], ...] = (("energy", "y"), ("forces", "neg_dy"), ("stress", "stress"))
+    for kind, field in kinds:
+        names = suggested_names(kind, quantities)
+        if field not in d.samples.frames and names:
+            yield Finding(
+                "labels", "warning", f"No {kind} is read, although there is {', '.join(map(repr, names))}.",
+                {"names": names},
+                advice=f"Name it: dataset_arg: {{{suggested_option(kind, names[0])}}}.",
+            )  # fmt: skip
+    for text in getattr(d.samples.dataset, "warnings", ()):
+        yield Finding("labels", "warning", text, {})
 
 
 def elements(d: Diagnosis) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ import numpy as np
 from torchmdnet.datasets.ase import ASE
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.datasets.labels import Labels, LabelShape
-from torchmdnet.datasets.structure_labels import Source, StructureReader, _quantities
+from torchmdnet.datasets.structure_labels import Source, StructureReader, _form, _quantities
 from torchmdnet.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class _Surveyor(StructureReader):
         survey = self.survey
         for name, value in found.items():
             survey.names[name] += 1
-            survey.shapes.setdefault(name, _shape(value, len(atoms)))
+            survey.shapes.setdefault(name, _form(value, len(atoms), False))
         try:
             sample = super()._sample(atoms, found, where)
         except DataError as error:
@@ -164,6 +164,15 @@ class _Surveyor(StructureReader):
             if count == builder.num_systems and not (name == "stress" and self.asked["stress"] is False):
                 builder.drop_column(name)
 
+    def _lack(self, kind: str, text: str, shape: tuple[int, ...] | None) -> np.ndarray:
+        raise DataError(text)  # noted with the frame
+
+    def _refuse_gaps(self) -> None:
+        try:
+            super()._refuse_gaps()
+        except DataError as error:
+            self._note("file", str(error), None)
+
     def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
         """Close contacts have a check of their own."""
 
@@ -173,15 +182,3 @@ class _Surveyor(StructureReader):
 
     def _note(self, kind: str, text: str, sample: int | None) -> None:
         self.survey.faults.append(Fault(kind, text, sample))
-
-
-def _shape(value: Any, num_atoms: int) -> str:
-    """What a quantity of a file looks like, in words."""
-    if isinstance(value, str):
-        return "text"
-    array = np.asarray(value)
-    if array.dtype.kind not in "biufc":
-        return "text" if array.dtype.kind in "US" else "other"
-    if array.ndim and len(array) == num_atoms and num_atoms > 1:
-        return f"{' × '.join(['atoms', *map(str, array.shape[1:])])}"
-    return "number" if array.size == 1 else " × ".join(map(str, array.shape))
