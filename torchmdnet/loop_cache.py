@@ -311,11 +311,11 @@ class _Progress(event.Listener):
     first evaluation would otherwise be silent for half a minute. Workers of another process say nothing.
     """
 
-    #: Seconds without compiling after which the loops are counted.
+    #: Seconds without compiling after which the time is told.
     PAUSE = 2.0
 
     def __init__(self) -> None:
-        self._depth, self._count = 0, 0
+        self._depth, self._is_told = 0, False
         self._began = self._ended = 0.0
         self._timer: threading.Timer | None = None
 
@@ -326,14 +326,14 @@ class _Progress(event.Listener):
             self._timer.cancel()
         if self._began or not getattr(function, "__module__", "").startswith("torchmdnet."):
             return
-        self._began, self._count = time.monotonic(), 0
-        if not _is_worker():
-            where = "no later run has to, unless the package is updated" if writable_folder() else "for this run"
-            log.warning("Compiling loops for this processor, which takes half a minute or so: %s.", where)
+        self._began = time.monotonic()
+        if not (self._is_told or _is_worker()):
+            self._is_told = True
+            when = "once, until the package is updated" if writable_folder() else "in every run"
+            log.warning("Compiling loops for this processor, which takes half a minute or so, %s.", when)
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
-        self._count += 1
         if event.is_failed:
             for lock in reversed(_HELD[-1:]):
                 _release(lock)
@@ -347,7 +347,7 @@ class _Progress(event.Listener):
     def close(self) -> None:
         """Say how long it took."""
         if self._began and not self._depth and not _is_worker():
-            log.warning("Compiled %d functions, %.0f s after the first.", self._count, self._ended - self._began)
+            log.warning("Compiled loops for %.0f s.", self._ended - self._began)
         self._began = 0.0
 
 

@@ -115,6 +115,14 @@ def test_ratios_pair_the_rounds():
     assert report.table_line(row).split("|")[3:5] == [" 3.00             ", " 2.00 – 5.00     "]
 
 
+def test_the_table_tells_how_many_cores_were_at_work():
+    name = next(
+        place for place, column in enumerate(report.table_header().splitlines()[0].split("|")) if "cores" in column
+    )
+    assert report.table_line(row_of([1.0], [1.0], cpu=1.75, threads=2)).split("|")[name].strip() == "1.75"
+    assert report.table_line(row_of([], [])).split("|")[name].strip() == "–"
+
+
 def test_a_side_that_failed_midway_keeps_the_rounds_it_has():
     row = row_of(ours=[1.0, 1.0], reference=[3.0])
     row.sides["reference"].failed = "out of memory"

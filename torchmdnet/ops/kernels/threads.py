@@ -17,17 +17,20 @@ __all__ = ["LOOPS", "called", "compiled", "exact", "inlined", "spliced"]
 
 log = logging.getLogger(__name__)
 
-_EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKS}
+#: Nothing calls the loops through a pointer of C, so they are compiled without that entry.
+_EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKS, "no_cfunc_wrapper": True}
 _OPTIONS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
+#: Nor does Python call what they are made of.
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True}
 
 #: Every loop that is called from Python, by its module and name.
 LOOPS: dict[str, Callable[..., Any]] = {}
 
 #: For what loops are made of; compiled into each of them.
-inlined = jit(**_OPTIONS, inline="never")
+inlined = jit(**_OPTIONS, **_INNER, inline="never")
 
 #: The same, put into each of them before LLVM sees it, where LLVM would call it with many vectors in memory.
-spliced = jit(**_OPTIONS, inline="always")
+spliced = jit(**_OPTIONS, **_INNER, inline="always")
 
 
 class _Threads:
