@@ -13,7 +13,9 @@ from conftest import shared
 
 from torchmdnet import __version__
 from torchmdnet.checkpoint import describe, load_model, save_model
+from torchmdnet.errors import ConfigError
 from torchmdnet.potential import Ensemble
+from torchmdnet.scripts.convert import convert
 from torchmdnet.scripts.main import COMMANDS, main
 from torchmdnet.testing import small_molecules, tiny_model
 
@@ -182,6 +184,17 @@ def test_what_cannot_be_read_is_said_in_one_line(command: str, tmp_path: Path, c
     status, message = refused(capsys, command, tmp_path / "nowhere.ckpt", *more)
     assert status == 1
     assert "nowhere.ckpt" in message
+
+
+def test_the_file_that_was_asked_for_is_named_when_it_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
+    def refuse(model, path, **options):
+        raise ConfigError(f"{path} cannot be written: {Path(path).name} is for ensembles.")
+
+    monkeypatch.setattr("torchmdnet.checkpoint.load_model", lambda *_, **__: None)
+    monkeypatch.setattr("torchmdnet.checkpoint.save_model", refuse)
+    with pytest.raises(ConfigError) as caught:
+        convert("old.ckpt", tmp_path / "x.zip")
+    assert str(caught.value) == f"{tmp_path / 'x.zip'} cannot be written: x.zip is for ensembles."
 
 
 @pytest.mark.parametrize(

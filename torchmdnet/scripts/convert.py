@@ -107,6 +107,9 @@ def convert(
                 f"{target} was not written: it would deviate from {old} by {deviation:.1e} of the size of the answers."
             )
         os.replace(draft, target)
+    except (CheckpointError, ConfigError) as error:  # the file that was asked for, not the draft of it
+        words = str(error).replace(str(draft), str(target)).replace(draft.name, target.name)
+        raise type(error)(words) from error
     finally:
         draft.unlink(missing_ok=True)
     return deviation
