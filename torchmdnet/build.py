@@ -67,6 +67,7 @@ WHEN_MISSING: dict[str, Any] = {"q_dim": 0, "box_vecs": None, "static_shapes": F
 KEY_OF_PARAMETER = {"hidden_channels": "embedding_dimension", "num_filters": "embedding_dimension"}
 
 
+@torch.inference_mode(False)
 def create_model(
     args: Mapping[str, Any],
     prior_model: BasePrior | Sequence[BasePrior] | None = None,

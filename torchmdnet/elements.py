@@ -6,7 +6,7 @@ import numpy as np
 
 from torchmdnet.errors import did_you_mean
 
-__all__ = ["ATOMIC_NUMBERS", "ISOTOPES", "SYMBOLS", "atomic_masses", "unknown_element"]
+__all__ = ["ATOMIC_NUMBERS", "ISOTOPES", "SYMBOLS", "atomic_masses", "atomic_number", "unknown_element"]
 
 #: Symbol of each atomic number; entry 0 stands for a dummy atom.
 SYMBOLS: tuple[str, ...] = tuple(
@@ -23,6 +23,16 @@ ATOMIC_NUMBERS: dict[str, int] = {symbol: number for number, symbol in enumerate
 
 #: Isotopes with a symbol of their own: the element, and the mass of the isotope in u (AME 2020).
 ISOTOPES: dict[str, tuple[str, float]] = {"D": ("H", 2.014101777844), "T": ("H", 3.016049281320)}
+
+
+def atomic_number(symbol: str) -> int:
+    """Atomic number of an element, or of an isotope with a symbol of its own.
+
+    Raises:
+        KeyError: If there is no such element.
+    """
+    element, _ = ISOTOPES.get(symbol, (symbol, 0.0))
+    return ATOMIC_NUMBERS[element]
 
 
 def unknown_element(symbol: object) -> str:

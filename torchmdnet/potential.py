@@ -14,6 +14,7 @@ from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops import kernels
+from torchmdnet.ops.inference import outside_inference_mode
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.stacking import Stack, find_same_edges, moved_copies
@@ -160,6 +161,7 @@ class TorchMD_Net(nn.Module):
         """Precision of the parameters; positions and boxes are expected in it."""
         return self.mean.dtype
 
+    @outside_inference_mode
     def forward(
         self,
         z: AtomicNumbers,
@@ -207,6 +209,7 @@ class TorchMD_Net(nn.Module):
         tensor = None if found.virial is None else stress_of(found.virial, self._box(box))
         return Outputs(found.energy, forces, tensor, found.properties)
 
+    @outside_inference_mode
     def evaluate(
         self,
         inputs: Inputs,
@@ -303,6 +306,7 @@ class TorchMD_Net(nn.Module):
             grads = tuple(x + y for x, y in zip(pull_back(slope * weight), more, strict=True))
         return _evaluation(value, *forces_of(graph, *grads, strained=virial))
 
+    @outside_inference_mode
     def from_edges(
         self,
         z: AtomicNumbers,
@@ -487,6 +491,7 @@ class TorchMD_Net(nn.Module):
         )
         return is_plain and head.reduce_op in ("add", "sum") and not bool(self.mean)
 
+    @outside_inference_mode
     def per_atom(
         self,
         z: AtomicNumbers,
@@ -619,6 +624,7 @@ class Ensemble(nn.ModuleList):
         """The potentials."""
         return list(self)  # type: ignore[arg-type]
 
+    @outside_inference_mode
     def forward(self, *args: Any, **kwargs: Any) -> Prediction | Outputs | EnsemblePrediction | EnsembleOutputs:
         """Evaluate every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
 
@@ -680,6 +686,7 @@ class Ensemble(nn.ModuleList):
             rows.append(row)
         return rows
 
+    @outside_inference_mode
     def evaluate(
         self,
         inputs: Inputs,

@@ -20,6 +20,7 @@ from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
     ModelSource,
     as_dtype,
+    can_be_moved,
     check_elements,
     load,
     members_of,
@@ -34,7 +35,7 @@ from torchmdnet.compiled import compiled
 from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
-from torchmdnet.neighbors import VerletList
+from torchmdnet.neighbors import Home, VerletList
 from torchmdnet.potential import TorchMD_Net
 
 __all__ = ["TMDNETCalculator"]
@@ -115,6 +116,8 @@ class TMDNETCalculator(Calculator):
         if len(self.members) > 1:
             self.implemented_properties += [f"{name}_std" for name in ("energy", "forces", "stress", *self.properties)]
         self.search = VerletList(skin / self.units.in_angstrom) if skin else None
+        #: Brings positions near the origin before they are rounded.
+        self.home = Home() if self.dtype != torch.float64 and can_be_moved(self.model) else None
         self.cuda_graph = cuda_graph
         self._steps: dict[bool, FixedStep] = {}  # with and without the virial
         self._is_read = {option: trained_with(self.model, option) for option in ("charge", "spin")}
@@ -169,6 +172,12 @@ class TMDNETCalculator(Calculator):
             raise ValueError(f"The position of atom {atom} is {positions[atom]}; the structure has fallen apart.")
         if self._numbers is None or not np.array_equal(atoms.numbers, self._numbers):
             z = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))
+            if (z == 0).any():
+                atom = int((z == 0).nonzero()[0, 0])
+                raise ValueError(
+                    f"Atom {atom} has atomic number 0 (X, a dummy atom), for which no model has an energy. Remove it, "
+                    "or give it an element."
+                )
             check_elements(self.model, z)
             self._tell(unseen_elements(self.model, z))
             self._numbers, self._z = atoms.get_atomic_numbers(), z.to(self.device)
@@ -180,11 +189,15 @@ class TMDNETCalculator(Calculator):
                 "The atoms are not periodic, but the model carries a box of its own (box_vecs), which it uses. "
                 "Set cell and pbc of the atoms, or load the model with box_vecs=None."
             )
+        box = torch.from_numpy(cell / self.units.in_angstrom) if has_cell else None
+        places = torch.from_numpy(positions / self.units.in_angstrom)
+        if self.home is not None:
+            places = self.home(places, torch.zeros(len(places), dtype=torch.long), box, 1)
         return Inputs(
             z=self._z,
-            pos=self._tensor(positions / self.units.in_angstrom),
+            pos=places.to(device=self.device, dtype=self.dtype),
             batch=self._batch,
-            box=self._tensor(cell / self.units.in_angstrom) if has_cell else None,
+            box=None if box is None else box.to(device=self.device, dtype=self.dtype),
             q=self._charge(atoms),
             s=self._spin(atoms),
             num_systems=1,
@@ -324,6 +337,7 @@ def _plain(values: np.ndarray) -> np.ndarray | float:
     return float(values) if values.ndim == 0 else values
 
 
+@torch.inference_mode(False)
 def _energies_only(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
     """A copy of a model that leaves the differentiation to the calculator."""
     inner = getattr(model, "model", None)  # a potential in training

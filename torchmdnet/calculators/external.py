@@ -16,6 +16,7 @@ from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
     as_dtype,
+    can_be_moved,
     check_elements,
     load,
     placed,
@@ -28,7 +29,7 @@ from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.calculators.units import Transform, make_transform, tranforms
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
-from torchmdnet.neighbors import VerletList
+from torchmdnet.neighbors import Home, VerletList
 
 __all__ = ["External"]
 
@@ -129,6 +130,8 @@ class External:
     def model(self, model: nn.Module) -> None:
         self._model = placed(model, self.device, self.dtype).eval()
         self._is_read = {option: trained_with(self._model, option) for option in ("charge", "spin")}
+        #: Brings positions near the origin before they are rounded.
+        self.home = Home() if self.dtype != torch.float64 and can_be_moved(self._model) else None
         self.cuda_graph = None
 
     def calculate(
@@ -154,7 +157,8 @@ class External:
             ValueError: If a shape does not fit.
         """
         with torch.inference_mode(False):
-            self.pos, self.box = self._positions(pos), self._boxes(box)
+            self.box = self._boxes(box)
+            self.pos = self._positions(pos, box)
             inputs = Inputs(
                 self.embeddings,
                 self.pos,
@@ -185,15 +189,20 @@ class External:
             self.use_cuda_graph, self.cuda_graph = False, None
             return predict_members(self.model, inputs)
 
-    def _positions(self, pos: Any) -> Tensor:
-        pos = torch.as_tensor(pos).detach().clone().to(device=self.device, dtype=self.dtype)
+    def _positions(self, pos: Any, box: Any) -> Tensor:
+        """Positions as (N, 3); those in double precision are brought near the origin before they are rounded."""
+        pos = torch.as_tensor(pos).detach().clone().to(device=self.device)
         expected = self.num_replicas * self.n_atoms * 3
         if pos.numel() != expected:
             raise ValueError(
                 f"pos has shape {tuple(pos.shape)} but embeddings hold {self.num_replicas} replicas of {self.n_atoms} "
                 f"atoms. Pass ({self.num_replicas}, {self.n_atoms}, 3), or embeddings of shape (replicas, atoms)."
             )
-        return self._in_units_of_the_model(pos.reshape(-1, 3))
+        pos = pos.reshape(-1, 3)
+        if self.home is not None and pos.dtype == torch.float64:
+            cells = None if box is None else torch.as_tensor(box).detach().to(pos)
+            pos = self.home(pos, self.batch, cells, self.num_replicas)
+        return self._in_units_of_the_model(pos.to(self.dtype))
 
     def _boxes(self, box: Any) -> Tensor | None:
         if box is None:

@@ -15,11 +15,12 @@ from torchmdnet.calculators.units import Units
 from torchmdnet.checkpoint import load_model
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
-from torchmdnet.potential import Ensemble
+from torchmdnet.potential import Ensemble, TorchMD_Net
 
 __all__ = [
     "ModelSource",
     "as_dtype",
+    "can_be_moved",
     "check_elements",
     "load",
     "members_of",
@@ -69,6 +70,7 @@ def load(
     return placed(model, device, dtype).requires_grad_(False)
 
 
+@torch.inference_mode(False)
 def placed(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
     """The model on a device and in a precision: itself where it is so already, a copy otherwise."""
     device = torch.device(device)
@@ -86,8 +88,19 @@ def members_of(model: nn.Module) -> list[nn.Module]:
 
 
 def check_elements(model: nn.Module, z: Tensor) -> None:
-    """Refuse atomic numbers (on the CPU) that the model has no embedding for, with the name of the element."""
+    """Refuse atomic numbers (on the CPU) that the model has no embedding for, with the name of the element.
+
+    Number 0, which ASE calls X, is refused where the file of the model lists what it was trained on without it.
+    """
+    dummies = (z == 0).nonzero().flatten().tolist()
     for member in members_of(model):
+        trained_on = set(getattr(member, "provenance", {}).get("elements") or ())
+        if dummies and trained_on and 0 not in trained_on:
+            raise ValueError(
+                f"Atom {dummies[0]} has atomic number 0 (X, a dummy atom; there are {len(dummies)} of them). "
+                f"The model was trained on {', '.join(SYMBOLS[number] for number in sorted(trained_on))}. Remove dummy "
+                "atoms, or give them an element."
+            )
         check = getattr(getattr(member, "representation_model", None), "check_elements", None)
         if check is not None:
             check(z)
@@ -102,6 +115,16 @@ def unseen_elements(model: nn.Module, z: Tensor) -> str | None:
         return None
     names, known = (", ".join(SYMBOLS[number] for number in sorted(numbers)) for numbers in (unseen, seen))
     return f"The model has never seen {names}: it was trained on {known}. Its answer is not learned."
+
+
+def can_be_moved(model: nn.Module) -> bool:
+    """Whether nothing that a potential predicts depends on where its atoms are, or which periodic image they are."""
+    members = members_of(model)
+    heads = [
+        head for m in members if isinstance(m, TorchMD_Net) for head in (m.output_model, *m.property_heads.values())
+    ]
+    are_potentials = all(isinstance(member, TorchMD_Net) for member in members)
+    return are_potentials and not any(getattr(head, "depends_on_images", True) for head in heads)
 
 
 def trained_with(model: nn.Module, option: str) -> bool | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import Inputs
+from torchmdnet.ops.inference import outside_inference_mode
 from torchmdnet.potential import Ensemble, Evaluation, TorchMD_Net, derivatives_of, strained
 
 __all__ = ["Answer", "predict", "predict_members"]
@@ -23,6 +24,7 @@ class Answer(NamedTuple):
     properties: dict[str, Tensor]  # by name, (S, ...) or (N, ...)
 
 
+@outside_inference_mode
 def predict(
     model: nn.Module,
     inputs: Inputs,

@@ -33,6 +33,7 @@ _RESOLVED = frozenset({"system_embedding"})
 _FREE_TO_CHANGE = {"precision", "max_num_neighbors", "static_shapes", "box_vecs", "radial"}
 
 
+@torch.inference_mode(False)
 def load_model(
     filepath: str | Path | Sequence[str | Path],
     args: Mapping[str, Any] | None = None,
@@ -188,6 +189,7 @@ def _add_reference_energies(model: TorchMD_Net, filepath: str | Path) -> None:
     priors[-1].enable = True
 
 
+@torch.inference_mode(False)
 def load_ensemble(
     filepath: str | Path | Sequence[str | Path],
     args: Mapping[str, Any] | None = None,

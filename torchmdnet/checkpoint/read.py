@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import logging
 import pathlib
 import pickle
 import zipfile
@@ -19,7 +20,9 @@ from torchmdnet.checkpoint.card import provenance_of
 from torchmdnet.checkpoint.native import is_native, read_native
 from torchmdnet.errors import CheckpointError
 
-__all__ = ["hyper_parameters_of", "read_checkpoint"]
+__all__ = ["hyper_parameters_of", "model_file", "read_checkpoint"]
+
+log = logging.getLogger(__name__)
 
 
 def _harmless() -> list[Any]:
@@ -40,6 +43,23 @@ def _harmless() -> list[Any]:
     return types
 
 
+def model_file(path: str | Path) -> Path:
+    """The model in the folder of a run: ``potential.safetensors``, else the best or last checkpoint; or the file given.
+
+    Raises:
+        FileNotFoundError: If there is none of them in the folder.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    names = ("potential.safetensors", "best.ckpt", "last.ckpt")
+    for name in names:
+        if (path / name).is_file():
+            log.info("%s is a folder; its %s is read.", path, name)
+            return path / name
+    raise FileNotFoundError(f"{path} is a folder without {', '.join(names[:-1])} or {names[-1]}. Name a model file.")
+
+
 def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
     """Read a checkpoint or a native model file onto the CPU.
 
@@ -55,7 +75,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
         CheckpointError: If the file is damaged, is no checkpoint, or needs objects that are not trusted; the message
             names them.
     """
-    path = Path(path).expanduser()
+    path = model_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}.")
     if is_native(path):

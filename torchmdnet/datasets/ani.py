@@ -20,7 +20,7 @@ from torchmdnet.datasets.download import Remote, fetch, unpack, verify
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.labels import Labels, find_label
 from torchmdnet.datasets.memdataset import Block, MemmappedDataset, conformers, open_hdf5, rows
-from torchmdnet.elements import ATOMIC_NUMBERS
+from torchmdnet.elements import atomic_number
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.units import HARTREE_TO_EV
 
@@ -310,6 +310,6 @@ def element_numbers(species: np.ndarray, path: str | os.PathLike[str]) -> np.nda
     """Atomic numbers of element symbols given as bytes, (N,)."""
     symbols = [symbol.decode() if isinstance(symbol, bytes) else str(symbol) for symbol in species.tolist()]
     try:
-        return np.array([ATOMIC_NUMBERS[symbol] for symbol in symbols])
+        return np.array([atomic_number(symbol) for symbol in symbols])
     except KeyError as error:
         raise DataError(f"{path}: {error.args[0]!r} is not an element.") from error

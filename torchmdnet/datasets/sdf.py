@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from torchmdnet.datasets.memdataset import Block
-from torchmdnet.elements import ATOMIC_NUMBERS
+from torchmdnet.elements import atomic_number
 from torchmdnet.errors import DataError
 
 __all__ = ["read_sdf"]
@@ -80,7 +80,7 @@ def _items(record: str) -> dict[str, str]:
 def _block(atoms: list[str], counts: list[int], items: list[dict[str, str]], path: str | Path, what: str) -> Block:
     words = [line.split(None, 4)[:4] for line in atoms]
     try:
-        z = np.array([ATOMIC_NUMBERS[word[3]] for word in words])
+        z = np.array([atomic_number(word[3]) for word in words])
         pos = np.array(list(map(float, chain.from_iterable(word[:3] for word in words)))).reshape(-1, 3)
     except (KeyError, IndexError, ValueError):  # columns of ten run into each other, or a line is wrong
         z, pos = _by_columns(atoms, path, what)
@@ -92,7 +92,7 @@ def _by_columns(atoms: list[str], path: str | Path, what: str) -> tuple[np.ndarr
     for line in atoms:
         try:
             pos.append([float(line[i : i + 10]) for i in (0, 10, 20)])
-            z.append(ATOMIC_NUMBERS[line[31:34].strip()])
+            z.append(atomic_number(line[31:34].strip()))
         except (KeyError, ValueError) as error:
             raise DataError(f"{what}: {path}: {line.rstrip()!r} is not a position and an element.") from error
     return np.array(z), np.array(pos)
