@@ -70,7 +70,9 @@ def record(command: list[str]) -> bytes:
 def terminal_svg(transcript: str, title: str) -> str:
     """What a terminal shows at the end, as a picture without a font of its own."""
     lines = [re.split(r"\x1b\[2K|\r", line.rstrip("\r"))[-1] for line in transcript.split("\n")]  # redrawn bars
-    lines = [line for line in lines if not re.match(r"epoch \d+.*━", line)]  # the last bar, erased by the line after it
+    lines = [
+        line for line in lines if not re.match(r"epoch \d+.*━|loss \S+  ", line)
+    ]  # the last bar, erased afterwards
     lines = [re.sub(r"\x1b\[\?25[hl]|\x1b\[\d*A", "", line) for line in lines]
     epochs = [i for i, line in enumerate(lines) if re.match(r"(\x1b\[1m)? +\d+ ", line)]
     dropped = set(epochs[FIRST_EPOCHS:-LAST_EPOCHS])
