@@ -18,6 +18,7 @@ from torchmdnet.neighbors import (
     pairs_within,
     pull_back,
 )
+from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import (
     AtomicNumbers,
     Boxes,
@@ -38,6 +39,7 @@ __all__ = [
     "as_boxes",
     "bare_graph",
     "build_graph",
+    "count_systems",
     "edges_within",
     "forces_of",
     "graph_of_edges",
@@ -128,6 +130,26 @@ def as_boxes(box: Tensor | None, num_systems: int, dtype: torch.dtype, device: t
             f"{num_systems} systems. Pass (3, 3) to share one box, or ({num_systems}, 3, 3)."
         )
     return box.to(device=device, dtype=dtype)
+
+
+def count_systems(
+    batch: SystemIndex, box: Boxes | None = None, q: SystemScalars | None = None, s: SystemScalars | None = None
+) -> int:
+    """Number of systems S of a batch.
+
+    Where tensors have no values (:func:`torchmdnet.tracing.is_abstract`) it is the length of what has one row for each
+    system, if that was given.
+    """
+    if not is_abstract():
+        return int(batch.max()) + 1 if batch.numel() else 0
+    for value in (q, s):
+        if value is not None:
+            return value.numel()
+    if box is not None and box.dim() == 3 and box.shape[0] != 1:
+        return box.shape[0]
+    last = batch.max().item()
+    torch._check(last >= 0)
+    return last + 1
 
 
 class Edges(NamedTuple):
@@ -222,7 +244,7 @@ def build_graph(
     else:
         batch = batch.long()
     if num_systems is None:
-        num_systems = int(batch.max()) + 1 if num_atoms else 0
+        num_systems = count_systems(batch, box, q, s)
     box = as_boxes(box, num_systems, pos.dtype, pos.device)
     edges = edges_within(
         pos,
@@ -303,7 +325,7 @@ def graph_of_edges(
         extra=extra,
         num_systems=1 if batch is None and num_systems is None else num_systems,
     )
-    if device.type == "cpu" and edge_index.numel() and not torch.compiler.is_compiling():
+    if not is_abstract() and device.type == "cpu" and edge_index.numel():
         if int(edge_index.min()) < 0 or int(edge_index.max()) >= num_atoms:
             found = int(edge_index.max()) if int(edge_index.min()) >= 0 else int(edge_index.min())
             raise ValueError(f"edge_index names atom {found}, but z holds {num_atoms} atoms, 0 to {num_atoms - 1}.")
@@ -341,7 +363,7 @@ def bare_graph(
 ) -> Graph:
     """A graph without edges, for parts that only look at atoms or search neighbours of their own."""
     if num_systems is None:
-        num_systems = int(batch.max()) + 1 if batch.numel() else 0
+        num_systems = count_systems(batch, box)
     return Graph(
         z=z,
         pos=pos,

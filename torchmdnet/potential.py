@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, Inputs, as_boxes, bare_graph, forces_of, graph_of_edges, sum_to_systems
+from torchmdnet.errors import ConfigError
+from torchmdnet.graph import (
+    Graph,
+    Inputs,
+    as_boxes,
+    bare_graph,
+    count_systems,
+    forces_of,
+    graph_of_edges,
+    sum_to_systems,
+)
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.nn.modules import reset_all
@@ -18,6 +28,7 @@ from torchmdnet.ops.inference import outside_inference_mode
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.stacking import Stack, find_same_edges, moved_copies
+from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import AtomicNumbers, Boxes, EdgeIndex, EdgeVectors, Positions, SystemIndex, SystemScalars
 
 __all__ = [
@@ -156,6 +167,12 @@ class TorchMD_Net(nn.Module):
             self.representation_model, self.output_model, *(self.prior_model or ()), *self.property_heads.values()
         )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` reads; see :func:`torchmdnet.scripting.scriptable_potential`."""
+        from torchmdnet.scripting import scriptable_potential
+
+        return scriptable_potential(self)
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the parameters; positions and boxes are expected in it."""
@@ -233,6 +250,8 @@ class TorchMD_Net(nn.Module):
         if not (forces or virial):
             energy, values, atomic = self._values(inputs, properties=properties, by_atom=by_atom)
             return Evaluation(energy, None, None, values, atomic)
+        if is_abstract():
+            return self._evaluate_abstractly(inputs, forces=forces, virial=virial, properties=properties)
         found = self._evaluate_directly(inputs, virial=virial, properties=properties, by_atom=by_atom)
         if found is not None:
             return found if forces else found._replace(forces=None)
@@ -256,6 +275,40 @@ class TorchMD_Net(nn.Module):
             (slopes[-1] + slopes[-1].mT) / 2 if virial else None,
             values,
             None if atomic is None else atomic.detach(),
+        )
+
+    def _evaluate_abstractly(self, inputs: Inputs, *, forces: bool, virial: bool, properties: bool) -> Evaluation:
+        """:meth:`evaluate` under ``torch.compile`` and ``torch.export``, which follow this form of differentiation."""
+        if torch.compiler.is_exporting():
+            raise ConfigError(
+                "torch.export does not follow derivatives inside a model. Export it with derivative=False and "
+                "differentiate the energies that the program returns, or write a package with forces: torchmd-net export."
+            )
+        box = self._box(inputs.box)
+        num_systems = inputs.num_systems
+        if num_systems is None:
+            num_systems = 1 if inputs.batch is None else count_systems(inputs.batch, box, inputs.q, inputs.s)
+        inputs = inputs._replace(box=box, num_systems=num_systems)
+
+        def energy_of(pos: Tensor, strain: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+            place, lattice = (pos, box)
+            if virial:
+                place, lattice = deformed(pos, inputs.batch, box, strain)
+            energy, values, _ = self._values(
+                inputs._replace(pos=place, box=lattice), properties=properties, by_atom=False
+            )
+            return energy.sum(), (energy, values)
+
+        strain = inputs.pos.new_zeros(num_systems, 3, 3)
+        (of_pos, of_strain), (energy, values) = torch.func.grad(energy_of, argnums=(0, 1), has_aux=True)(
+            inputs.pos, strain
+        )
+        return Evaluation(
+            energy,
+            -of_pos if forces else None,
+            (of_strain + of_strain.mT) / 2 if virial else None,
+            values,
+            None,
         )
 
     def _evaluate_directly(self, inputs: Inputs, *, virial: bool, properties: bool, by_atom: bool) -> Evaluation | None:
@@ -544,11 +597,17 @@ def strained(
     if num_systems is None:
         num_systems = 1 if batch is None else int(batch.max()) + 1 if batch.numel() else 0
     strain = pos.new_zeros(num_systems, 3, 3).requires_grad_()
+    return *deformed(pos, batch, box, strain), strain
+
+
+def deformed(
+    pos: Positions, batch: SystemIndex | None, box: Boxes | None, strain: Tensor
+) -> tuple[Positions, Boxes | None]:
+    """Positions and lattice vectors under a strain of each system, (S, 3, 3)."""
     deformation = torch.eye(3, dtype=pos.dtype, device=pos.device) + strain  # (S, 3, 3)
     of_atom = deformation.expand(pos.shape[0], 3, 3) if batch is None else deformation.index_select(0, batch.long())
-    box = as_boxes(box, num_systems, pos.dtype, pos.device)
-    box = None if box is None else box @ deformation
-    return torch.einsum("nk,nkl->nl", pos, of_atom), box, strain
+    box = as_boxes(box, strain.shape[0], pos.dtype, pos.device)
+    return torch.einsum("nk,nkl->nl", pos, of_atom), None if box is None else box @ deformation
 
 
 def stress_of(virial: Tensor, box: Boxes | None) -> Tensor:
@@ -559,7 +618,7 @@ def stress_of(virial: Tensor, box: Boxes | None) -> Tensor:
     """
     volume = virial.new_zeros(1) if box is None else torch.linalg.det(box.to(virial.dtype)).abs().reshape(-1)
     has_volume = (volume > 0).expand(virial.shape[0])[:, None, None]  # (S, 1, 1)
-    if not torch.compiler.is_compiling() and virial.shape[0] and not bool(has_volume.any()):
+    if not is_abstract() and virial.shape[0] and not bool(has_volume.any()):
         raise ValueError(
             "stress: no system of the batch has three lattice vectors, so there is no volume to refer to. Pass box, or "
             "ask without stress."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from torchmdnet.errors import ConfigError
-from torchmdnet.ops.kernels.tracing import recording
+from torchmdnet.tracing import recording
 
 __all__ = ["Recorded", "needs_compiler", "record"]
 

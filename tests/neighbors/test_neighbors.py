@@ -15,6 +15,7 @@ from torchmdnet.neighbors.brute import all_pairs
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.lattice import lattice_of
 from torchmdnet.neighbors.search import pairs_of_images
+from torchmdnet.neighbors.traceable import traceable_pairs
 
 CUTOFF = 3.3
 CELLS = {
@@ -34,7 +35,14 @@ def loop_over_images(pos, batch, lattice, num_systems, cutoff):
     return pairs_of_images(pos, batch, lattice.cell.masked_fill(lattice.is_open[:, :, None], 0.0), cutoff)
 
 
-SEARCHES = [all_pairs, vesin_pairs, loop_over_images]
+def tensor_operations(pos, batch, lattice, num_systems, cutoff):
+    if lattice is None:
+        return traceable_pairs(pos, batch, torch.zeros(1, 3, 3), num_systems, cutoff)
+    cell = lattice.cell.masked_fill(lattice.is_open[:, :, None], 0.0)
+    return traceable_pairs(pos, batch, cell, num_systems, cutoff)
+
+
+SEARCHES = [all_pairs, vesin_pairs, loop_over_images, tensor_operations]
 
 
 def pairs_of_ase(pos: np.ndarray, cell: np.ndarray) -> Counter:

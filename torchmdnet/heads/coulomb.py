@@ -16,9 +16,14 @@ from torchmdnet.models.base import Features
 from torchmdnet.neighbors import pairs_within
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.ops.norms import length
+from torchmdnet.tracing import is_abstract
 
 __all__ = ["ScalarPlusWeightedCoulomb", "short_range_damping"]
 
+NEEDS_CUTOFF = (
+    "The Coulomb energy of all pairs cannot be used with a box. Set coulomb_cutoff, in Å; an existing model can be "
+    "loaded with load_model(path, coulomb_cutoff=10.0)."
+)
 #: Half of e²/(4πε₀) in eV Å: each of the two atoms of a pair is given its energy.
 HALF_COULOMB = 0.5 * 27.211386024367243 * 0.5291772105638411
 #: Electrostatics fades in up to here, in Å.
@@ -148,11 +153,10 @@ class ScalarPlusWeightedCoulomb(Scalar):
             options = {"cutoff_upper": self.distance.cutoff_upper, "search": graph.search}
             pairs = edges_within(graph.pos, graph.batch, box, graph.num_systems, **options).pairs
             return pairs.atoms[0], pairs.atoms[1], pairs.dist
-        if graph.box is not None and bool(graph.box.any()):
-            raise ValueError(
-                "The Coulomb energy of all pairs cannot be used with a box. Set coulomb_cutoff, in Å; an existing "
-                "model can be loaded with load_model(path, coulomb_cutoff=10.0)."
-            )
+        if graph.box is not None and is_abstract():
+            torch._assert_async(~graph.box.any(), NEEDS_CUTOFF)
+        elif graph.box is not None and bool(graph.box.any()):
+            raise ValueError(NEEDS_CUTOFF)
         search = graph.search or pairs_within
         i, j, _ = search(graph.pos.detach(), graph.batch, None, graph.num_systems, math.inf)
         return i, j, length(graph.pos.index_select(0, i) - graph.pos.index_select(0, j))

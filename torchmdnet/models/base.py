@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from torchmdnet.elements import SYMBOLS
@@ -15,6 +14,7 @@ from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.filters import MODES, RadialEngine
 from torchmdnet.nn.system_embedding import SystemEmbedding
+from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import (
     AtomFeatures,
     AtomicNumbers,
@@ -179,7 +179,7 @@ class Representation(nn.Module):
 
     def check_elements(self, z: AtomicNumbers) -> None:
         """Refuse atomic numbers without a row in the embedding (on CPU, where looking costs nothing)."""
-        if z.device.type != "cpu" or z.numel() == 0 or torch.compiler.is_compiling():
+        if is_abstract() or z.device.type != "cpu" or z.numel() == 0:
             return
         for number in (int(z.min()), int(z.max())):
             if not 0 <= number < self.max_z:

@@ -9,6 +9,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
 
 __all__ = ["AtomFilter", "BaseWrapper"]
@@ -131,7 +132,9 @@ class AtomFilter(BaseWrapper):
         kept = is_kept.nonzero()[:, 0]
         before = torch.bincount(graph.batch, minlength=graph.num_systems)
         after = torch.bincount(graph.batch[kept], minlength=graph.num_systems)
-        if bool(((before > 0) & (after == 0)).any()):
+        if is_abstract():
+            torch._assert_async(~((before > 0) & (after == 0)).any(), "atom_filter leaves no atom of a system")
+        elif bool(((before > 0) & (after == 0)).any()):
             system = int(((before > 0) & (after == 0)).nonzero()[0, 0])
             raise ValueError(
                 f"atom_filter={self.remove_threshold} leaves no atom of system {system}. Set it below the atomic "

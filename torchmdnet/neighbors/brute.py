@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchmdnet.neighbors.lattice import Lattice
 
-__all__ = ["all_pairs", "count_candidates"]
+__all__ = ["all_pairs", "count_candidates", "is_upper", "unravel"]
 
 
 def count_candidates(batch: Tensor, lattice: Lattice | None, num_systems: int) -> int:
@@ -46,21 +46,21 @@ def all_pairs(
     wrapped = pos.double() - torch.einsum("nk,nkl->nl", home, lattice.cell[batch])
 
     j = order[first[system] + torch.div(within, images[system], rounding_mode="floor")]
-    shift = (_unravel(within % images[system], 2 * lattice.reach[system] + 1) - lattice.reach[system]).double()
+    shift = (unravel(within % images[system], 2 * lattice.reach[system] + 1) - lattice.reach[system]).double()
     vec = wrapped[i] - wrapped[j] + torch.einsum("ek,ekl->el", shift, lattice.cell[system])
     near = vec.square().sum(-1) < cutoff * cutoff
-    near &= (i < j) | ((i == j) & _is_upper(shift))
+    near &= (i < j) | ((i == j) & is_upper(shift))
     i, j = i[near], j[near]
     return i, j, (shift[near] - home[i] + home[j]).to(pos.dtype)
 
 
-def _is_upper(shift: Tensor) -> Tensor:
+def is_upper(shift: Tensor) -> Tensor:
     """One of each two opposite lattice vectors, not zero: (E, 3) -> (E,) bool."""
     x, y, z = shift.unbind(dim=1)
     return (x > 0) | ((x == 0) & (y > 0)) | ((x == 0) & (y == 0) & (z > 0))
 
 
-def _unravel(index: Tensor, span: Tensor) -> Tensor:
+def unravel(index: Tensor, span: Tensor) -> Tensor:
     """Coordinates of flat indices in boxes of different extents: (E,), (E, 3) -> (E, 3)."""
     rest, z = torch.div(index, span[:, 2], rounding_mode="floor"), index % span[:, 2]
     x, y = torch.div(rest, span[:, 1], rounding_mode="floor"), rest % span[:, 1]

@@ -1,16 +1,16 @@
 """The neighbour list as a module, with its established arguments."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import as_boxes, edges_within
+from torchmdnet.graph import as_boxes, count_systems, edges_within
+from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import Boxes, EdgeIndex, EdgeScalars, EdgeVectors, Positions, SystemIndex
 
 __all__ = ["OptimizedDistance"]
 
 STRATEGIES = ("brute", "cell")
+TOO_MANY = "Found num_pairs > max_num_pairs, please increase max_num_pairs"
 
 
 class OptimizedDistance(nn.Module):
@@ -70,7 +70,9 @@ class OptimizedDistance(nn.Module):
     def stored_box(self) -> Tensor | None:
         """The box given at construction or read from a checkpoint; None when it is all zeros."""
         box = self.box
-        if torch.compiler.is_compiling() or box.is_inference():
+        if is_abstract():
+            return box  # zero rows are open directions
+        if box.is_inference():
             return box if bool(box.any()) else None
         seen, version, is_box = self._looked_at
         if seen is not box or version != box._version:  # looking waits for the device
@@ -102,33 +104,70 @@ class OptimizedDistance(nn.Module):
             )
         num_atoms = pos.shape[0]
         batch = torch.zeros(num_atoms, dtype=torch.long, device=pos.device) if batch is None else batch.long()
-        num_systems = int(batch.max()) + 1 if num_atoms else 0
-        boxes = as_boxes(self.stored_box if box is None else box, num_systems, pos.dtype, pos.device)
+        box = self.stored_box if box is None else box
+        num_systems = count_systems(batch, box)
+        edge_index, vec, dist = self.edges(pos, batch, as_boxes(box, num_systems, pos.dtype, pos.device), num_systems)
+        capacity = self.max_num_pairs if self.max_num_pairs > 0 else -self.max_num_pairs * num_atoms
+        found = edge_index.shape[1]
+        if is_abstract():
+            torch._check(found <= capacity, lambda: TOO_MANY)
+        elif found > capacity:
+            raise RuntimeError(
+                f"{TOO_MANY}: {found} pairs within {self.cutoff_upper} Å, room for {capacity} "
+                f"(max_num_pairs={self.max_num_pairs})."
+            )
+        if not self.resize_to_fit:
+            edge_index, vec, dist = padded(edge_index, vec, dist, capacity)
+        return edge_index, dist, vec if self.return_vecs else None
+
+    def edges(
+        self, pos: Positions, batch: SystemIndex, box: Boxes | None, num_systems: int
+    ) -> tuple[EdgeIndex, EdgeVectors, EdgeScalars]:
+        """All pairs, whatever the capacity: ``edge_index`` (2, E), vectors (E, 3) and distances (E,).
+
+        Args:
+            pos: Positions in Å, (N, 3).
+            batch: System of each atom, (N,) int64.
+            box: Lattice vectors, (1, 3, 3) or (S, 3, 3) Å, or None.
+            num_systems: Number of systems S.
+
+        Raises:
+            ValueError: If the shape of ``batch`` does not fit.
+        """
+        if batch.shape != pos.shape[:1]:
+            raise ValueError(
+                f"batch has shape {tuple(batch.shape)} but pos holds {pos.shape[0]} atoms. Pass ({pos.shape[0]},)."
+            )
         edge_index, vec, dist, _ = edges_within(
             pos,
             batch,
-            boxes,
+            box,
             num_systems,
             cutoff_upper=self.cutoff_upper,
             cutoff_lower=self.cutoff_lower,
             loop=self.loop,
         )
-        if not self.include_transpose:
-            once = _each_pair_once(edge_index, vec, dist)
-            edge_index, vec, dist = edge_index[:, once], vec[once], dist[once]
-        capacity = self.max_num_pairs if self.max_num_pairs > 0 else -self.max_num_pairs * num_atoms
-        found = edge_index.shape[1]
-        if found > capacity:
-            raise RuntimeError(
-                "Found num_pairs > max_num_pairs, please increase max_num_pairs: "
-                f"{found} pairs within {self.cutoff_upper} Å, room for {capacity} (max_num_pairs={self.max_num_pairs})."
-            )
-        if not self.resize_to_fit:
-            spare = capacity - found
-            edge_index = torch.nn.functional.pad(edge_index, (0, spare), value=-1)
-            vec = torch.nn.functional.pad(vec, (0, 0, 0, spare))
-            dist = torch.nn.functional.pad(dist, (0, spare))
-        return edge_index, dist, vec if self.return_vecs else None
+        if self.include_transpose:
+            return edge_index, vec, dist
+        once = _each_pair_once(edge_index, vec, dist)
+        return edge_index[:, once], vec[once], dist[once]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` reads; see :func:`torchmdnet.scripting.scriptable_distance`."""
+        from torchmdnet.scripting import scriptable_distance
+
+        return scriptable_distance(self)
+
+
+def padded(edge_index: Tensor, vec: Tensor, dist: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Arrays of the length of the capacity, filled up with index -1, vector 0 and distance 0. TorchScript reads it."""
+    every = torch.arange(edge_index.shape[1], device=edge_index.device)
+    index = torch.full((2, capacity), -1, dtype=edge_index.dtype, device=edge_index.device)
+    return (
+        index.index_copy(1, every, edge_index),
+        torch.zeros((capacity, 3), dtype=vec.dtype, device=vec.device).index_copy(0, every, vec),
+        torch.zeros((capacity,), dtype=dist.dtype, device=dist.device).index_copy(0, every, dist),
+    )
 
 
 def _each_pair_once(edge_index: EdgeIndex, vec: EdgeVectors, dist: EdgeScalars) -> Tensor:

@@ -14,7 +14,9 @@ from torchmdnet.neighbors.brute import all_pairs, count_candidates
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.cells import without_transforms as _array
 from torchmdnet.neighbors.lattice import lattice_of
+from torchmdnet.neighbors.traceable import traceable_pairs
 from torchmdnet.neighbors.vectors import has_loops
+from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["Search", "by_receiver", "edges_of_pairs", "pairs_within"]
@@ -70,6 +72,9 @@ def pairs_within(
         i, j, shifts = pairs_within(pos, batch, box, num_systems, cutoff)
         far = _distances(pos, batch, box, num_systems, i, j, shifts) >= lower
         return i[far], j[far], None if shifts is None else shifts[far]
+    if is_abstract():
+        i, j, shifts = traceable_pairs(pos, batch, pos.new_zeros(1, 3, 3) if box is None else box, num_systems, cutoff)
+        return i, j, None if box is None else shifts
     if box is not None and not bool(box.any()):
         box = None
     if pos.shape[0] == 0:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchmdnet.tracing import is_abstract
+
 __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measured_edges", "pull_back"]
 
 
 def has_loops(x: Tensor) -> bool:
     """Whether compiled loops take this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them off."""
-    is_plain = bool(os.environ.get("TORCHMDNET_PLAIN_OPS")) or torch.compiler.is_compiling()
+    is_plain = bool(os.environ.get("TORCHMDNET_PLAIN_OPS")) or is_abstract()
     return x.device.type == "cpu" and not is_plain
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,8 +16,8 @@ from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
-from torchmdnet.ops.kernels.tracing import is_recording
 from torchmdnet.ops.messages import RadialFilter, RadialPoints
+from torchmdnet.tracing import is_recording
 from torchmdnet.typing import PairFeatures, PairScalars
 
 __all__ = ["MODES", "Radial", "RadialEngine", "RadialFunction", "RadialMode", "Tables"]
@@ -76,31 +75,46 @@ class Radial:
         tables: Tables | None = None,
     ) -> None:
         self.dist, self.basis, self.fade, self.spline, self.tables = dist, basis, fade, spline, tables
+        self._envelope: Tensor | None = None
+        self._rows: Tensor | None = None
+        self._bare: RadialPoints | None = None
+        self._points: RadialPoints | None = None
 
-    @cached_property
+    # torch.compile cannot follow functools.cached_property: it takes a lock
+
+    @property
     def envelope(self) -> PairScalars:
         """What fades at the cutoff, of each pair, (P,)."""
-        return self.fade(self.dist)
+        if self._envelope is None:
+            self._envelope = self.fade(self.dist)
+        return self._envelope
 
-    @cached_property
+    @property
     def rows(self) -> PairFeatures:
         """Radial basis where functions are evaluated: for each pair, (P, K), or at the nodes of the grid."""
-        if self.spline is None:
-            return self.basis(self.dist)
-        return self.basis.continued(self.spline.nodes(self.dist.dtype, self.dist.device))  # type: ignore[operator]
+        if self._rows is None:
+            nodes = None if self.spline is None else self.spline.nodes(self.dist.dtype, self.dist.device)
+            self._rows = self.basis(self.dist) if nodes is None else self.basis.continued(nodes)  # type: ignore[operator]
+        assert self._rows is not None
+        return self._rows
 
-    @cached_property
+    @property
     def bare(self) -> RadialPoints:
         """Where each pair reads."""
-        if self.spline is not None:
-            return self.spline.locate(self.dist)
-        every = torch.arange(self.dist.shape[0], device=self.dist.device)
-        return RadialPoints(torch.ones_like(self.dist)[:, None], every)
+        if self._bare is None:
+            if self.spline is not None:
+                self._bare = self.spline.locate(self.dist)
+            else:
+                every = torch.arange(self.dist.shape[0], device=self.dist.device)
+                self._bare = RadialPoints(torch.ones_like(self.dist)[:, None], every)
+        return self._bare
 
-    @cached_property
+    @property
     def points(self) -> RadialPoints:
         """Where each pair reads what fades at the cutoff."""
-        return RadialPoints(self.envelope[:, None] * self.bare.coef, self.bare.cell)
+        if self._points is None:
+            self._points = RadialPoints(self.envelope[:, None] * self.bare.coef, self.bare.cell)
+        return self._points
 
     def __call__(self, function: RadialFunction) -> RadialFilter:
         """Weights of all pairs through one function, (P, L, F) once read; the envelope is included if it fades."""

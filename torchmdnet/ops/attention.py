@@ -31,8 +31,8 @@ from torchmdnet.ops.kernels.attending import (
     is_fused,
 )
 from torchmdnet.ops.kernels.forms import Stage
-from torchmdnet.ops.kernels.tracing import is_recording
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, RadialPoints, embed_edges, gather_weight_sum
+from torchmdnet.tracing import is_recording
 from torchmdnet.typing import AtomFeatures, AtomTensors, EdgeVectors, PairScalars
 
 __all__ = ["attend", "attend_plain"]

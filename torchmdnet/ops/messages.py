@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torchmdnet.graph import Graph, Pairs
 from torchmdnet.ops import kernels
-from torchmdnet.ops.kernels.tracing import is_recording
+from torchmdnet.tracing import is_recording
 from torchmdnet.typing import AtomComponents, EdgeIndex
 
 __all__ = [

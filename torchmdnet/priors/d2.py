@@ -14,6 +14,7 @@ from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import find_pairs, sum_pairs
 from torchmdnet.priors.scales import elements_of_types, joules_per_energy, metres_per_length
+from torchmdnet.tracing import is_abstract
 
 __all__ = ["D2"]
 
@@ -117,7 +118,7 @@ class D2(BasePrior):
 
 def _check(Z: Tensor) -> None:
     """Refuse elements the tables do not cover (on CPU, where looking costs nothing)."""
-    if Z.device.type != "cpu" or Z.numel() == 0 or torch.compiler.is_compiling():
+    if is_abstract() or Z.device.type != "cpu" or Z.numel() == 0:
         return
     for number in (int(Z.min()), int(Z.max())):
         if not 1 <= number <= _LAST:

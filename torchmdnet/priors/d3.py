@@ -18,6 +18,7 @@ from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import ImagePairs, find_pairs
 from torchmdnet.priors.scales import JOULES_PER_EV, elements_of_types, joules_per_energy, metres_per_length
+from torchmdnet.tracing import is_abstract
 from torchmdnet.units import energy_factor, length_factor
 
 __all__ = ["D3"]
@@ -345,7 +346,7 @@ def _forgetful(function: Any, *args: Any) -> Any:
 
 def _check(Z: Tensor, tables: _Tables) -> None:
     """Refuse elements the tables do not cover (on CPU, where looking costs nothing)."""
-    if Z.device.type != "cpu" or Z.numel() == 0 or torch.compiler.is_compiling():
+    if is_abstract() or Z.device.type != "cpu" or Z.numel() == 0:
         return
     last = tables.reference.cn.shape[0] - 1
     for number in (int(Z.min()), int(Z.max())):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchmdnet.ops.kernels.tracing import is_recording
+from torchmdnet.tracing import is_recording
 
 __all__ = ["TWINS", "Form", "Stage", "needed"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import TWINS, Form, Stage
-from torchmdnet.ops.kernels.tracing import is_recording, records_operators
 from torchmdnet.ops.kernels.work import WORTH_THREADS, lanes_of
+from torchmdnet.tracing import is_traced, records_operators
 
 __all__ = [
     "EMBEDDING",
@@ -87,12 +87,6 @@ def _fits_loops(x: Tensor, *channels: int) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and min(channels) >= lanes_of(x.element_size())
     )
-
-
-def is_traced() -> bool:
-    """Whether the call is being recorded or transformed, so that nothing may be decided from values."""
-    transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return is_recording() or torch.compiler.is_compiling() or transforms is not None
 
 
 @functools.cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["is_recording", "recording", "records_operators"]
+import torch
+
+__all__ = ["is_abstract", "is_recording", "is_traced", "recording", "records_operators"]
 
 _is_recording = _records_operators = False
 
@@ -35,3 +37,14 @@ def is_recording() -> bool:
 def records_operators() -> bool:
     """Whether operators with compiled twins are named in the recording."""
     return _records_operators
+
+
+def is_abstract() -> bool:
+    """Whether tensors have no values: the call is being recorded, compiled or exported, for any numbers and sizes."""
+    return is_recording() or torch.compiler.is_compiling()
+
+
+def is_traced() -> bool:
+    """Whether the call is abstract or a transform of torch.func, so that definitions run, not their compiled twins."""
+    transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return is_abstract() or transforms is not None

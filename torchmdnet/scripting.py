@@ -1,0 +1,229 @@
+"""TorchScript of potentials and of the neighbour list, in operations that every PyTorch has.
+
+``torch.jit.script`` asks a module for a form that it can read. The one given here is not written by hand: it is
+recorded from the module itself, :func:`torchmdnet.recording.record`, so it is the same arithmetic and holds for any
+number of atoms, edges and systems. What surrounds it, optional arguments and the differentiation, is written in the
+language of TorchScript. The weights are those of the module, under their names.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from torchmdnet.errors import ConfigError
+from torchmdnet.graph import Inputs
+from torchmdnet.neighbors.distance import OptimizedDistance, padded
+from torchmdnet.potential import TorchMD_Net
+from torchmdnet.recording import Recorded, record
+
+__all__ = ["ScriptableDistance", "ScriptablePotential", "scriptable_distance", "scriptable_potential"]
+
+
+class ScriptablePotential(nn.Module):
+    """A potential as TorchScript reads it; called as :class:`torchmdnet.potential.TorchMD_Net`."""
+
+    mean: Tensor
+    default_box: Tensor
+
+    def energy(self, z: Tensor, pos: Tensor, batch: Tensor, box: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        """The recorded function, (S, 1)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        box: Tensor | None = None,
+        q: Tensor | None = None,
+        s: Tensor | None = None,
+        extra_args: dict[str, Tensor] | None = None,
+        num_systems: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Energies (S, 1), and forces (N, 3) or with ``derivative=False`` an empty tensor."""
+        system, count = systems_of(z, batch, num_systems)
+        if self.derivative and not pos.requires_grad:
+            pos = pos.detach().requires_grad_(True)
+        boxes = boxes_of(self.default_box if box is None else box, count, pos)
+        energy = self.energy(z.long(), pos, system, boxes, numbers_of(q, count, pos), numbers_of(s, count, pos))
+        if not self.derivative:
+            return energy, torch.empty(0, dtype=pos.dtype, device=pos.device)
+        slope = torch.autograd.grad(
+            [energy.sum()], [pos], retain_graph=self.training, create_graph=self.training, allow_unused=True
+        )[0]
+        return energy, torch.zeros_like(pos) if slope is None else -slope
+
+
+class ScriptableDistance(nn.Module):
+    """A neighbour list as TorchScript reads it; called as :class:`torchmdnet.neighbors.distance.OptimizedDistance`."""
+
+    box: Tensor
+
+    def edges(self, pos: Tensor, batch: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The recorded function: edges (2, E), vectors (E, 3) and distances (E,)."""
+        raise NotImplementedError
+
+    def forward(
+        self, pos: Tensor, batch: Tensor | None = None, box: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Pairs (2, E), distances (E,) and, if they were asked for, vectors (E, 3)."""
+        system, count = systems_of(pos[:, 0], batch, None)
+        boxes = boxes_of(self.box if box is None else box, count, pos)
+        edge_index, wide_vec, wide_dist = self.edges(pos.double(), system, boxes.double())
+        vec, dist = wide_vec.to(pos.dtype), wide_dist.to(pos.dtype)
+        capacity = self.max_num_pairs if self.max_num_pairs > 0 else -self.max_num_pairs * pos.size(0)
+        found = edge_index.size(1)
+        if found > capacity:
+            raise RuntimeError(
+                "Found num_pairs > max_num_pairs, please increase max_num_pairs: "
+                f"{found} pairs within {self.cutoff_upper} Å, room for {capacity}."
+            )
+        if not self.resize_to_fit:
+            edge_index, vec, dist = padded(edge_index, vec, dist, capacity)
+        return edge_index, dist, vec if self.return_vecs else None
+
+
+def systems_of(atoms: Tensor, batch: Tensor | None, num_systems: int | None) -> tuple[Tensor, int]:
+    """The system of each atom and the number of systems."""
+    if batch is None:
+        system = torch.zeros(atoms.size(0), dtype=torch.long, device=atoms.device)
+        return system, 1 if num_systems is None else num_systems
+    if num_systems is not None:
+        return batch.long(), num_systems
+    return batch.long(), int(batch.max()) + 1 if batch.numel() > 0 else 0
+
+
+def boxes_of(box: Tensor, num_systems: int, pos: Tensor) -> Tensor:
+    """One box for each system, (S, 3, 3)."""
+    box = box.to(device=pos.device, dtype=pos.dtype)
+    if box.dim() == 2:
+        box = box[None]
+    if box.dim() != 3 or box.size(1) != 3 or box.size(2) != 3 or (box.size(0) != 1 and box.size(0) != num_systems):
+        raise RuntimeError(
+            f'Expected "box_vectors" to have shape (n_batch, 3, 3): box has shape {box.size()} but batch holds '
+            f"{num_systems} systems. Pass (3, 3) to share one box, or ({num_systems}, 3, 3)."
+        )
+    return box.expand(num_systems, 3, 3)
+
+
+def numbers_of(value: Tensor | None, num_systems: int, pos: Tensor) -> Tensor:
+    """One number for each system, (S,); zeros if none are given."""
+    if value is None:
+        return torch.zeros(num_systems, dtype=pos.dtype, device=pos.device)
+    if value.numel() != num_systems:
+        raise RuntimeError(f"q or s has shape {value.size()} but batch holds {num_systems} systems. Pass one of each.")
+    return value.reshape(num_systems).to(device=pos.device, dtype=pos.dtype)
+
+
+def scriptable_potential(model: TorchMD_Net) -> nn.Module:
+    """What ``torch.jit.script`` is given in place of a :class:`torchmdnet.potential.TorchMD_Net`.
+
+    Raises:
+        ConfigError: If a part decides something from values, so that it cannot be recorded.
+    """
+
+    def energy(z: Tensor, pos: Tensor, batch: Tensor, box: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        inputs = Inputs(z, pos, batch, box, q, s, None, box.shape[0])
+        with torch.enable_grad():
+            return model._system_energy(*model._features(inputs))
+
+    examples = _examples(model.mean.device, model.dtype)
+    module = ScriptablePotential()
+    _mirror(model, module)
+    module.derivative = bool(model.derivative)
+    box = getattr(getattr(model.representation_model, "distance", None), "box", None)
+    module.register_buffer("default_box", model.mean.new_zeros(3, 3) if box is None else box, persistent=False)
+    try:
+        recorded = record(energy, examples)
+    except (RuntimeError, TypeError, ValueError) as error:
+        parts = [model.representation_model, model.output_model, *(model.prior_model or ())]
+        names = ", ".join(type(part).__name__ for part in parts)
+        raise ConfigError(
+            f"torch.jit.script: a part of this model ({names}) decides something from values or sizes and cannot be "
+            "recorded; of the priors, D3 and Coulomb do. Leave it out, or use the model from Python."
+        ) from error
+    return _with_method(module, "energy", recorded).train(model.training)
+
+
+def scriptable_distance(module: OptimizedDistance) -> nn.Module:
+    """What ``torch.jit.script`` is given in place of an :class:`~torchmdnet.neighbors.distance.OptimizedDistance`."""
+
+    def edges(pos: Tensor, batch: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return module.edges(pos, batch, box, box.shape[0])
+
+    _, pos, batch, box, *_ = _examples(module.box.device, torch.float64)
+    scriptable = ScriptableDistance()
+    _mirror(module, scriptable)
+    for option in ("cutoff_upper", "max_num_pairs", "resize_to_fit", "return_vecs"):
+        setattr(scriptable, option, getattr(module, option))
+    return _with_method(scriptable, "edges", record(edges, [pos, batch, box])).train(module.training)
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[Recorded]:
+    """Examples of z, pos, batch, box, q and s: a few atoms in three systems."""
+    num_atoms, num_systems, options = 11, 3, {"device": device, "dtype": dtype}
+    batch = torch.arange(num_atoms, device=device) * num_systems // num_atoms
+    of_atoms, of_systems = {0: "atoms"}, {0: "systems"}
+    return [
+        Recorded(torch.ones_like(batch), of_atoms),
+        Recorded(torch.zeros(num_atoms, 3, **options), of_atoms),
+        Recorded(batch, of_atoms),
+        Recorded(torch.zeros(num_systems, 3, 3, **options), of_systems),
+        Recorded(torch.zeros(num_systems, **options), of_systems),
+        Recorded(torch.zeros(num_systems, **options), of_systems),
+    ]
+
+
+def _mirror(source: nn.Module, target: nn.Module) -> None:
+    """Hold the parameters and buffers of another module under the same names."""
+    for name, parameter in source._parameters.items():
+        target.register_parameter(name, parameter)
+    for name, buffer in source._buffers.items():
+        target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
+    for name, child in source._modules.items():
+        if child is not None:
+            target.add_module(name, nn.Module())
+            _mirror(child, target._modules[name])  # type: ignore[arg-type]
+
+
+#: Operations on sizes, by their names in a recording.
+_SIZES = {"sym_size": torch.ops.aten.size, "sym_numel": torch.ops.aten.numel, "sym_stride": torch.ops.aten.stride}
+
+
+def _with_method(module: nn.Module, name: str, recorded: fx.GraphModule) -> nn.Module:
+    """The module with a recording as a method, in the language of TorchScript; other constants become buffers."""
+    graph = recorded.graph
+    names = {id(x): name for name, x in (*module.named_parameters(), *module.named_buffers())}
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        device = graph.call_function(getattr, (inputs[0], "device"))
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            tensor = operator.attrgetter(node.target)(recorded)
+            if id(tensor) not in names:
+                names[id(tensor)] = f"constant{len(names)}"
+                module.register_buffer(names[id(tensor)], tensor, persistent=False)
+            node.target = names[id(tensor)]
+        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            packet = node.target.overloadpacket
+            node.target = _SIZES.get(packet.__name__, packet)
+            with graph.inserting_before(node):
+                node.args, node.kwargs = fx.node.map_aggregate(
+                    (node.args, node.kwargs), lambda value: _readable(value, graph, device)
+                )
+    method: Any = type(fx.GraphModule(module, graph)).forward
+    method.__name__ = name
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {name: method, "__module__": kind.__module__})
+    return module
+
+
+def _readable(value: Any, graph: fx.Graph, device: fx.Node) -> Any:
+    """An argument as TorchScript reads it."""
+    if isinstance(value, torch.device):
+        return device
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return graph.call_function(float, (str(value),))
+    return value
