@@ -282,7 +282,7 @@ class TorchMD_Net(nn.Module):
         if torch.compiler.is_exporting():
             raise ConfigError(
                 "torch.export does not follow derivatives inside a model. Export it with derivative=False and "
-                "differentiate the energies that the program returns, or write a package with forces: torchmd-net export."
+                "differentiate the energies of the program, or write a package with forces: torchmd-net export."
             )
         box = self._box(inputs.box)
         num_systems = inputs.num_systems

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
@@ -24,8 +25,8 @@ __all__ = ["ScriptableDistance", "ScriptablePotential", "scriptable_distance", "
 class ScriptablePotential(nn.Module):
     """A potential as TorchScript reads it; called as :class:`torchmdnet.potential.TorchMD_Net`."""
 
-    mean: Tensor
     default_box: Tensor
+    derivative: bool
 
     def energy(self, z: Tensor, pos: Tensor, batch: Tensor, box: Tensor, q: Tensor, s: Tensor) -> Tensor:
         """The recorded function, (S, 1)."""
@@ -60,6 +61,10 @@ class ScriptableDistance(nn.Module):
     """A neighbour list as TorchScript reads it; called as :class:`torchmdnet.neighbors.distance.OptimizedDistance`."""
 
     box: Tensor
+    cutoff_upper: float
+    max_num_pairs: int
+    return_vecs: bool
+    resize_to_fit: bool
 
     def edges(self, pos: Tensor, batch: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The recorded function: edges (2, E), vectors (E, 3) and distances (E,)."""
@@ -210,7 +215,7 @@ def _with_method(module: nn.Module, name: str, recorded: fx.GraphModule) -> nn.M
             packet = node.target.overloadpacket
             node.target = _SIZES.get(packet.__name__, packet)
             with graph.inserting_before(node):
-                node.args, node.kwargs = fx.node.map_aggregate(
+                node.args, node.kwargs = map_aggregate(
                     (node.args, node.kwargs), lambda value: _readable(value, graph, device)
                 )
     method: Any = type(fx.GraphModule(module, graph)).forward
