@@ -27,6 +27,7 @@ class ScriptablePotential(nn.Module):
 
     default_box: Tensor
     derivative: bool
+    needs_spin: bool
 
     def energy(self, z: Tensor, pos: Tensor, batch: Tensor, box: Tensor, q: Tensor, s: Tensor) -> Tensor:
         """The recorded function, (S, 1)."""
@@ -44,6 +45,8 @@ class ScriptablePotential(nn.Module):
         num_systems: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Energies (S, 1), and forces (N, 3) or with ``derivative=False`` an empty tensor."""
+        if self.needs_spin and s is None:
+            raise RuntimeError("s: this model was trained with the spin of each system. Pass one value per system.")
         system, count = systems_of(z, batch, num_systems)
         if self.derivative and not pos.requires_grad:
             pos = pos.detach().requires_grad_(True)
@@ -138,6 +141,8 @@ def scriptable_potential(model: TorchMD_Net) -> nn.Module:
     module = ScriptablePotential()
     _mirror(model, module)
     module.derivative = bool(model.derivative)
+    embedding = getattr(model.representation_model, "system_embedding", None)
+    module.needs_spin = embedding is not None and "spin" in embedding.quantities
     box = getattr(getattr(model.representation_model, "distance", None), "box", None)
     module.register_buffer("default_box", model.mean.new_zeros(3, 3) if box is None else box, persistent=False)
     try:
