@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ResultError", "SplitError", "did_you_mean"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "PeerError", "ResultError", "SplitError", "did_you_mean"]
 
 
 class ConfigError(ValueError):
@@ -26,6 +26,10 @@ class CheckpointError(ValueError):
 
 class ResultError(RuntimeError):
     """A file that a finished run promises and could not write; everything else of the run is in its folder."""
+
+
+class PeerError(RuntimeError):
+    """Another process of the same run is gone or no longer answers."""
 
 
 def did_you_mean(word: object, options: Iterable[str]) -> str:

@@ -1,7 +1,13 @@
 """Several processes on this machine, as one node each."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +17,7 @@ from toy_runs import finish, one_thread, rows, settings, start, train_toy  # noq
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.errors import ConfigError
 from torchmdnet.training import distributed
-from torchmdnet.training.distributed import choose_devices, rendezvous_seconds
+from torchmdnet.training.distributed import choose_world, rendezvous_seconds
 
 
 def _free_port():
@@ -130,7 +136,9 @@ def test_two_processes_share_labels_of_which_one_may_have_none(tmp_path):
     assert all("train_dipole_mse_loss" in row for row in rows(folder)[:2])
 
 
-@pytest.mark.parametrize(("rank", "role"), [(0, "waited for the other 1"), (1, "could not reach process 0")])
+@pytest.mark.parametrize(
+    ("rank", "role"), [(0, "waited for the other 1, but process 1 did not come"), (1, "could not reach process 0")]
+)
 def test_a_node_that_is_left_alone_gives_up_and_says_for_whom_it_waited(rank, role, tmp_path):
     settings(tmp_path / "run", num_epochs=1)
     environment = _node(rank, _free_port(), TORCHMDNET_RENDEZVOUS_TIMEOUT="2")
@@ -168,11 +176,209 @@ def test_minus_one_is_every_gpu_or_one_process(monkeypatch, gpus, ngpus, expecte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_devices(ngpus) == expected
+    assert choose_world(ngpus, 1) == (*expected, 1)
 
 
 def test_more_gpus_than_there_are_is_refused_with_the_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"ngpus: 4 asked for, but 2 visible.*CUDA_VISIBLE_DEVICES"):
-        choose_devices(4)
+        choose_world(4, 1)
+
+
+# ------------------------------------------------------------------------------------------- one run, not several
+
+
+def agree(facts, *, seconds=5.0, ranks=None):
+    """Let processes, here threads, compare their facts; what each of them raises, or None."""
+    store, raised = torch.distributed.HashStore(), {}
+
+    def join(number, rank, mine):
+        try:
+            distributed._agree(store, rank, len(facts), mine, time.monotonic() + seconds)
+        except (ConfigError, TimeoutError) as error:
+            raised[number] = str(error)
+
+    numbered = list(enumerate(zip(ranks or range(len(facts)), facts, strict=False)))
+    threads = [threading.Thread(target=join, args=(n, rank, mine)) for n, (rank, mine) in numbered if mine is not None]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return [raised.get(number) for number, _ in numbered]
+
+
+def test_processes_with_the_same_settings_agree():
+    assert agree([{"lr": 0.1, "properties": None}] * 4) == [None] * 4
+
+
+def test_other_settings_are_refused_in_every_process_by_key_and_value():
+    for said in agree([{"lr": 0.1, "seed": 1}, {"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1}]):
+        assert said is not None
+        assert "lr: 0.1 in process 0, 0.2 in process 2" in said
+        assert "seed" not in said
+
+
+def test_a_process_that_never_comes_is_named_in_every_process():
+    for said in filter(None, agree([{"lr": 0.1}, {"lr": 0.1}, None, None], seconds=0.5)[:2]):
+        assert "process 2, 3 did not come" in said
+        assert "NODE_RANK" in said
+
+
+def test_two_processes_with_one_number_are_refused():
+    first, *others = agree([{}, {}], ranks=[0, 1, 1], seconds=1)
+    assert first is None
+    assert sum("Two processes say that they are process 1 of 2" in (said or "") for said in [*others]) <= 1
+
+
+def test_the_data_are_compared(tmp_path):
+    from torchmdnet.data import DataModule
+    from torchmdnet.data.digest import data_digest
+
+    data = DataModule({**vars(settings(tmp_path / "run")), "log_dir": None})
+    data.setup()
+    parts = {"train": data.idx_train, "val": data.idx_val}
+    digest = data_digest(data.dataset, parts)
+    assert digest == data_digest(data.dataset, parts)
+    assert digest != data_digest(data.dataset, {**parts, "train": data.idx_train.flip(0)})
+
+
+def test_a_port_that_another_program_holds_does_not_hold_the_run(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        settings(tmp_path / "run", num_epochs=1)
+        environment = _node(1, str(other.getsockname()[1]), TORCHMDNET_RENDEZVOUS_TIMEOUT="3")
+        environment["STDERR_TO"] = str(tmp_path / "said")
+        began = time.monotonic()
+        process = start(["--conf", tmp_path / "run.yaml", "--num-nodes", 2], environment, fault=keep_what_is_said)
+        assert finish(process, 100) == 2
+        assert time.monotonic() - began < 60
+        assert "could not reach process 0" in (tmp_path / "said").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ signals and loss
+
+
+def slow_steps():
+    """Let a step take long enough for a signal to arrive in the middle of an epoch, and say what is said."""
+    import os
+
+    from torchmdnet.training.callbacks import PoliteStop
+    from torchmdnet.training.lightning import LNNP
+
+    PoliteStop.ASK_EVERY = 2
+    step = LNNP.training_step
+
+    def slow(self, batch, batch_idx=0):
+        time.sleep(0.1)
+        (Path(os.environ["MARK"]) / f"stepping{os.environ['NODE_RANK']}").touch()
+        return step(self, batch, batch_idx)
+
+    LNNP.training_step = slow
+    keep_what_is_said()
+
+
+def _stepping(tmp_path, **more):
+    """Two nodes in the middle of a long run."""
+    settings(tmp_path / "run", num_epochs=500, batch_size=2)
+    port = _free_port()
+    nodes = [
+        start(
+            ["--conf", tmp_path / "run.yaml", "--num-nodes", 2],
+            _node(rank, port, MARK=str(tmp_path), STDERR_TO=str(tmp_path / f"said{rank}"), **more),
+            fault=slow_steps,
+        )
+        for rank in (0, 1)
+    ]
+    until = time.monotonic() + 120
+    while not all((tmp_path / f"stepping{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    return nodes
+
+
+@pytest.mark.parametrize("asked", [[0], [1], [0, 1]])
+def test_sigterm_to_any_of_two_nodes_saves_in_the_middle_of_an_epoch_and_ends_both(asked, tmp_path):
+    nodes = _stepping(tmp_path)
+    for rank in asked:
+        os.kill(nodes[rank].pid, signal.SIGTERM)
+    assert [finish(node) for node in nodes] == [143, 143]
+    assert "Continue with: torchmd-train --load-model" in (tmp_path / "said0").read_text()
+    assert read_checkpoint(tmp_path / "run/last.ckpt")["global_step"] > 0
+
+
+def test_a_node_that_dies_is_named_by_the_other_which_says_how_to_go_on(tmp_path):
+    nodes = _stepping(tmp_path)
+    os.kill(nodes[1].pid, signal.SIGKILL)
+    assert [finish(node) for node in nodes] == [1, -signal.SIGKILL]
+    said = (tmp_path / "said0").read_text()
+    assert "Process 0 of 2 lost its connection to the others: process 1 is gone" in said
+    assert "tart all of them again" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_node_that_stops_without_dying_is_given_up_in_time(tmp_path):
+    nodes = _stepping(tmp_path, TORCHMDNET_RENDEZVOUS_TIMEOUT="10")
+    os.kill(nodes[1].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        assert finish(nodes[0]) == 1
+    finally:
+        os.kill(nodes[1].pid, signal.SIGKILL)
+        nodes[1].join()
+    assert time.monotonic() - began < 60
+    assert "process 1 is gone or has stopped" in (tmp_path / "said0").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------ launchers
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}
+SRUN = {"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "2"}
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A CPU, and none of the variables of launchers."""
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("variables", "expected"), [(TORCHRUN, (2, 2)), (SRUN, (3, 2)), ({}, (1, 1))])
+def test_the_world_is_the_launchers(bare, variables, expected):
+    for name, value in variables.items():
+        bare.setenv(name, value)
+    assert choose_world(-1, 1) == ("cpu", *expected)
+    assert choose_world(expected[0], expected[1]) == ("cpu", *expected)
+
+
+def test_options_that_contradict_the_launcher_are_refused(bare):
+    for name, value in TORCHRUN.items():
+        bare.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"ngpus: 3 does not fit what torchrun started, 2"):
+        choose_world(3, 2)
+    with pytest.raises(ConfigError, match=r"num_nodes: 3 does not fit what torchrun started, 2"):
+        choose_world(2, 3)
+
+
+def test_unequal_nodes_are_refused(bare):
+    for name, value in {**SRUN, "SLURM_NTASKS": "5"}.items():
+        bare.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"srun started 5 processes on 2 nodes.*--ntasks-per-node"):
+        choose_world(-1, 1)
+
+
+@pytest.mark.slow
+def test_torchrun_on_one_machine_trains_once(tmp_path):
+    settings(tmp_path / "run", num_epochs=2, batch_size=4)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", _free_port()]
+    command += ["-m", "torchmdnet.scripts.train", "--conf", str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [int(row["step"]) for row in rows(tmp_path / "run") if "lr" in row] == [2, 5]

@@ -35,11 +35,14 @@ SETTINGS = {
 def settings(folder, **changes):
     """The Namespace of a toy run that writes to ``folder``."""
     from torchmdnet.config.reader import write_yaml
+    from torchmdnet.config.rundir import release_log_dir
     from torchmdnet.scripts.train import get_args
 
     conf = Path(folder).with_name(f"{Path(folder).name}.yaml")
     write_yaml(conf, {**SETTINGS, "log_dir": str(folder), **changes})
-    return get_args(["--conf", str(conf)])
+    args = get_args(["--conf", str(conf)])
+    release_log_dir(folder)  # for the process that will run it
+    return args
 
 
 def train_toy(folder, **changes):

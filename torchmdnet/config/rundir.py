@@ -19,7 +19,16 @@ from typing import Any, TextIO
 from torchmdnet.config.reader import write_yaml
 from torchmdnet.errors import ConfigError
 
-__all__ = ["Tee", "check_logs", "is_main_process", "prepare_log_dir", "redirect", "save_argparse"]
+__all__ = [
+    "Tee",
+    "check_logs",
+    "claim_log_dir",
+    "is_main_process",
+    "prepare_log_dir",
+    "redirect",
+    "release_log_dir",
+    "save_argparse",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +51,9 @@ def is_main_process() -> bool:
 def prepare_log_dir(args: argparse.Namespace) -> None:
     """Make ``args.log_dir`` ready: create it, deal with an earlier run's files, write ``input.yaml``.
 
-    The folder belongs to this process until it ends. A run that continues in its own folder keeps everything.
-    Otherwise the tables, ``last.ckpt``, ``best.ckpt`` and ``potential.safetensors`` of an earlier run are renamed, or,
-    with ``overwrite``, all its output is deleted. Only the main process does this.
+    The folder belongs to this process from now on, see :func:`claim_log_dir`. A run that continues in its own folder
+    keeps everything. Otherwise the tables, ``last.ckpt``, ``best.ckpt`` and ``potential.safetensors`` of an earlier run
+    are renamed, or, with ``overwrite``, all its output is deleted. Only the main process does this.
 
     Raises:
         ConfigError: The folder cannot be written, or another run is writing to it.
@@ -54,7 +63,7 @@ def prepare_log_dir(args: argparse.Namespace) -> None:
     folder = Path(args.log_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder)
+        claim_log_dir(folder)
         if not (args.load_model and Path(args.load_model).resolve().parent == folder.resolve()):
             _make_room(folder, args)
         save_argparse(args, folder / "input.yaml", exclude=["conf"])
@@ -68,18 +77,29 @@ def prepare_log_dir(args: argparse.Namespace) -> None:
 _claimed: dict[Path, TextIO] = {}
 
 
-def _claim(folder: Path) -> None:
-    """Hold ``folder/.lock`` until this process ends, however it ends; a forked child does not hold it.
+def release_log_dir(folder: str | os.PathLike[str]) -> None:
+    """Let other processes use a folder again."""
+    file = _claimed.pop(Path(folder).resolve(), None)
+    if file is not None:
+        file.close()
+
+
+def claim_log_dir(folder: str | os.PathLike[str]) -> None:
+    """Hold ``folder/.lock`` until :func:`release_log_dir`, or until this process ends, however it ends.
+
+    Only the main process of a run holds it, and a forked child does not.
 
     Raises:
         ConfigError: Another process holds it.
     """
+    folder = Path(folder)
     try:
         import fcntl
     except ImportError:  # Windows
         return
-    if folder.resolve() in _claimed:
+    if not is_main_process() or folder.resolve() in _claimed:
         return
+    folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

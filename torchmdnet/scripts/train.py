@@ -12,7 +12,7 @@ from typing import Any
 
 from torchmdnet._version import __version__
 from torchmdnet.config.parser import get_argparse
-from torchmdnet.errors import CheckpointError, ConfigError, DataError, ResultError
+from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError
 
 __all__ = ["fix_state_dict", "get_argparse", "get_args", "main"]
 
@@ -47,9 +47,9 @@ def fix_state_dict(ckpt: Mapping[str, Any]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train.
 
-    An error is printed in one line, ``error: ...``, and ends the program: with status 2 for settings, 1 for
-    data and model files, and for results that a finished run could not write. ``TORCHMDNET_TRACEBACK=1`` shows where
-    it was found.
+    An error is printed in one line, ``error: ...``, and ends the program: with status 2 for settings, 1 for data and
+    model files, for results that a finished run could not write, and for lost processes. ``TORCHMDNET_TRACEBACK=1``
+    shows where it was found.
 
     Args:
         argv: Arguments without the program's name; None takes ``sys.argv``.
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # lost connections are told in one line, without C++ frames
     streams = sys.stdout, sys.stderr
     _show_notices()
     try:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from torchmdnet.training.run import train
 
         train(args)
-    except (ConfigError, DataError, CheckpointError, ResultError) as error:
+    except (ConfigError, DataError, CheckpointError, PeerError, ResultError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -296,6 +296,9 @@ def patient_stop(monitor: str, patience: int) -> EarlyStopping:
 # ---------------------------------------------------------------------------------------------- stopping
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopRequested(Exception):
     """The user or the system asked the run to stop, and everything is saved."""
 
@@ -313,21 +316,38 @@ class PoliteStop(Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.signal: int | None = None
+        self.listens = False
         self.is_validating = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals in this block; only the main thread can."""
         try:
-            previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            previous = {number: signal.signal(number, self._note) for number in _STOPS}
         except ValueError:
             yield
             return
+        self.listens = True
         try:
             yield
         finally:
+            self.listens = False
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take SIGTERM back: Lightning's own handler waits for the other processes, which may wait for this one."""
+        if self.listens:
+            for number in _STOPS:
+                signal.signal(number, self._note)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See :meth:`setup`."""
+        self.setup(trainer, pl_module, "fit")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See :meth:`setup`."""
+        self.setup(trainer, pl_module, "fit")
 
     def _note(self, number: int, frame: Any) -> None:
         if self.signal is not None:

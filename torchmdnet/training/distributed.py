@@ -1,34 +1,96 @@
-"""Which devices a run uses, and how several processes find each other."""
+"""Which devices a run uses, and how several processes find each other, agree on one run, and notice who is lost."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
+import threading
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.distributed import PrefixStore, TCPStore
 
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, PeerError
 
-__all__ = ["BoundedDDPStrategy", "choose_devices", "choose_strategy", "rendezvous_seconds"]
+__all__ = ["BoundedDDPStrategy", "World", "choose_strategy", "choose_world", "launched_world", "rendezvous_seconds"]
 
 log = logging.getLogger(__name__)
 
 #: How long the processes of a run wait for each other, at the start and later at any step, in seconds.
-WAIT_SECONDS = 1800.0
+WAIT_SECONDS = 120.0
+
+#: Seconds between two signs of life of a process.
+BEAT_SECONDS = 1.0
+
+_T = TypeVar("_T")
 
 
-def choose_devices(ngpus: int) -> tuple[str, int]:
-    """Accelerator and number of devices for ``ngpus``.
+# ----------------------------------------------------------------------------------------------------- devices
+
+
+class World(NamedTuple):
+    """The processes of a run."""
+
+    accelerator: str
+    devices: int  # processes on each node
+    num_nodes: int
+
+
+def launched_world() -> tuple[int, int, str] | None:
+    """Processes a node, nodes and name of the launcher that started this process, torchrun or srun; None without one.
+
+    Raises:
+        ConfigError: If the launcher's nodes have different numbers of processes.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        size, per_node = int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_WORLD_SIZE", "1"))
+        nodes, launcher = size // per_node, "torchrun"
+    elif "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS") or 1) > 1:
+        size = int(env["SLURM_NTASKS"])
+        nodes, launcher = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1), "srun"
+        per_node = size // nodes
+    else:
+        return None
+    if per_node * nodes != size or not per_node:
+        raise ConfigError(
+            f"{launcher} started {size} processes on {nodes} nodes. Start the same number on every node, e.g. with "
+            "--nproc-per-node or --ntasks-per-node."
+        )
+    return per_node, nodes, launcher
+
+
+def choose_world(ngpus: int, num_nodes: int) -> World:
+    """Accelerator and numbers of processes: those of the launcher, if there is one, else as the options say.
 
     Args:
         ngpus: Number of devices per node; -1 is every visible accelerator, or one process on the CPU without any.
+        num_nodes: Number of nodes.
 
     Raises:
-        ConfigError: If there are not that many.
+        ConfigError: If there are not that many, or the launcher started other processes.
     """
+    launched = launched_world()
+    if launched is None:
+        return World(*_choose_devices(ngpus), num_nodes)
+    per_node, nodes, launcher = launched
+    for option, given, default, found in (("ngpus", ngpus, -1, per_node), ("num_nodes", num_nodes, 1, nodes)):
+        if given not in (default, found):
+            where = "a node" if option == "ngpus" else "nodes"
+            raise ConfigError(
+                f"{option}: {given} does not fit what {launcher} started, {found} "
+                f"{'processes' if option == 'ngpus' else ''} {where}. Leave {option} out, or start as many."
+            )
+    return World(*_choose_devices(per_node), nodes)
+
+
+def _choose_devices(ngpus: int) -> tuple[str, int]:
     if torch.cuda.is_available():
         kind, available = "gpu", torch.cuda.device_count()
     elif torch.backends.mps.is_available():
@@ -51,39 +113,52 @@ def _positive(ngpus: int) -> int:
     return ngpus
 
 
+# -------------------------------------------------------------------------------------------------- rendezvous
+
+
 def rendezvous_seconds() -> float:
-    """How long to wait for the other processes: ``TORCHMDNET_RENDEZVOUS_TIMEOUT``, or half an hour."""
+    """How long to wait for the other processes: ``TORCHMDNET_RENDEZVOUS_TIMEOUT``, or two minutes."""
     text = os.environ.get("TORCHMDNET_RENDEZVOUS_TIMEOUT", "")
     try:
         seconds = float(text or WAIT_SECONDS)
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
+    if not 0 < seconds < 1e6:
         raise ConfigError(f"TORCHMDNET_RENDEZVOUS_TIMEOUT: {text!r} is no number of seconds above 0.")
     return seconds
 
 
-def choose_strategy(devices: int, num_nodes: int) -> Strategy | str:
-    """One process needs no strategy; several share gradients, and wait a bounded time for each other."""
-    return BoundedDDPStrategy(rendezvous_seconds()) if devices * num_nodes > 1 else "auto"
+def choose_strategy(world: World, facts: Mapping[str, Any]) -> Strategy | str:
+    """One process needs no strategy; several share gradients, and wait a bounded time for each other.
+
+    Args:
+        world: The processes.
+        facts: What has to be the same in all of them, by the name to show, see :class:`BoundedDDPStrategy`.
+    """
+    if world.devices * world.num_nodes == 1:
+        return "auto"
+    return BoundedDDPStrategy(rendezvous_seconds(), facts)
 
 
 class BoundedDDPStrategy(DDPStrategy):
-    """Data-parallel training whose processes wait a bounded time for each other, and say for whom.
+    """Data-parallel training whose processes run the same settings, wait a bounded time, and say for whom.
 
     Args:
-        wait: Seconds to wait at the start.
+        wait: Seconds to wait for the other processes, at the start and at any later step.
+        facts: What has to be the same in all processes; values that JSON can hold.
     """
 
-    def __init__(self, wait: float, **kwargs: Any) -> None:
+    def __init__(self, wait: float, facts: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.wait = wait
+        self.facts = dict(facts or {})
+        self.beat: _Heartbeat | None = None
 
     def setup_environment(self) -> None:
         """Meet the other processes, then let Lightning go on.
 
         Raises:
-            ConfigError: If they do not come.
+            ConfigError: If they do not come, or run something else.
         """
         if not torch.distributed.is_initialized():
             self._meet()
@@ -97,24 +172,196 @@ class BoundedDDPStrategy(DDPStrategy):
         address, port = environment.main_address, environment.main_port
         os.environ.update(MASTER_ADDR=str(address), MASTER_PORT=str(port))
         backend = "nccl" if self.root_device.type == "cuda" else "gloo"
+        # under torchrun its agent serves the store
+        is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        prefix = f"torchmdnet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        until = time.monotonic() + self.wait
+
+        def connect(serve: bool) -> Any:
+            wait = timedelta(seconds=max(0.5, until - time.monotonic()))
+            store = TCPStore(address, port, None, serve, wait, wait_for_workers=False)
+            store.set_timeout(wait)
+            return PrefixStore(prefix, store)
+
         try:
-            store = torch.distributed.TCPStore(
-                address, port, size, is_master=rank == 0, timeout=timedelta(seconds=self.wait), wait_for_workers=True
-            )
+            store = _bounded(lambda: connect(rank == 0 and not is_served), until)
+            _agree(store, rank, size, {"number of processes": size, **self.facts}, until)
             torch.distributed.init_process_group(
-                backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=WAIT_SECONDS)
+                backend,
+                store=PrefixStore("group", store),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=self.wait),
             )
+            self.beat = _Heartbeat(_bounded(lambda: connect(False), until + 5), rank, size)
+        except ConfigError:
+            raise
         except (RuntimeError, ValueError, OSError) as error:
             role = f"waited for the other {size - 1}" if rank == 0 else "could not reach process 0"
             raise ConfigError(
                 f"Process {rank} of {size} {role} at {address}:{port} for up to {self.wait:g} s "
-                f"({_first_line(error)}). "
-                "Start the same command on every node, with the same MASTER_ADDR (node 0), MASTER_PORT (free and open "
-                "there) and --num-nodes, and with NODE_RANK 0, 1, ... TORCHMDNET_RENDEZVOUS_TIMEOUT sets the wait in "
-                "seconds."
+                f"({_first_line(error)}). {_ADVICE}"
             ) from error
 
+    def explained(self, error: BaseException) -> BaseException:
+        """A :class:`~torchmdnet.errors.PeerError` with the missing processes if ``error`` comes from a lost connection.
 
-def _first_line(error: Exception) -> str:
+        Any other error is returned as it is.
+        """
+        if self.beat is None or not _is_connection_error(error):
+            return error
+        rank, size = self.beat.rank, self.beat.size
+        missing = self.beat.missing()
+        who = (
+            f"process {', '.join(map(str, missing))} is gone or has stopped"
+            if missing
+            else f"a message did not arrive within {self.wait:g} s"
+        )
+        return PeerError(f"Process {rank} of {size} lost its connection to the others: {who} ({_first_line(error)}).")
+
+    def teardown(self) -> None:
+        """Stop the signs of life."""
+        if self.beat is not None:
+            self.beat.stop()
+        super().teardown()
+
+
+_ADVICE = (
+    "Start the same command on every node, with the same MASTER_ADDR (node 0), MASTER_PORT (free and open there) and "
+    "--num-nodes, and with NODE_RANK 0, 1, ...; srun and torchrun set these. TORCHMDNET_RENDEZVOUS_TIMEOUT sets the "
+    "wait in seconds."
+)
+
+
+def _agree(store: Any, rank: int, size: int, facts: Mapping[str, Any], until: float) -> None:
+    """Compare what every process is about to run; process 0 collects, and tells all of them the result.
+
+    Raises:
+        ConfigError: In all processes, if one does not come or has other settings.
+    """
+    if store.add(f"arrivals/{rank}", 1) > 1:
+        raise ConfigError(f"Two processes say that they are process {rank} of {size}. {_ADVICE}")
+    mine = json.dumps(facts, sort_keys=True, default=str)
+    store.set(f"facts/{rank}", mine)
+    if rank == 0:
+        problem = _problem(store, size, json.loads(mine), until)
+        store.set("verdict", json.dumps({"problem": problem, "facts": json.loads(mine)}))
+        if problem:
+            with contextlib.suppress(TimeoutError):  # whoever serves the store stays until the others have read it
+                _wait_for(lambda: store.add("informed", 0) >= size - 1, time.monotonic() + 5)
+            raise ConfigError(problem)
+        return
+    _wait_for(lambda: store.check(["verdict"]), until + 10)
+    verdict = json.loads(store.get("verdict"))
+    store.add("informed", 1)
+    problem = verdict["problem"] or _difference(verdict["facts"], json.loads(mine), rank)
+    if problem:
+        raise ConfigError(problem)
+
+
+def _problem(store: Any, size: int, facts: Mapping[str, Any], until: float) -> str:
+    """What keeps the processes from running together, or nothing."""
+    waiting = set(range(1, size))
+
+    def all_came() -> bool:
+        waiting.difference_update([r for r in waiting if store.check([f"facts/{r}"])])
+        return not waiting
+
+    try:
+        _wait_for(all_came, until)
+    except TimeoutError:
+        who = ", ".join(map(str, sorted(waiting)))
+        return f"Process 0 of {size} waited for the other {size - 1}, but process {who} did not come. {_ADVICE}"
+    return next(filter(None, (_difference(facts, json.loads(store.get(f"facts/{r}")), r) for r in range(1, size))), "")
+
+
+def _difference(first: Mapping[str, Any], other: Mapping[str, Any], rank: int) -> str:
+    names = [key for key in {**first, **other} if first.get(key) != other.get(key)]
+    if not names:
+        return ""
+    words = "; ".join(f"{key}: {first.get(key)!r} in process 0, {other.get(key)!r} in process {rank}" for key in names)
+    return f"The processes of this run do not have the same settings. {words}. Start the same command on every node."
+
+
+def _wait_for(is_true: Callable[[], bool], until: float) -> None:
+    while not is_true():
+        if time.monotonic() > until:
+            raise TimeoutError("time is up")
+        time.sleep(0.05)
+
+
+def _bounded(call: Callable[[], _T], until: float) -> _T:
+    """The result of a call that may wait for longer than it was told to; the thread it hangs in is left behind."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append((call(), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(0.0, until - time.monotonic()) + 1)
+    if not result:
+        raise TimeoutError("something answers there, but it is no run of torchmd-train")
+    value, error = result[0]
+    if error is not None:
+        raise error
+    return value
+
+
+# --------------------------------------------------------------------------------------------------- lost peers
+
+
+class _Heartbeat:
+    """Signs of life of every process, by which the others tell who is missing."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(BEAT_SECONDS):
+            try:
+                with self._lock:
+                    self.store.add(f"beats/{self.rank}", 1)
+            except Exception:  # process 0 and its store are gone
+                return
+
+    def _counts(self) -> list[int]:
+        with self._lock:
+            return [self.store.add(f"beats/{rank}", 0) for rank in range(self.size)]
+
+    def missing(self) -> list[int]:
+        """Processes without a sign of life for some seconds. Process 0 answers for a while longer, for the others."""
+        try:
+            before = self._counts()
+            time.sleep(4 * BEAT_SECONDS)
+            after = self._counts()
+        except Exception:
+            return [0]
+        silent = [rank for rank in range(self.size) if before[rank] == after[rank] and rank != self.rank]
+        if self.rank == 0 and len(silent) < self.size - 1:
+            time.sleep(4 * BEAT_SECONDS)
+        return silent
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error).lower()
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out waiting")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

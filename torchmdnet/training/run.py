@@ -9,7 +9,8 @@ import signal
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,17 +19,19 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from torchmdnet._version import __version__
 from torchmdnet.build import create_prior_models
 from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 from torchmdnet.checkpoint.load import load_weights
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
-from torchmdnet.config.rundir import is_main_process
+from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.data import DataModule
+from torchmdnet.data.digest import data_digest
 from torchmdnet.errors import CheckpointError, ConfigError, ResultError
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
-from torchmdnet.training.distributed import choose_devices, choose_strategy
+from torchmdnet.training.distributed import BoundedDDPStrategy, World, choose_strategy, choose_world
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
@@ -63,10 +66,15 @@ def train(args: Namespace) -> Path:
         CheckpointError: If a checkpoint to start from cannot be used.
         DataError: If the data cannot be used.
         ResultError: If a file the run promises could not be written; the training is complete then.
+        PeerError: If another process of the same run is gone or no longer answers.
     """
-    with warnings.catch_warnings():
-        _quiet_lightning()
-        return _train(args)
+    claim_log_dir(args.log_dir)
+    try:
+        with warnings.catch_warnings():
+            _quiet_lightning()
+            return _train(args)
+    finally:
+        release_log_dir(args.log_dir)
 
 
 def _train(args: Namespace) -> Path:
@@ -76,7 +84,7 @@ def _train(args: Namespace) -> Path:
     args = Namespace(**vars(args))
     folder = Path(args.log_dir)
     _check(args)
-    accelerator, devices = choose_devices(int(args.ngpus))
+    world = choose_world(int(args.ngpus), int(args.num_nodes))
     resumed = _checkpoint_to_continue(args)
     seed_everything(args.seed, workers=True, verbose=False)
 
@@ -120,10 +128,10 @@ def _train(args: Namespace) -> Path:
         log.info("The test set is evaluated every %d epochs, which takes time.", args.test_interval)
 
     trainer = Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=args.num_nodes,
-        strategy=choose_strategy(devices, args.num_nodes),
+        accelerator=world.accelerator,
+        devices=world.devices,
+        num_nodes=world.num_nodes,
+        strategy=choose_strategy(world, _shared_facts(args, data, world)),
         precision="64-true" if args.precision == 64 else "32-true",
         max_epochs=args.num_epochs,
         gradient_clip_val=args.gradient_clipping or None,
@@ -141,11 +149,12 @@ def _train(args: Namespace) -> Path:
     if trainer.is_global_zero:
         _clear_drafts(folder)
         _introduce(terminal, args, data, splits, module, trainer)
-    stopped = _fit(trainer, module, data, args.load_model if resumed else None, polite, checkpoints)
+    with _explained(trainer, checkpoints):
+        stopped = _fit(trainer, module, data, args.load_model if resumed else None, polite, checkpoints)
+        tested, tested_epoch, tested_step = _load_best(trainer, module, checkpoints)
+        evaluation = _evaluate(trainer, module, data, train_facts, splits)
 
-    # ------------------------------------------------------------------------------------------ test and tell
-    tested, tested_epoch, tested_step = _load_best(trainer, module, checkpoints)
-    evaluation = _evaluate(trainer, module, data, train_facts, splits)
+    # ------------------------------------------------------------------------------------------ tell
     if not trainer.is_global_zero:
         return folder
     if evaluation is not None and evaluation.split == "test":
@@ -336,6 +345,48 @@ def _clear_drafts(folder: Path) -> None:
     """Remove what a run that was killed while writing left behind."""
     for draft in folder.glob(".*.tmp"):
         draft.unlink(missing_ok=True)
+
+
+#: Options that may differ between nodes: where things lie, and what only the first process does.
+_LOCAL_OPTIONS = frozenset(
+    {"conf", "log_dir", "dataset_root", "dataset_arg", "coord_files", "embed_files", "energy_files", "force_files"}
+    | {"load_model", "load_weights", "splits", "ngpus", "num_nodes", "num_workers", "dataset_preload_limit"}
+    | {"redirect", "overwrite", "report", "tensorboard_use", "wandb_use", "wandb_project", "wandb_name"}
+    | {"wandb_resume_from_id", "prior_args"}
+)
+
+
+def _shared_facts(args: Namespace, data: DataModule, world: World) -> dict[str, Any]:
+    """What the processes of a run have to agree on: settings, data and versions."""
+    if world.devices * world.num_nodes == 1:
+        return {}
+    parts = {name: getattr(data, f"idx_{name}") for name in ("train", "val", "test")}
+    return {
+        **{key: value for key, value in sorted(vars(args).items()) if key not in _LOCAL_OPTIONS},
+        "version of torchmdnet": __version__,
+        "version of PyTorch": torch.__version__.partition("+")[0],
+        "digest of the data": data_digest(data.dataset, parts),
+    }
+
+
+@contextmanager
+def _explained(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[None]:
+    """Say which process is missing, and how to go on, instead of what the library for messages says."""
+    try:
+        yield
+    except RuntimeError as error:
+        strategy = trainer.strategy
+        lost = strategy.explained(error) if isinstance(strategy, BoundedDDPStrategy) else error
+        if lost is error:
+            raise
+        advice = "Nothing is saved yet; start all of them again."
+        if trainer.is_global_zero and checkpoints.last_path.exists():
+            advice = f"Start all of them again with: torchmd-train --load-model {checkpoints.last_path}"
+        elif not trainer.is_global_zero:
+            advice = (
+                "Start all of them again, with --load-model and the last.ckpt that process 0 keeps, if there is one."
+            )
+        raise type(lost)(f"{lost} {advice}") from error
 
 
 # ------------------------------------------------------------------------------------------------ during
