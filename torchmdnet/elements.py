@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from torchmdnet.errors import did_you_mean
 
-__all__ = ["ATOMIC_NUMBERS", "ISOTOPES", "SYMBOLS", "atomic_masses", "atomic_number", "unknown_element"]
+__all__ = ["ATOMIC_NUMBERS", "ISOTOPES", "SYMBOLS", "atomic_masses", "atomic_number", "symbols", "unknown_element"]
 
 #: Symbol of each atomic number; entry 0 stands for a dummy atom.
 SYMBOLS: tuple[str, ...] = tuple(
@@ -168,3 +170,8 @@ atomic_masses: np.ndarray = np.array(
         294.214,
     ]
 )
+
+
+def symbols(numbers: Iterable[int]) -> str:
+    """Elements in words: ``"H, C, O"``; a number without a symbol stays a number."""
+    return ", ".join(SYMBOLS[z] if 0 < z < len(SYMBOLS) else str(z) for z in numbers)

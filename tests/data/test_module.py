@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from argparse import Namespace
 
 import lightning.pytorch as pl
@@ -451,3 +452,50 @@ def test_a_sample_may_be_any_data(tmp_path):
     module = ready(tmp_path, Bare())
     assert next(iter(module.train_dataloader())).y.shape == (4,)
     assert module.atomref.shape == (100, 1)
+
+
+class Mixed(FramesDataset):
+    """Nine times water and three other molecules.
+
+    Args:
+        energies: Stated energies of the elements, if any.
+        last: The atoms of the other molecules.
+    """
+
+    energy_unit = "eV"
+    length_unit = "Å"
+
+    def __init__(self, energies=None, last=(16, 1, 1)) -> None:
+        rng = np.random.default_rng(1)
+        kinds = [(8, 1, 1)] * 9 + [last] * 3
+        samples = [{"z": np.array(z), "pos": rng.normal(size=(len(z), 3)), "y": -100.0 * sum(z)} for z in kinds]
+        super().__init__(Frames.from_samples(samples), reference_energies=energies)
+
+
+def test_an_element_that_no_training_sample_has_is_refused_where_its_energy_would_be_fitted(tmp_path, caplog):
+    np.savez(tmp_path / "s.npz", idx_train=np.arange(8), idx_val=[8, 9], idx_test=[10, 11])
+    options = {"splits": str(tmp_path / "s.npz")}
+    for wanted in ({"remove_ref_energy": True}, {"prior_model": "Atomref"}, {"prior_model": ["LearnableAtomref"]}):
+        with pytest.raises(ConfigError, match=r"S in the validation set \(sample 9 is the first\), but in no training"):
+            ready(tmp_path, Mixed(), **options, **wanted)
+    with caplog.at_level(logging.WARNING, logger="torchmdnet"):
+        module = ready(tmp_path, Mixed(), **options)
+    assert "S in the validation set (sample 9 is the first), but in no training sample: the potential is" in caplog.text
+    assert (module.elements("train"), module.elements("val")) == ([1, 8], [1, 8, 16])
+    stated = {1: -100.0, 8: -800.0, 16: -1600.0}
+    assert ready(tmp_path, Mixed(stated), **options, prior_model="Atomref").elements("train") == [1, 8]
+
+
+def test_elements_in_one_ratio_and_compositions_beyond_it_are_warned_of(tmp_path, caplog):
+    np.savez(tmp_path / "s.npz", idx_train=np.arange(8), idx_val=[8, 9], idx_test=[10, 11])
+    data = Mixed(last=(8, 8, 1, 1))
+    with caplog.at_level(logging.WARNING, logger="torchmdnet"):
+        module = ready(tmp_path, data, splits=str(tmp_path / "s.npz"), prior_model="Atomref")
+        table = module.prior_source.get_atomref(20).flatten()
+    assert "1 compositions in the validation set cannot be made up from those of the training set" in caplog.text
+    assert "hold H, O in too few ratios to tell the energy of each" in caplog.text
+    assert float(table[8] + 2 * table[1]) == pytest.approx(-1000)
+    caplog.clear()
+    ready(tmp_path, data, train_size=10, val_size=1, test_size=1, prior_model="Atomref").fitted_energies()
+    assert "ratios" not in caplog.text
+    assert "compositions" not in caplog.text

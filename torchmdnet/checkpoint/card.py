@@ -31,6 +31,8 @@ _OF_TRAINING = (
     "neg_dy_weight", "stress_weight", "standardize", "gradient_clipping",
 )  # fmt: skip
 
+_SIZES = frozenset({"train_size", "val_size", "test_size"})
+
 
 def plain(value: Any, what: str = "value") -> Any:
     """The same in lists, dictionaries with text keys, text, numbers, booleans and None.
@@ -86,7 +88,11 @@ def make_card(
     units = provenance.get("units") or {}
     elements = [int(z) for z in provenance.get("elements") or ()]
     training = dict(plain(provenance.get("training") or {}, "training"))
-    settings = {key: plain(options[key], key) for key in _OF_TRAINING if options.get(key) is not None}
+    # sizes say nothing where a file or the data divide, or where the numbers of systems are known
+    unused = _SIZES if options.get("splits") not in (None, "random") or "systems" in training else frozenset[str]()
+    settings = {
+        key: plain(options[key], key) for key in _OF_TRAINING if options.get(key) is not None and key not in unused
+    }
     if settings and "settings" not in training and training:
         training["settings"] = settings
     card: dict[str, Any] = {
@@ -102,6 +108,7 @@ def make_card(
         "units": {kind: _unit(units.get(kind), kind) for kind in ("energy", "length")},
         "level_of_theory": plain(provenance.get("level_of_theory")),
         "citation": plain(provenance.get("citation")),
+        **({"references": plain(provenance["references"])} if provenance.get("references") else {}),
         "hyper_parameters": model_options(options),
         "training": training,
     }
@@ -126,5 +133,6 @@ def provenance_of(card: Mapping[str, Any]) -> dict[str, Any]:
         "level_of_theory": card.get("level_of_theory"),
         "citation": card.get("citation"),
         "elements": elements,
+        **({"references": card["references"]} if card.get("references") else {}),
         "training": dict(card.get("training") or {}),
     }

@@ -104,16 +104,20 @@ def load_model(
     return model.to(device)
 
 
-def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool = True) -> None:
+def load_weights(
+    model: TorchMD_Net, filepath: str | Path, *, weights_only: bool = True, network_only: bool = False
+) -> None:
     """Copy the weights of a checkpoint of any release into a model of the same architecture.
 
     A model that embeds total charge or spin may start from one that did not: the embedding keeps its fresh weights,
     and adds nothing to neutral systems without unpaired electrons.
 
     Args:
-        model: The model; modified in place.
-        filepath: The checkpoint.
-        weights_only: Whether to refuse files that would have to run code to be read.
+        model: Changed in place.
+        filepath: A checkpoint or native file.
+        weights_only: See :func:`torchmdnet.checkpoint.read.read_checkpoint`.
+        network_only: Copy representation, heads, mean and standard deviation alone; the model keeps the tables of its
+            own priors, and its own box.
 
     Raises:
         CheckpointError: If the file is damaged, untrusted, or holds another architecture.
@@ -121,14 +125,23 @@ def load_weights(model: TorchMD_Net, filepath: str | Path, *, weights_only: bool
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
     args = hyper_parameters_of(checkpoint, filepath) if checkpoint.get("hyper_parameters") else {}
     state, args = migrate(checkpoint["state_dict"], args)
-    prefix = f"{representation_prefix(model.state_dict())}system_embedding."
-    fresh = {key: value for key, value in model.state_dict().items() if key.startswith(prefix) and key not in state}
+    own = model.state_dict()
+    if network_only:
+        described = {name: value for name, value in own.items() if not _is_of_network(name)}
+        state = {name: value for name, value in state.items() if _is_of_network(name)} | described
+    prefix = f"{representation_prefix(own)}system_embedding."
+    fresh = {key: value for key, value in own.items() if key.startswith(prefix) and key not in state}
     if fresh:
         log.info("load_weights: %s has no embedding of total charge or spin; that of the model is new.", filepath)
     _load_state(model, {**fresh, **state}, filepath)
     if "handedness" in args:  # an SO(3) model of an old layout, or trained on from one
         model.representation_model.tensor_embedding.handedness = args["handedness"]
         model.hyper_parameters["handedness"] = args["handedness"]
+
+
+def _is_of_network(name: str) -> bool:
+    """Whether a weight was learned by the network, and does not describe the data it was trained on."""
+    return not (name.startswith("prior_model.") or name.endswith(".box"))
 
 
 def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,13 +181,20 @@ def _load_state(model: TorchMD_Net, state: dict[str, torch.Tensor], filepath: st
         if key in state and state[key].shape != value.shape
     ]
     if missing or unexpected or misshapen:
+        sizes = {
+            len(state[key])
+            for key, value in expected.items()
+            if key.endswith(("emb.weight", "embedding.weight")) and state.get(key, value).shape[1:] == value.shape[1:]
+            if len(state.get(key, value)) != len(value)
+        }
+        hint = f" Its table of elements has {min(sizes)} rows; set max_z: {min(sizes)}." if sizes else ""
         told = [
             f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
             for what, names in (("missing", missing), ("not expected", unexpected), ("other shape", misshapen))
             if names
         ]
         raise CheckpointError(
-            f"The weights in {filepath} do not fit the model its options describe; {'; '.join(told)}."
+            f"The weights in {filepath} do not fit the model its options describe; {'; '.join(told)}.{hint}"
         )
     model.load_state_dict(state)
 

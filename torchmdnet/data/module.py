@@ -21,20 +21,28 @@ from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.values import with_truths
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
 from torchmdnet.data.labels import check_targets, complete_targets, targets_of
-from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader
+from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, collect
 from torchmdnet.data.splits import load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.base import FramesDataset, atomref_table
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.labels import ARTICLES, Absence, LabelKind
 from torchmdnet.datasets.reference_energies import fit_energies
-from torchmdnet.elements import SYMBOLS
+from torchmdnet.elements import symbols
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.priors.base import stated_energies
 
-__all__ = ["DataModule", "PriorSource"]
+__all__ = ["DataModule", "PriorSource", "count_atoms"]
 
 logger = logging.getLogger(__name__)
+
+#: Samples of a part whose atoms are counted at most, where each has to be made by a call.
+MAX_COUNTED = 20_000
+
+#: More than there are elements, or types of beads.
+MAX_TYPES = 256
+
+_WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 #: Options a data module can do without; the established defaults.
 DEFAULTS: dict[str, Any] = {
@@ -56,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "split_gap": 0,
     "standardize": False,
     "prior_model": None,
+    "remove_ref_energy": False,
     "test_interval": -1,
     "batch_size": 32,
     "shuffle_block": None,
@@ -105,6 +114,7 @@ class DataModule(LightningDataModule):
         self._mean: Tensor | None = None
         self._std: Tensor | None = None
         self._energies: dict[int, float] | None = None
+        self._elements: dict[str, list[int]] = {}
         self._loaders: dict[str, Loader] = {}
 
     # ------------------------------------------------------------------------------------------------ building
@@ -128,6 +138,7 @@ class DataModule(LightningDataModule):
         self._check_dataset()
         self._divide()
         self._check_labels()
+        self._check_compositions()
         if self.options["standardize"]:
             self._standardize()
         self._is_set_up = True
@@ -219,13 +230,14 @@ class DataModule(LightningDataModule):
         """Warn if a random division puts neighbours of test samples into training."""
         frames = getattr(self.dataset, "frames", None)
         steps = None if frames is None or not (len(parts[1]) or len(parts[2])) else steps_between(frames)
+        unit = getattr(self.dataset, "length_unit", None) or "length units"
         if steps is not None and steps[0] < 0.5 * steps[1]:
             logger.warning(
-                "The samples look like a trajectory: from one to the next atoms move by %.2g, between samples far "
-                "apart by %.2g. A random division trains on the neighbours of test samples, so errors come out too "
-                "low. Consider split_by: time.",
-                *steps,
-            )
+                "The samples look like a trajectory: from one to the next atoms move by %.2g %s, between samples "
+                "far apart by %.2g %s. A random division trains on the neighbours of test samples, so errors come "
+                "out too low. Consider split_by: time.",
+                steps[0], unit, steps[1], unit,
+            )  # fmt: skip
 
     def _compare_with_earlier(self, path: Path, parts: tuple[Tensor, Tensor, Tensor], total: int) -> None:
         if not (self.options["load_model"] and path.exists()):
@@ -305,6 +317,70 @@ class DataModule(LightningDataModule):
             if _is_first_process():
                 logger.warning("%s The weight has no effect.", text)
 
+    def elements(self, part: str) -> list[int]:
+        """Atomic numbers in the training (``train``), validation (``val``) or test samples (``test``)."""
+        return self._elements[part]
+
+    def _check_compositions(self) -> None:
+        """See that what is validated and tested on can be predicted from what is trained on.
+
+        Raises:
+            ConfigError: If an element lies outside the training samples and its reference energy would be fitted.
+        """
+        kinds = self._kinds_of_composition()
+        self._elements = {part: np.flatnonzero(counts.any(axis=0)).tolist() for part, (counts, _) in kinds.items()}
+        fits = self._fits_energies()
+        train = kinds["train"][0].astype(np.float64)
+        for part in ("val", "test"):
+            new = [z for z in self._elements[part] if z not in self._elements["train"]]
+            counts, first = kinds[part]
+            if new:
+                samples = first[counts[:, new].any(axis=1)]
+                where = f"{symbols(new)} in the {_WORDS[part]} set (sample {int(samples.min())} is the first)"
+                if fits and not set(new) <= set(getattr(self.dataset, "reference_energies", None) or ()):
+                    raise ConfigError(
+                        f"{where}, but in no training sample: there is no energy to fit a reference to, and errors of "
+                        "millions of meV/atom would follow. Move such samples to the training set (splits), leave "
+                        "them out, or state the energies of the elements (for dataset: ASE, dataset_arg: {atomref: "
+                        "{symbol: energy}})."
+                    )
+                if _is_first_process():
+                    logger.warning("%s, but in no training sample: the potential is not trained on them.", where)
+            elif fits and len(train) and len(counts) and _is_first_process():
+                rest = counts - counts @ np.linalg.pinv(train) @ train  # what no training composition adds up to
+                outside = int((np.abs(rest).max(axis=1) > 1e-6 * counts.sum(axis=1)).sum())
+                if outside:
+                    logger.warning(
+                        "%d compositions in the %s set cannot be made up from those of the training set, so the fitted "
+                        "reference energies say little about them; expect large errors of their energies.",
+                        outside, _WORDS[part],
+                    )  # fmt: skip
+
+    def _fits_energies(self) -> bool:
+        """Whether the model gets reference energies that the data do not state."""
+        wanted = self.options.get("remove_ref_energy") or _has_atomref(self.options["prior_model"])
+        return bool(wanted) and "y" in self._fields() and not self.states_energies
+
+    def _kinds_of_composition(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The different compositions of each part, (K, Z), and the first sample of each, (K,)."""
+        parts = {"train": self.idx_train.numpy(), "val": self.idx_val.numpy(), "test": self.idx_test.numpy()}
+        frames = getattr(self.dataset, "frames", None)
+        every: tuple[np.ndarray, np.ndarray] | None = frames.composition() if frames is not None else None
+        found = {}
+        for part, rows in parts.items():
+            if every is not None:
+                counts, elements = every[0][rows], every[1]
+            else:
+                rows = rows[:: max(1, len(rows) // MAX_COUNTED)]  # samples that have to be made one by one
+                batches = (collect(self.dataset, rows[i : i + 500]) for i in range(0, len(rows), 500))
+                elements = np.arange(MAX_TYPES)
+                counts = np.concatenate([np.zeros((0, MAX_TYPES), dtype=np.int64), *map(count_atoms, batches)])
+            kinds, first = np.unique(counts, axis=0, return_index=True)
+            table = np.zeros((len(kinds), MAX_TYPES), dtype=np.int64)
+            table[:, elements] = kinds
+            found[part] = (table, rows[first])
+        return found
+
     def _fields(self) -> set[str]:
         frames = getattr(self.dataset, "frames", None)
         return set(frames.fields) if frames is not None else set(self.dataset[0].keys())
@@ -382,16 +458,37 @@ class DataModule(LightningDataModule):
             else:
                 counts, y = [], []
                 for batch in self._batches("Fitting reference energies"):
-                    size = int(batch.num_graphs)
-                    table = torch.bincount(batch.batch * len(SYMBOLS) + batch.z, minlength=size * len(SYMBOLS))
-                    counts.append(table.reshape(size, -1).numpy())
-                    y.append(batch.y.reshape(size, -1)[:, 0].double().numpy())
-                elements = np.arange(len(SYMBOLS))
+                    counts.append(count_atoms(batch))
+                    y.append(batch.y.reshape(int(batch.num_graphs), -1)[:, 0].double().numpy())
+                elements = np.arange(MAX_TYPES)
                 self._energies = fit_energies(np.concatenate(counts), elements, np.concatenate(y))
             if _is_first_process():
-                table = ", ".join(f"{SYMBOLS[z]} {energy:.4f}" for z, energy in self._energies.items())
-                logger.info("Reference energies fitted to the training samples: %s", table)
+                self._warn_of_ratios()
         return self._energies
+
+    def _warn_of_ratios(self) -> None:
+        """Say where the training samples do not tell the energies of elements apart."""
+        elements = self._elements["train"]
+        kinds = self._kinds_of_composition()["train"][0][:, elements]
+        if np.linalg.matrix_rank(kinds.astype(np.float64)) < len(elements):
+            logger.warning(
+                "Reference energies: the training samples hold %s in too few ratios to tell the energy of each. "
+                "Energies are right for compositions made up of those in the training set, not for others.",
+                symbols(elements),
+            )
+
+    @property
+    def states_energies(self) -> bool:
+        """Whether the data set states the energy of every element."""
+        return self._stated_energies(1) is not None
+
+    def _stated_energies(self, rows: int) -> Tensor | None:
+        """Energy of each element as the data set states it, (rows, 1)."""
+        dataset = self.dataset
+        is_partly_stated = isinstance(dataset, FramesDataset) and not dataset.states_reference_energies
+        if is_partly_stated and (dataset.reference_energies or type(dataset).get_atomref is FramesDataset.get_atomref):
+            return None  # fitted, those that are stated included
+        return stated_energies(dataset, rows) if hasattr(dataset, "get_atomref") else None
 
     def _batches(self, description: str) -> Iterator[Any]:
         size = self.options["inference_batch_size"] or self.options["batch_size"]
@@ -435,14 +532,9 @@ class PriorSource:
     def get_atomref(self, max_z: int = 100) -> Tensor | None:
         """Energy of each element, (max_z, 1) float32; more rows where the data hold heavier elements."""
         module = self._module
-        dataset = module.dataset
         largest = module._largest_z()
         rows = max(max_z, 0 if largest is None else largest + 1)
-        is_partly_stated = isinstance(dataset, FramesDataset) and not dataset.states_reference_energies
-        if is_partly_stated and (dataset.reference_energies or type(dataset).get_atomref is FramesDataset.get_atomref):
-            stated = None  # fitted below, those that are stated included
-        else:
-            stated = stated_energies(dataset, rows) if hasattr(dataset, "get_atomref") else None
+        stated = module._stated_energies(rows)
         if stated is not None:
             return stated
         energies = module.fitted_energies()
@@ -452,6 +544,13 @@ class PriorSource:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._module.dataset, name)
+
+
+def count_atoms(batch: Any) -> np.ndarray:
+    """Atoms of each element, or type, in each system of a batch, (S, 256)."""
+    size = int(batch.num_graphs)
+    table = torch.bincount(batch.batch * MAX_TYPES + batch.z, minlength=size * MAX_TYPES)
+    return table.reshape(size, MAX_TYPES).numpy()
 
 
 def _check_against_stated(parts: Sequence[Tensor], stated: Mapping[str, np.ndarray], name: Any) -> None:

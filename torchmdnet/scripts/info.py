@@ -85,6 +85,7 @@ def rows_of(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A card as names and texts; what the file does not state is marked as such."""
     units = card["units"]
     length = units["length"] or "Å"
+    quantities = _units_of_training(units)
     rows: list[tuple[str, Any]] = [
         ("kind", _KINDS[card["kind"]] + (f", format {card['format']}" if "format" in card else "")),
         ("written by", card.get("written_by")),
@@ -101,11 +102,13 @@ def rows_of(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("elements", " ".join(card["elements"]) if card["elements"] else "not stated"),
         ("units", _units(units)),
         ("energies", _zero_of(card)),
+        ("reference energies", _table((card.get("references") or {}).get("energies"), quantities["energy"])),
         ("level of theory", card["level_of_theory"] or "not stated"),
         ("citation", card["citation"]),
         ("layout", card.get("layout")),
     ]
-    rows += [(f"training: {name.replace('_', ' ')}", _text(value)) for name, value in card["training"].items()]
+    for name, value in card["training"].items():
+        rows.append((f"training: {name.replace('_', ' ')}", _with_units(name, value, quantities)))
     if card["kind"] == "native":
         golden = card.get("golden")
         rows += [
@@ -126,9 +129,51 @@ def _units(units: Mapping[str, str | None]) -> str:
 
 
 def _zero_of(card: Mapping[str, Any]) -> str | None:
+    """What energies are relative to, and where that comes from."""
+    source = (card.get("references") or {}).get("source")
+    words = f"the reference energies of the elements{f', {source}' if source else ' that the file holds'}"
     if card["hyper_parameters"].get("remove_ref_energy"):
-        return "relative to isolated atoms (remove_ref_energy=False gives totals)"
-    return None
+        return f"relative to {words}; remove_ref_energy=False adds them"
+    return f"totals: the network adds to {words}" if source else None
+
+
+def _table(energies: Mapping[str, float] | None, unit: str) -> str | None:
+    return ", ".join(f"{name} {energy:.6g} {unit}" for name, energy in energies.items()) if energies else None
+
+
+def _units_of_training(units: Mapping[str, str | None]) -> dict[str, str]:
+    """The unit of each quantity that a card has numbers of."""
+    energy = units["energy"] or "energy unit"
+    length = units["length"] or ("Å" if units["energy"] else "length unit")
+    return {
+        "energy": energy,
+        "energy_per_atom": f"{energy}/atom",
+        "force": f"{energy}/{length}",
+        "stress": f"{energy}/{length}³",
+    }
+
+
+#: Facts about training that have a unit, and of which quantity.
+_QUANTITIES = {
+    "energy_per_atom": "energy_per_atom",
+    "largest_force": "force",
+    "y_mae": "energy",
+    "y_rmse": "energy",
+    "y_mae_per_atom": "energy_per_atom",
+    "y_rmse_per_atom": "energy_per_atom",
+    "neg_dy_mae": "force",
+    "neg_dy_rmse": "force",
+    "stress_mae": "stress",
+    "stress_rmse": "stress",
+}
+
+
+def _with_units(name: str, value: Any, quantities: Mapping[str, str]) -> str:
+    """A fact about training in words, with its unit where it has one."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_with_units(key, item, quantities)}" for key, item in value.items())
+    unit = "e" if name == "total_charge" else quantities.get(_QUANTITIES.get(name, ""), "")
+    return f"{_text(value)} {unit}".rstrip()
 
 
 def _inputs(options: Mapping[str, Any]) -> str | None:

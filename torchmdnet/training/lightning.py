@@ -171,7 +171,7 @@ class LNNP(LightningModule):
             if target.loss not in (None, hparams["train_loss"])
         }
         self.term_alpha = {term: float(hparams[f"ema_alpha_{term}"]) for term in ("y", "neg_dy")}
-        self.data_transform = self._data_transform()
+        self.data_transform = self.make_data_transform()
 
         #: Smoothed losses: stage -> term -> loss name -> last value.
         self.ema: dict[str, dict[str, dict[str, Tensor]]] = {}
@@ -241,7 +241,11 @@ class LNNP(LightningModule):
         if handedness is not None:
             self.hparams["handedness"] = handedness
 
-    def _data_transform(self) -> Callable[[Any], Any]:
+    def make_data_transform(self) -> Callable[[Any], Any]:
+        """What batches go through first: the cast to the precision, after taking off reference energies if asked to.
+
+        To be made again, as :attr:`data_transform`, after the reference energies of the model were changed.
+        """
         from torch_geometric.transforms import Compose
 
         cast = FloatCastDatasetWrapper(DTYPES[int(self.hparams["precision"])])

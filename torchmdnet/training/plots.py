@@ -62,7 +62,7 @@ def draw_learning_curves(
         figure, axes = new_figure(2 + len(terms), width=4.8, height=3.4)
         for split, colour in (("train", GREY), ("val", BLUE)):
             _line(axes[0], *_series(metrics, f"{split}_total_{loss}"), colour, split)
-        axes[0].set_title(f"Loss ({loss.removesuffix('_loss')})")
+        axes[0].set_title(f"Loss ({loss.removesuffix('_loss')}), weighted, in units of the data")
         for axis, (column, title, unit, scale) in zip(axes[1:], terms, strict=False):
             for split, colour in (("val", BLUE), ("test", ORANGE)):
                 epochs, values = _series(errors, column, split)
@@ -127,7 +127,7 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
     panels = [
         (term, title, unit, error)
         for term, title, unit, error in (
-            ("y", "Energy per atom", units.energy or "energy unit", _words(evaluation, "y", units)),
+            ("y", "Energy", f"{units.energy or 'energy unit'}/atom", _words(evaluation, "y", units)),
             ("neg_dy", "Force components", _plain_force(units), _words(evaluation, "neg_dy", units)),
             *((t, _title(t), units.others[t], _words(evaluation, t, units)) for t in units.others),
         )
@@ -192,7 +192,7 @@ def _cloud(axis: Axes, reference: np.ndarray, predicted: np.ndarray) -> None:
             reference, predicted, gridsize=90, extent=(*limits, *limits), bins="log", mincnt=1, cmap="viridis",
             linewidths=0.1,
         )  # fmt: skip
-        axis.figure.colorbar(cloud, ax=axis, label="points", shrink=0.7, pad=0.02)
+        axis.figure.colorbar(cloud, ax=axis, label="number of points", shrink=0.7, pad=0.02)
     else:
         axis.scatter(reference, predicted, s=12, alpha=0.5, color=BLUE, edgecolors="none")
     axis.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=3)

@@ -44,6 +44,8 @@ def write_potential(module: LNNP, facts: RunFacts, batches: Iterable[Any]) -> Pa
             "split": facts.evaluation.split,
             **{name: value for name, value in errors.items() if not math.isnan(value)},
         }
+    if module.provenance.get("started_from"):
+        training["started_from"] = module.provenance["started_from"]
     provenance = {**module.provenance, "trained_by": f"torchmd-net {__version__}", "training": training}
     save_model(module.model, path, hyper_parameters=dict(module.hparams), provenance=provenance)
     return path

@@ -22,14 +22,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torchmdnet._version import __version__
 from torchmdnet.build import create_prior_models
 from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
-from torchmdnet.checkpoint.load import load_weights
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.data import DataModule
 from torchmdnet.data.digest import data_digest
+from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError, ResultError
+from torchmdnet.priors.atomref import Atomref
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
 from torchmdnet.training.distributed import BoundedDDPStrategy, World, choose_strategy, choose_world
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
@@ -45,6 +46,7 @@ from torchmdnet.training.report import (
     write_report,
     write_summary,
 )
+from torchmdnet.training.start import TOO_FAR, Alignment, check_continued, origin_of, reference_prior, start_from
 from torchmdnet.training.terminal import Terminal, Units, console_for, duration, significant
 
 __all__ = ["train"]
@@ -95,12 +97,15 @@ def _train(args: Namespace) -> Path:
     data.setup("fit")
     train_facts = facts_of(read_batches(data.dataset, data.idx_train), data.targets)
     _check_data(args, data, train_facts)
+    assert train_facts is not None
 
-    module = _module(args, data, resumed)
+    module, alignment = _module(args, data, resumed, train_facts)
     module.complete = data.complete
     energy, length = (getattr(data.dataset, name, None) for name in ("energy_unit", "length_unit"))
     units = Units(energy, length, {term: target.unit(energy, length) for term, target in data.targets.items()})
-    module.provenance = _provenance(data.dataset, train_facts)
+    module.provenance = {**_provenance(data), **_references(module, data, args, resumed, alignment)}
+
+    _tell_references(module, units, alignment, args)
 
     splits = {name: len(getattr(data, f"idx_{name}")) for name in ("train", "val", "test")}
     monitor = _monitor(args.checkpoint_monitor, args, splits["val"] > 0)
@@ -241,7 +246,7 @@ def _check_data(args: Namespace, data: DataModule, facts: SplitFacts | None) -> 
             raise ConfigError(
                 f"{term}: every label in the training set is missing (NaN). Choose other data or leave it."
             )
-    elements = _elements(data.dataset, facts)
+    elements = facts.elements
     if max(elements) >= args.max_z:
         raise ConfigError(
             f"max_z: {args.max_z} is too small, the data hold atomic number {max(elements)}. "
@@ -254,6 +259,7 @@ class _Resumed:
 
     def __init__(self, checkpoint: Mapping[str, Any], path: str) -> None:
         self.options = hyper_parameters_of(checkpoint, path) if checkpoint.get("hyper_parameters") else {}
+        self.origin = origin_of(checkpoint, path)
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         epochs = loop.get("epoch_progress", {}).get("current", {"ready": 0, "processed": 0})
         batches = loop.get("epoch_loop.batch_progress", {})
@@ -289,33 +295,83 @@ def _checkpoint_to_continue(args: Namespace) -> _Resumed | None:
     return resumed
 
 
-def _module(args: Namespace, data: DataModule, resumed: _Resumed | None) -> LNNP:
+def _module(
+    args: Namespace, data: DataModule, resumed: _Resumed | None, facts: SplitFacts
+) -> tuple[LNNP, Alignment | None]:
+    """The model to train; started from a file, also how far its energies are off."""
+    start = args.load_weights or (args.load_model if resumed is None else None)
     priors = create_prior_models(vars(args), data.prior_source)
     args.prior_args = [prior.get_init_args() for prior in priors]
+    options = hyper_parameters(args)
+    if resumed is not None:
+        references = [prior.initial_atomref for prior in priors if isinstance(prior, Atomref)]
+        check_continued(resumed.origin, data, args, references[-1] if references else None, facts)
+        return LNNP(options), None
     module = LNNP(
-        hyper_parameters(args), prior_model=priors, mean=getattr(data, "mean", None), std=getattr(data, "std", None)
+        {**options, "load_model": None},
+        prior_model=priors,
+        mean=getattr(data, "mean", None),
+        std=getattr(data, "std", None),
     )
-    if args.load_weights:
-        load_weights(module.model, args.load_weights)
-        module.note_handedness()
-    return module
+    return module, start_from(module, start, data, args) if start else None
 
 
-def _provenance(dataset: Any, facts: SplitFacts | None) -> dict[str, Any]:
+def _provenance(data: DataModule) -> dict[str, Any]:
     """Facts about the data that a checkpoint keeps."""
+    dataset = data.dataset
     return {
         "units": {"energy": getattr(dataset, "energy_unit", None), "length": getattr(dataset, "length_unit", None)},
         "level_of_theory": getattr(dataset, "level_of_theory", None),
         "citation": getattr(dataset, "citation", None),
-        "elements": _elements(dataset, facts),
+        "elements": data.elements("train"),
     }
 
 
-def _elements(dataset: Any, facts: SplitFacts | None) -> list[int]:
-    """Atomic numbers in the data: of all systems where they lie in one array, else of those that were looked at."""
-    frames: Any = getattr(dataset, "frames", None)
-    found = frames.elements() if hasattr(frames, "elements") else facts.elements if facts else []
-    return [int(z) for z in found]
+def _references(
+    module: LNNP, data: DataModule, args: Namespace, resumed: _Resumed | None, alignment: Alignment | None
+) -> dict[str, Any]:
+    """What energies are relative to, or contain, for the card: where the energies of the elements come from."""
+    if resumed is not None:
+        return {key: value for key, value in resumed.origin.facts.items() if key in ("references", "started_from")}
+    start = args.load_weights or args.load_model
+    facts: dict[str, Any] = {"started_from": str(start)} if start else {}
+    prior = reference_prior(module.model)
+    if prior is None:
+        return facts
+    if prior.atomref.weight.requires_grad:
+        return {**facts, "references": {"source": "learned with the network"}}
+    source = "stated by the data" if data.states_energies else "fitted to the training energies"
+    if start:
+        source = "of the model that training started from" + (", fitted to the new energies" if alignment else "")
+    table = prior.initial_atomref.double().flatten().tolist()
+    known = [z for z in data.elements("train") if z < len(table)]
+    return {**facts, "references": {"source": source, "energies": {symbols([z]): table[z] for z in known}}}
+
+
+def _tell_references(module: LNNP, units: Units, alignment: Alignment | None, args: Namespace) -> None:
+    """Log the energies of the elements that are used, and how well a model that training starts from fits."""
+    if not is_main_process():
+        return
+    references = module.provenance.get("references") or {}
+    unit = units.energy or "energy unit"
+    if references.get("energies"):
+        table = ", ".join(f"{name} {energy:.4f}" for name, energy in references["energies"].items())
+        log.info("Reference energies [%s], %s: %s", unit, references["source"], table)
+    if alignment is None:
+        return
+    before, after = (f"{units.show(error)} {units.of_energy_per_atom}" for error in alignment[:2])
+    log.info(
+        "Energies of the model that training starts from are %s off on %d training systems%s.",
+        after, alignment.num_systems,
+        "" if before == after else f" ({before} with its own reference energies or mean)",
+    )  # fmt: skip
+    is_far = alignment.spread and alignment.after > TOO_FAR * alignment.spread
+    if is_far and before == after and args.y_weight > 0:
+        log.warning(
+            "The training energies vary by %s %s, much less than that: they and the model have other reference "
+            "energies. Set remove_ref_energy: true or prior_model: Atomref, which fit them to the data.",
+            units.show(alignment.spread), units.of_energy_per_atom,
+        )  # fmt: skip
 
 
 def _monitor(monitor: str | None, args: Namespace, has_val: bool) -> str | None:
@@ -604,7 +660,7 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
     say("", soft_wrap=True)
     epochs = f"{facts.num_epochs} epochs in {duration(facts.seconds)}"
     stopped = facts.stopped or "all epochs done"
-    say(f"{epochs}. {stopped[0].upper()}{stopped[1:]}.", markup=False)
+    say(f"{epochs}. {stopped[0].upper()}{stopped[1:]}.", soft_wrap=True, markup=False)
     if math.isfinite(facts.best_score):
         say(
             f"best: {facts.folder / 'best.ckpt'}, epoch {facts.tested_epoch}, {facts.monitor} "

@@ -393,10 +393,11 @@ def large_forces(d: Diagnosis) -> Iterator[Finding]:
     odd = np.flatnonzero(fine & (m.force_max > np.maximum(FORCE_TIMES * typical, least)))
     if len(odd):
         odd = odd[np.argsort(-m.force_max[odd])]
+        unit = f" {d.force_words}".rstrip()
         yield Finding(
             "large forces", "warning",
-            f"{_many(len(odd), 'sample has', 'samples have')} forces up to {m.force_max[odd[0]]:.4g}; the largest of a "
-            f"sample is {typical:.3g} in the median.",
+            f"{_many(len(odd), 'sample has', 'samples have')} forces up to {m.force_max[odd[0]]:.4g}{unit}; the "
+            f"largest of a sample is {typical:.3g}{unit} in the median.",
             {"largest": float(m.force_max[odd[0]]), "typical": typical}, odd,
             "A few of them can rule the loss. Unless wanted, leave them out.", DROP,
         )  # fmt: skip
@@ -576,10 +577,11 @@ def odd_energies(d: Diagnosis) -> Iterator[Finding]:
         odd = np.flatnonzero((times > ENERGY_TIMES) & (np.abs(deviation) > 1e-9 * _typical(d)))
         if len(odd):
             odd = odd[np.argsort(-times[odd])]
+            unit = f"{d.energy_words}/atom" if d.energy_words else "per atom"
             yield Finding(
                 "odd energies", "warning",
                 f"{_many(len(odd), 'energy is', 'energies are')} far from the others of their composition: "
-                f"{deviation[odd[0]]:+.4g} per atom in the worst, where {usual[odd[0]]:.2g} is usual.",
+                f"{deviation[odd[0]]:+.4g} {unit} in the worst, where {usual[odd[0]]:.2g} {unit} is usual.",
                 {"worst per atom": float(deviation[odd[0]]), "usual": float(usual[odd[0]])}, odd,
                 "Not converged, another state, or another level of theory? Compute them again or leave them out.", DROP,
             )  # fmt: skip

@@ -135,6 +135,12 @@ class Diagnosis:
         return sum(finding.severity == severity for finding in self.findings)
 
     @property
+    def force_words(self) -> str:
+        """Unit of the forces; empty where it is not known."""
+        energy, length = self.energy_words, self.length_words
+        return f"{energy}/{length}" if energy and length else ""
+
+    @property
     def energy_words(self) -> str:
         """Unit of energies for people: stated, else guessed, else nothing."""
         return self.samples.energy_unit or (self.energies.unit or "")
@@ -162,26 +168,30 @@ class Diagnosis:
         rows["compositions"] = self._compositions()
         if measured.is_periodic.any():
             rows["cells"] = f"{int(measured.is_periodic.sum()):,} samples are periodic"
-        energy, length = self.energy_words, self.length_words
+        energy = self.energy_words
         if measured.y is not None and np.isfinite(measured.y).any():
             y = measured.y[np.isfinite(measured.y)]
             rows["energy"] = f"{y.min():.6g} to {y.max():.6g} {energy}".rstrip()
             if measured.binding is not None:
                 spread = np.nanstd(measured.binding / np.maximum(atoms, 1))
-                rows["energy"] += f"; {spread:.3g} per atom beyond the elements, standard deviation"
+                unit = f"{energy}/atom" if energy else "per atom"
+                rows["energy"] += f"; {spread:.3g} {unit} beyond the elements, standard deviation"
         if measured.has_forces and np.isfinite(measured.force_max).any():
-            unit = f" {energy}/{length}" if energy and length else ""
+            unit = f" {self.force_words}".rstrip()
             rows["forces"] = f"rms {measured.force_rms:.4g}, largest {np.nanmax(measured.force_max):.4g}{unit}"
         for name, label in (("q", "total charge"), ("s", "unpaired electrons")):
             values = measured.per_system(name)
             if values is not None:
                 kinds = Counter(values.tolist()).most_common(6)
-                rows[label] = ", ".join(f"{value:g} ({count:,})" for value, count in kinds)
+                unit = " e" if name == "q" else ""
+                rows[label] = ", ".join(f"{value:g}{unit} ({count:,})" for value, count in kinds)
         others = [n for n in samples.frames.fields if n not in ("z", "pos", "y", "neg_dy", "box", "q", "s")]
         if others:
             rows["also"] = ", ".join(others)
         if samples.isolated:
-            rows["isolated atoms"] = ", ".join(f"{SYMBOLS[z]} {e:.5g}" for z, e in samples.isolated.items())
+            rows["isolated atoms"] = ", ".join(
+                f"{SYMBOLS[z]} {e:.5g} {energy}".rstrip() for z, e in samples.isolated.items()
+            )
         if samples.splits:
             rows["split"] = ", ".join(f"{part} {len(rows_):,}" for part, rows_ in samples.splits.items())
         rows |= {name.replace("_", " "): text for name, text in samples.provenance.items()}

@@ -141,8 +141,8 @@ def _distances(axis: Axes, d: Diagnosis) -> None:
             names = [SYMBOLS[z] if 0 < z < len(SYMBOLS) else str(z) for z in reversed(pair)]
             axis.plot(middle, counts / counts.max(), linewidth=1.1, label="–".join(names))
     axis.axvline(d.cost.suggested, color=GREY, linewidth=1, linestyle=":")
-    axis.set_title("Distances over $r^2$")
-    axis.set_xlabel("Å")
+    axis.set_title("Number of distances over $r^2$, largest 1")
+    axis.set_xlabel("distance [Å]")
     axis.set_yticks([])
     if common:
         axis.legend(fontsize=8)
@@ -153,13 +153,17 @@ def _energies(axis: Axes, d: Diagnosis) -> None:
     assert binding is not None
     values = binding / np.maximum(d.measured.counts, 1)
     _bars(axis, values[np.isfinite(values)], _marked(d, ("odd energies", "levels of theory", "contradictions")), values)
-    axis.set_title(f"Energy per atom beyond the elements{_bracket(d.energy_words)}")
+    axis.set_title("Energy per atom without that of the elements")
+    axis.set_xlabel(f"energy{_bracket(f'{d.energy_words}/atom' if d.energy_words else '')}")
+    axis.set_ylabel("samples")
 
 
 def _forces(axis: Axes, d: Diagnosis) -> None:
     values = np.log10(np.maximum(d.measured.force_max, 1e-6 * max(d.measured.force_rms, 1e-12)))
     _bars(axis, values[np.isfinite(values)], _marked(d, ("large forces",)), values)
-    axis.set_title(f"Largest force of a sample{_bracket(_force_unit(d))}")
+    axis.set_title("Largest force of a sample")
+    axis.set_xlabel(f"force{_bracket(_force_unit(d))}")
+    axis.set_ylabel("samples")
     axis.xaxis.set_major_formatter(lambda x, _: f"{10**x:.3g}")
 
 
@@ -176,14 +180,16 @@ def _work(axis: Axes, d: Diagnosis) -> None:
     note = "" if slope is None or not slope.is_certain or slope.step is None else f", slope {slope.value:.3g}"
     axis.set_title(f"Pairs of samples{note}")
     axis.set_xlabel(f"work of the forces{_bracket(d.energy_words)}")
-    axis.set_ylabel("energy difference")
+    axis.set_ylabel(f"energy difference{_bracket(d.energy_words)}")
 
 
 def _sizes(axis: Axes, d: Diagnosis) -> None:
     counts = d.measured.counts
     low, high = int(counts.min()), int(counts.max())
     axis.hist(counts, bins=np.linspace(low - 0.5, high + 0.5, min(60, high - low + 1) + 1).tolist(), color=BLUE)
-    axis.set_title("Atoms in a sample")
+    axis.set_title("Size of samples")
+    axis.set_xlabel("atoms")
+    axis.set_ylabel("samples")
     axis.locator_params(axis="x", integer=True)
 
 
