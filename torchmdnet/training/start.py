@@ -54,7 +54,7 @@ PER_ELEMENT = 10
 TOO_FAR = 10.0
 
 #: Settings of the run rather than of the model, though constructors take them.
-_NOT_COMPARED = {"box_vecs", "static_shapes", "max_num_neighbors", "max_z", "output_charges"}
+_NOT_COMPARED = {"box_vecs", "system_embedding", "static_shapes", "max_num_neighbors", "max_z", "output_charges"}
 
 
 class Origin(NamedTuple):
