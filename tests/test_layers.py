@@ -13,16 +13,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchmdnet"
 
 #: From the ground up; parts of one layer may only know each other where a pair says so.
 LAYERS = [
-    {"_version", "errors", "elements", "files", "loop_cache", "page", "typing"},
+    {"_version", "errors", "elements", "files", "loop_cache", "page", "tracing", "typing"},
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
     {"nn", "recording"},
     {"models", "heads", "priors", "datasets"},
     {"potential", "compiled", "properties", "stacking", "build", "checkpoint"},
-    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export"},
+    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export", "scripting"},
     {"scripts"},
 ]
 NEIGHBOURS = {
+    ("elements", "errors"),
     ("graph", "neighbors"),
     ("ops", "graph"),  # kernels run along edges
     ("neighbors", "ops"),  # loops are compiled in one place
@@ -34,6 +35,9 @@ NEIGHBOURS = {
     ("build", "properties"),
     ("checkpoint", "build"),
     ("checkpoint", "potential"),
+    ("neighbors", "scripting"),  # torch.jit.script asks a module for the form it can read
+    ("potential", "scripting"),
+    ("data", "config"),  # the option table and its words for booleans
     ("config", "training"),  # names of losses
     ("training", "config"),
     ("training", "data"),
