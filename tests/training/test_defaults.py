@@ -23,6 +23,8 @@ RESULTS = {
 def test_what_a_file_leaves_out_means_the_default_of_the_option_table(name):
     """Files leave out options that release 3 does not know where they are at their default."""
     for key, parameter in representation_arguments(ARCHITECTURES[name]).items():
+        if key == "system_embedding":  # written as what "auto" came to
+            continue
         if key in OPTIONS and not OPTIONS[key].established and parameter.default is not inspect.Parameter.empty:
             assert default_of(key, parameter) == OPTIONS[key].default, key
 
