@@ -227,6 +227,8 @@ def _architecture(args: argparse.Namespace, settings: Settings) -> None:
 
 def _charge_and_spin(args: argparse.Namespace, settings: Settings) -> None:
     """Refuse a charge or spin that the model would be given and not use, or would use and not be given."""
+    if not (args.charge or args.spin) and args.system_embedding in (None, "auto", "none"):
+        return
     from torchmdnet.build import representation_arguments, system_embedding_of
     from torchmdnet.models import ARCHITECTURES
 

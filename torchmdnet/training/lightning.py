@@ -48,7 +48,6 @@ DEFAULTS: dict[str, Any] = {
     "ema_alpha_y": 1.0,
     "ema_alpha_neg_dy": 1.0,
     "y_weight": 1.0,
-    "y_loss_per_atom": False,
     "neg_dy_weight": 1.0,
     "lr": 1e-4,
     "weight_decay": 0.0,
@@ -392,7 +391,7 @@ class LNNP(LightningModule):
             self.epoch_samples += comparison.y.shape[0]
             self.latest = comparison.detach() if self.keep_latest else None
         pairs = {term: pair for term, pair in comparison.pairs().items() if self.term_weight[term] > 0}
-        if self.hparams["y_loss_per_atom"] and "y" in pairs:
+        if self.hparams.get("y_loss_per_atom") and "y" in pairs:
             y, label, weight = pairs["y"]
             pairs["y"] = (y / comparison.atoms_per_molecule, label / comparison.atoms_per_molecule, weight)
         total: Tensor | None = None

@@ -560,7 +560,7 @@ def _evaluate(
 def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int | None, step: int) -> None:
     """Add a row with the test errors, under the epoch and step of the tested weights."""
     errors = evaluation.errors
-    y_mae = errors.y_mae_per_atom if module.hparams["y_loss_per_atom"] else errors.y_mae
+    y_mae = errors.y_mae_per_atom if module.hparams.get("y_loss_per_atom") else errors.y_mae
     means = {"y": y_mae, "neg_dy": errors.neg_dy_mae, **{term: mae for term, (mae, _) in errors.others.items()}}
     means = {term: mean for term, mean in means.items() if not math.isnan(mean) and module.term_weight[term] > 0}
     row = {"epoch": float(epoch if epoch is not None else 0)}
