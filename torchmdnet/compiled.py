@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import Graph, Inputs, Pairs, bare_graph
 from torchmdnet.models.base import Representation
+from torchmdnet.neighbors import CLOSEST, apart, length, not_a_number
 from torchmdnet.potential import Evaluation, TorchMD_Net, derivatives_of, strained
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.recording import Recorded, needs_compiler, record
@@ -276,9 +277,10 @@ class _Step(nn.Module):
         with torch.enable_grad():
             wanted = [vec.requires_grad_(), pos.requires_grad_()]
             rows = torch.cat([vec, vec.new_zeros(1, 3)]) if loop else vec
-            square = rows.square().sum(dim=1)
-            is_zero = square == 0
-            dist = torch.where(is_zero, square, torch.where(is_zero, 1.0, square).sqrt())
+            dist, guard = length(rows), None
+            if pos.device.type != "cpu":  # where they were looked at before
+                dist = apart(rows, dist, CLOSEST * float(potential.representation_model.distance.cutoff_upper))
+                guard = not_a_number(pos, given["batch"], given["systems"].shape[0], given.get("q"), given.get("s"))
             pairs = Pairs(given["atoms"], dist, given["of_edge"], given["reverse"], given["row_start"])
             graph = Graph(
                 z=given["z"],
@@ -293,6 +295,7 @@ class _Step(nn.Module):
                 s=given.get("s"),
                 extra={},
                 pairs=pairs,
+                guard=guard,
             )
             representation: Any = potential.representation_model
             features, seen = representation.select(representation.encode(graph), graph)

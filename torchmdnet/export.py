@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from torchmdnet._version import __version__
 from torchmdnet.errors import ConfigError
-from torchmdnet.graph import Graph, Pairs
+from torchmdnet.graph import Graph, Pairs, guard_of_edges
 from torchmdnet.models.base import set_radial_mode
+from torchmdnet.neighbors import CLOSEST, apart, length
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.recording import Recorded, needs_compiler, record
 
@@ -218,8 +219,8 @@ def _with_ghost(
         index = torch.cat([index, torch.stack([atoms, atoms])], dim=1)
         of_edge = torch.cat([of_edge, torch.full_like(atoms, edge_index.shape[1])])
         vec = torch.cat([vec, vec.new_zeros(1, 3)])
-    square = vec.square().sum(dim=1)
-    dist = torch.where(square == 0, square, torch.where(square == 0, 1.0, square).sqrt())
+    dist = apart(vec, length(vec), CLOSEST * float(distance.cutoff_upper))
+    guard = guard_of_edges(edge_index, edge_vec, batch, num_systems, q, s)
     nothing = z.new_empty(0)
     return Graph(
         z=torch.cat([z, z.new_ones(1)]),
@@ -234,6 +235,7 @@ def _with_ghost(
         s=torch.cat([s, s.new_zeros(1)]),
         extra={},
         pairs=Pairs(pairs, dist, of_edge, nothing, nothing),
+        guard=torch.cat([guard, guard.new_zeros(1)]),
     )
 
 

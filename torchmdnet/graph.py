@@ -8,19 +8,26 @@ import torch
 from torch import Tensor
 
 from torchmdnet.neighbors import (
+    CLOSEST,
     Listed,
     Search,
+    apart,
     by_receiver,
+    can_check,
+    check_apart,
+    check_finite,
     edge_geometry,
     edges_of_pairs,
     length,
     measured_edges,
+    not_a_number,
     pairs_within,
     pull_back,
 )
 from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import (
     AtomicNumbers,
+    AtomScalars,
     Boxes,
     EdgeIndex,
     EdgeScalars,
@@ -43,6 +50,7 @@ __all__ = [
     "edges_within",
     "forces_of",
     "graph_of_edges",
+    "guard_of_edges",
     "sum_to_atoms",
     "sum_to_systems",
 ]
@@ -102,6 +110,7 @@ class Graph(NamedTuple):
     pairs: Pairs | None = None  # the same edges, as pairs
     inner: bool = False  # no second derivatives in the geometry are possible: its leaves are the model's own
     search: Search | None = None  # who found them, for parts that look further; None starts afresh
+    guard: AtomScalars | None = None  # (N,) 0, or NaN for all atoms of a system that is not finite; None is checked
 
     @property
     def num_atoms(self) -> int:
@@ -171,6 +180,7 @@ def edges_within(
     cutoff_lower: float = 0.0,
     loop: bool = False,
     search: Search | None = None,
+    closest: float = 0.0,
 ) -> Edges:
     """Directed edges with cutoff_lower <= distance < cutoff_upper, sorted by receiver, differentiable in pos and box.
 
@@ -183,16 +193,23 @@ def edges_within(
         cutoff_lower: In Å.
         loop: Add the edge (i, i) of every atom, with zero vector, whatever the lower cutoff.
         search: Finds the pairs; None is :func:`torchmdnet.neighbors.pairs_within`.
+        closest: Pairs nearer than this, in Å, but not at the same place are refused; where values cannot be looked at,
+            their distance is NaN.
+
+    Raises:
+        ValueError: Naming the first pair that is too close.
     """
     i, j, shifts = (search or pairs_within)(pos, batch, box, num_systems, cutoff_upper, cutoff_lower)
     measured = measured_edges(pos, batch, box, (i, j, shifts), loop)
     if measured is not None:
         index, of_edge, reverse, row_start, vec, dist, edge_dist, atoms = measured
+        check_apart(index, vec, edge_dist, closest, dist[: i.shape[0]])
         return Edges(index, vec, edge_dist, Pairs(atoms, dist, of_edge, reverse, row_start))
     index, of_edge, reverse, row_start, sign = edges_of_pairs(i, j, pos.shape[0], loop)
-    vec, dist = edge_geometry(pos, box, Listed(index, of_edge, sign, i, j, shifts, batch), loop)
-    pairs = Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start)
-    return Edges(index, vec, dist.index_select(0, of_edge), pairs)
+    vec, dist = edge_geometry(pos, box, Listed(index, of_edge, sign, i, j, shifts, batch, closest), loop)
+    edge_dist = dist.index_select(0, of_edge)
+    check_apart(index, vec, edge_dist, closest, dist[: i.shape[0]])
+    return Edges(index, vec, edge_dist, Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start))
 
 
 def build_graph(
@@ -227,7 +244,8 @@ def build_graph(
         search: Who finds neighbours, here and for parts that look further; None starts afresh.
 
     Raises:
-        ValueError: If a shape does not fit the others; the message names the argument.
+        ValueError: If a shape does not fit the others, a number is not finite, or two atoms all but coincide; the
+            message names the argument.
     """
     if z.dim() != 1 or z.is_floating_point():
         raise ValueError(f"z must hold one integer per atom, shape (N,); it has shape {tuple(z.shape)}, {z.dtype}.")
@@ -246,6 +264,8 @@ def build_graph(
     if num_systems is None:
         num_systems = count_systems(batch, box, q, s)
     box = as_boxes(box, num_systems, pos.dtype, pos.device)
+    q, s = _per_system(q, "q", num_systems, pos), _per_system(s, "s", num_systems, pos)
+    check_finite("pos", pos, "atom")
     edges = edges_within(
         pos,
         batch,
@@ -255,6 +275,7 @@ def build_graph(
         cutoff_lower=cutoff_lower,
         loop=loop,
         search=search,
+        closest=CLOSEST * cutoff_upper,
     )
     return Graph(
         z=z.long(),
@@ -265,11 +286,12 @@ def build_graph(
         edge_vec=edges.vec,
         edge_dist=edges.dist,
         box=box,
-        q=_per_system(q, "q", num_systems, pos),
-        s=_per_system(s, "s", num_systems, pos),
+        q=q,
+        s=s,
         extra=extra or {},
         pairs=edges.pairs,
         search=search,
+        guard=None if can_check(pos) else not_a_number(pos, batch, num_systems, box, q, s),
     )
 
 
@@ -304,7 +326,8 @@ def graph_of_edges(
         extra: See :func:`build_graph`.
 
     Raises:
-        ValueError: If a shape does not fit the others, or an edge joins an atom that is not there, or two systems.
+        ValueError: If a shape does not fit the others, an edge joins an atom that is not there, or two systems, a
+            vector is not finite, or two atoms all but coincide.
     """
     num_atoms, device = z.shape[0], z.device
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
@@ -331,7 +354,13 @@ def graph_of_edges(
             raise ValueError(f"edge_index names atom {found}, but z holds {num_atoms} atoms, 0 to {num_atoms - 1}.")
         if not torch.equal(graph.batch[edge_index[0]], graph.batch[edge_index[1]]):
             raise ValueError("edge_index holds an edge between atoms of two systems. Leave such edges out.")
-    dist = length(edge_vec)  # (E,)
+    check_finite("edge_vec", edge_vec, "edge")
+    q, s = _per_system(q, "q", graph.num_systems, graph.pos), _per_system(s, "s", graph.num_systems, graph.pos)
+    closest, dist = CLOSEST * cutoff_upper, length(edge_vec)  # (E,)
+    check_apart(edge_index, edge_vec, dist, closest)
+    guard = None
+    if not can_check(edge_vec):
+        guard = guard_of_edges(edge_index, edge_vec, graph.batch, graph.num_systems, q, s)
     is_within = (dist < cutoff_upper) & (dist >= cutoff_lower) & ((edge_index[0] != edge_index[1]) | (dist > 0))
     kept = is_within.nonzero()[:, 0]
     atoms = torch.arange(num_atoms if loop else 0, device=device)
@@ -342,15 +371,28 @@ def graph_of_edges(
     place = torch.cat([torch.full_like(atoms, kept.shape[0]), torch.arange(kept.shape[0], device=device)])
     of_edge = place.index_select(0, order)  # the self loops share the last row
     vec = torch.cat([edge_vec.index_select(0, kept), edge_vec.new_zeros(int(loop), 3)])
-    dist = torch.cat([dist.index_select(0, kept), dist.new_zeros(int(loop))])
+    dist = dist.index_select(0, kept)
+    if guard is not None:
+        dist = apart(edge_vec.index_select(0, kept), dist, closest)
+    dist = torch.cat([dist, dist.new_zeros(int(loop))])
     return graph._replace(
         edge_index=torch.stack([receiver.index_select(0, order), sender]),
         edge_vec=vec.index_select(0, of_edge),
         edge_dist=dist.index_select(0, of_edge),
-        q=_per_system(q, "q", graph.num_systems, graph.pos),
-        s=_per_system(s, "s", graph.num_systems, graph.pos),
+        q=q,
+        s=s,
         pairs=Pairs(edge_index[:, kept], dist, of_edge, atoms.new_empty(0), row_start),
+        guard=guard,
     )
+
+
+def guard_of_edges(
+    edge_index: EdgeIndex, edge_vec: EdgeVectors, batch: SystemIndex, num_systems: int, *others: Tensor | None
+) -> AtomScalars:
+    """The guard of a graph, (N,), whose edges somebody else found; see :func:`torchmdnet.neighbors.not_a_number`."""
+    receiver = edge_index[0]
+    of_edge = not_a_number(edge_vec, batch.index_select(0, receiver), num_systems, *others)  # (E,)
+    return of_edge.new_zeros(batch.shape[0]).index_add(0, receiver, of_edge)
 
 
 def bare_graph(
@@ -389,6 +431,7 @@ def _per_system(value: Tensor | None, name: str, num_systems: int, pos: Position
             f"{name} has shape {tuple(value.shape)} but batch holds {num_systems} systems. "
             f"Pass one value per system, shape ({num_systems},)."
         )
+    check_finite(name, value.reshape(num_systems), "system")
     return value.reshape(num_systems).to(device=pos.device, dtype=pos.dtype)
 
 

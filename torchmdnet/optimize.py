@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import Graph, bare_graph
-from torchmdnet.models.base import Features
+from torchmdnet.models.base import Features, guarded
 from torchmdnet.models.torchmd_gn import TorchMD_GN
+from torchmdnet.neighbors import can_check, check_finite, not_a_number
 from torchmdnet.nn.activation import ShiftedSoftplus
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
@@ -103,14 +104,16 @@ class TorchMD_GN_optimized(nn.Module):
         """Atoms without edges: NNPOps finds its own.
 
         Raises:
-            ValueError: If there is a box or more than one system.
+            ValueError: If there is a box or more than one system, or a position is not finite.
         """
         self.model.check_elements(z)
         if box is not None and bool(box.any()):
             raise ValueError("The optimized graph network takes no box. Use the model as it was before optimize().")
         if batch is not None and bool((batch != 0).any()):
             raise ValueError("The optimized graph network takes one system at a time. Pass batch of zeros, or none.")
-        return bare_graph(z, pos, torch.zeros_like(z), extra=extra, num_systems=1)
+        check_finite("pos", pos, "atom")
+        graph = bare_graph(z, pos, torch.zeros_like(z), extra=extra, num_systems=1)
+        return graph._replace(guard=None if can_check(pos) else not_a_number(pos, graph.batch, 1))
 
     def encode(self, graph: Graph) -> Features:
         """Features of every atom."""
@@ -124,7 +127,7 @@ class TorchMD_GN_optimized(nn.Module):
 
     def select(self, features: Features, graph: Graph) -> tuple[Features, Graph]:
         """All atoms."""
-        return features, graph
+        return guarded(features, graph), graph
 
     def forward(
         self,
@@ -137,7 +140,7 @@ class TorchMD_GN_optimized(nn.Module):
     ) -> tuple[AtomFeatures, AtomVectors | None, AtomicNumbers, Positions, SystemIndex]:
         """The established call; see :meth:`torchmdnet.models.base.Representation.forward`."""
         graph = self.graph(z, pos, batch, box, q, s)
-        features = self.encode(graph)
+        features, graph = self.select(self.encode(graph), graph)
         return features.x, None, graph.z, graph.pos, graph.batch
 
 

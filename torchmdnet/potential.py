@@ -22,8 +22,8 @@ from torchmdnet.graph import (
 )
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
+from torchmdnet.neighbors import can_check, check_finite
 from torchmdnet.nn.modules import reset_all
-from torchmdnet.ops import kernels
 from torchmdnet.ops.inference import outside_inference_mode
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
@@ -213,8 +213,9 @@ class TorchMD_Net(nn.Module):
             are followed by both, see :class:`Outputs`. In training mode forces and stress can be differentiated again.
 
         Raises:
-            ValueError: If a shape does not fit, an element lies outside the embedding, or the stress is asked for and
-                no system has three lattice vectors.
+            ValueError: If a shape does not fit, an element lies outside the embedding, a number is not finite or two
+                atoms are less than 1e-5 of the cutoff apart (on a GPU, and where the call is recorded or compiled, the
+                results of that system are NaN), or the stress is asked for and no system has three lattice vectors.
         """
         inputs = Inputs(z, pos, batch, box, q, s, extra_args, num_systems)
         if not (self.derivative or stress or properties):
@@ -332,7 +333,7 @@ class TorchMD_Net(nn.Module):
             return None
         if any(getattr(prior, "needs_positions", True) for prior in self.prior_model or ()):
             return None
-        return None if kernels.is_traced() or not like.shape[0] else self.representation_model.direct(like)
+        return self.representation_model.direct(like) if can_check(like) and like.shape[0] else None
 
     def _evaluate_graph(
         self,
@@ -579,6 +580,7 @@ class TorchMD_Net(nn.Module):
             return model.select(model.encode(graph), graph)
         z, pos, batch, box, q, s, extra, num_systems, *_ = inputs
         # an architecture written for older releases: no graph, five results
+        check_finite("pos", pos, "atom")
         batch = torch.zeros_like(z) if batch is None else batch
         x, v, z, pos, system = model(z, pos, batch, box=box, q=q, s=s)
         energy = getattr(model, "extra_energy", None)

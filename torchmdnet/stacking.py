@@ -12,6 +12,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
+from torchmdnet.neighbors import not_a_number
 from torchmdnet.ops.norms import length
 
 __all__ = ["Stack", "find_same_edges", "moved_copies"]
@@ -78,6 +79,8 @@ def moved_copies(graph: Graph, num_members: int, *, strained: bool) -> Copies:
         vec = torch.einsum("mek,mekl->mel", vec, deformation.index_select(1, graph.batch.index_select(0, i)))
         boxes = None if boxes is None else boxes @ deformation
     dist = length(vec)
+    if graph.guard is not None:  # distances of atoms that all but coincide are NaN
+        dist = dist + 0 * graph.edge_dist
     of_edge = graph.pairs.of_edge
     one_edge = of_edge.new_zeros(graph.pairs.dist.shape[0])
     one_edge[of_edge] = torch.arange(of_edge.shape[0], device=of_edge.device)
@@ -89,6 +92,7 @@ def moved_copies(graph: Graph, num_members: int, *, strained: bool) -> Copies:
             edge_vec=vec[m],
             edge_dist=dist[m],
             pairs=graph.pairs._replace(dist=pair_dist[m]),
+            guard=None if graph.guard is None else graph.guard + not_a_number(place[m], graph.batch, graph.num_systems),
         )
         for m in range(members)
     ]

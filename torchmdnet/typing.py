@@ -25,6 +25,7 @@ if not TYPE_CHECKING and os.environ.get("TORCHMDNET_CHECK_SHAPES"):
     EdgeFeatures = Float[Tensor, "edges basis"]
     PairScalars = Float[Tensor, "pairs"]
     PairFeatures = Float[Tensor, "pairs basis"]
+    AtomScalars = Float[Tensor, "atoms"]
     AtomFeatures = Float[Tensor, "atoms channels"]
     AtomVectors = Float[Tensor, "atoms 3 channels"]
     AtomTensors = Float[Tensor, "atoms 9 channels"]
@@ -42,6 +43,7 @@ else:
     EdgeFeatures: TypeAlias = Tensor  # (E, K)
     PairScalars: TypeAlias = Tensor  # (P,)
     PairFeatures: TypeAlias = Tensor  # (P, K)
+    AtomScalars: TypeAlias = Tensor  # (N,)
     AtomFeatures: TypeAlias = Tensor  # (N, F)
     AtomVectors: TypeAlias = Tensor  # (N, 3, F)
     AtomComponents: TypeAlias = Tensor  # (N, C, F): C components of any kind
@@ -51,6 +53,7 @@ else:
 __all__ = [
     "AtomComponents",
     "AtomFeatures",
+    "AtomScalars",
     "AtomTensors",
     "AtomTraceless",
     "AtomVectors",

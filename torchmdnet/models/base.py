@@ -29,7 +29,7 @@ from torchmdnet.typing import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Features", "Pullback", "Representation", "set_radial_mode"]
+__all__ = ["Features", "Pullback", "Representation", "guarded", "set_radial_mode"]
 
 #: Takes the gradient in features x, (N, F), back to the vectors of edges (E, 3) and the distances of pairs (P,).
 Pullback = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -140,8 +140,11 @@ class Representation(nn.Module):
         return None if self.system_embedding is None else self.system_embedding(graph)
 
     def select(self, features: Features, graph: Graph) -> tuple[Features, Graph]:
-        """The atoms that a head receives, (N', F) of N' <= N; all unless a wrapper removes some."""
-        return features, graph
+        """The atoms that a head receives, (N', F) of N' <= N; all unless a wrapper removes some.
+
+        Features of systems that are not finite become NaN, so that no head makes a number of them.
+        """
+        return guarded(features, graph), graph
 
     def graph(
         self,
@@ -206,6 +209,11 @@ class Representation(nn.Module):
         graph = self.graph(z, pos, batch, box, q, s)
         features, graph = self.select(self.encode(graph), graph)
         return features.x, features.v if self.head_prefix else None, graph.z, graph.pos, graph.batch
+
+
+def guarded(features: Features, graph: Graph) -> Features:
+    """Features that are NaN for the atoms of systems that are not finite, see :attr:`torchmdnet.graph.Graph.guard`."""
+    return features if graph.guard is None else features._replace(x=features.x + graph.guard[:, None])
 
 
 def set_radial_mode(model: nn.Module, mode: str) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import as_boxes, count_systems, edges_within
+from torchmdnet.neighbors.sound import check_finite
 from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import Boxes, EdgeIndex, EdgeScalars, EdgeVectors, Positions, SystemIndex
 
@@ -132,8 +133,9 @@ class OptimizedDistance(nn.Module):
             num_systems: Number of systems S.
 
         Raises:
-            ValueError: If the shape of ``batch`` does not fit.
+            ValueError: If the shape of ``batch`` does not fit, or a position is not finite.
         """
+        check_finite("pos", pos, "atom")
         if batch.shape != pos.shape[:1]:
             raise ValueError(
                 f"batch has shape {tuple(batch.shape)} but pos holds {pos.shape[0]} atoms. Pass ({pos.shape[0]},)."

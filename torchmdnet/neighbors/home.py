@@ -52,10 +52,11 @@ class Home:
         if counts is None or was_open is None or not is_kept or not torch.equal(was_open, is_open):
             counts = torch.zeros_like(pos)
         along = torch.einsum("nk,nkl->nl", pos, torch.linalg.inv(cells)[batch]) - counts  # (N, 3)
-        is_outside = ((along - 0.5).abs() > CELLS_OUTSIDE + 0.5) & ~is_open[batch]
+        is_known = along.isfinite()  # the model says which position is not
+        is_outside = is_known & ((along - 0.5).abs() > CELLS_OUTSIDE + 0.5) & ~is_open[batch]
         atoms = torch.bincount(batch, minlength=num_systems).clamp(min=1)[:, None]
         centre = pos.new_zeros(num_systems, 3).index_add(0, batch, along) / atoms  # (S, 3)
-        centre = torch.where(is_open & (centre.abs() > NEAR), centre, 0.0)
+        centre = torch.where(is_open & (centre.abs() > NEAR) & centre.isfinite(), centre, 0.0)
         counts = counts + torch.where(is_outside, along.floor(), 0.0) + centre[batch]
         self._counts, self._is_open = counts, is_open
         return pos - torch.einsum("nk,nkl->nl", counts, cells[batch])

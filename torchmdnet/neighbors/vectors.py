@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchmdnet.neighbors.sound import apart
 from torchmdnet.tracing import is_abstract
 
 __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measured_edges", "pull_back"]
@@ -35,6 +36,7 @@ class Listed(NamedTuple):
     j: Tensor  # (P,)
     shifts: Tensor | None  # (P, 3) lattice vectors from j to i; None without a box
     batch: Tensor  # (N,)
+    closest: float = 0.0  # distances below it that are not zero are NaN in the definition, Å
 
 
 def edge_geometry(pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) -> tuple[Tensor, Tensor]:
@@ -98,6 +100,8 @@ def _edge_geometry(pos: Tensor, box: Tensor | None, listed: Listed, loop: bool) 
             boxes = box.index_select(0, listed.batch.index_select(0, listed.i))
             vec = vec + torch.einsum("pk,pkl->pl", listed.shifts, boxes)
     dist = length(vec)
+    if listed.closest:
+        dist = apart(vec, dist, listed.closest)
     if loop:
         vec, dist = torch.cat([vec, vec.new_zeros(1, 3)]), torch.cat([dist, dist.new_zeros(1)])
     return vec.index_select(0, listed.of_edge) * listed.sign[:, None].to(vec.dtype), dist

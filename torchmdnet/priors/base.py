@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torchmdnet.graph import Graph, bare_graph
 __all__ = ["BasePrior", "HasAtomref", "stated_energies"]
 
 
+@runtime_checkable
 class HasAtomref(Protocol):
     """Anything that knows reference energies of isolated atoms."""
 
