@@ -66,3 +66,14 @@ def test_distances_beyond_the_ends_read_the_end() -> None:
     spline = Spline(1.0, 5.0, 32)
     r = torch.tensor([0.0, 1.0, 5.0, 9.0], dtype=torch.float64)
     torch.testing.assert_close(read(spline, torch.cos, r), torch.cos(r.clamp(1.0, 5.0)), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_distance_reads_inside_the_table(dtype: torch.dtype) -> None:
+    spline = Spline(0.5, 4.0, 10)
+    r = torch.tensor([float("nan"), float("inf"), -float("inf"), -1.0, 4.0, 5.0, 2.0], dtype=dtype)
+    coef, cell = spline.locate(r)
+    assert cell.tolist() == [0, 9, 0, 0, 9, 9, 4]
+    assert coef.isfinite().all(dim=1).tolist() == [False, *[True] * 6]
+    found = read(spline, torch.sin, r)
+    assert found[0].isnan() and found[1:].isfinite().all()

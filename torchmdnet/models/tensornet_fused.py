@@ -29,6 +29,7 @@ from torchmdnet.nn.mlp import SiluLayers
 from torchmdnet.nn.modules import weights_of
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.batched import is_within_batch, one_by_one
 
 if TYPE_CHECKING:
     from torchmdnet.models.tensornet import TensorNet
@@ -231,6 +232,7 @@ class Encoder:
         self.taken: list[np.ndarray] = []
         self.tangents: list[_Layer] = []
         self.stamp: Any = None
+        self.num_gradients = 0  # passes of backward(); the arrays of the last one are kept
 
     def _get(self, name: str, *shape: int) -> np.ndarray:
         """An array of one use."""
@@ -318,6 +320,7 @@ class Encoder:
         N, _, channels = self.shape
         size, E, notes = math.prod(self.shape), self.u.shape[0], self.notes
         g = _array(grad)
+        self.num_gradients += 1
         sides, _ = self.shares
         per_edge = self._get("per_edge", len(self.tables), sides, E)
         slopes, (there, back) = self._visit(self.slope, "slope"), (self.there, self.back)
@@ -687,6 +690,7 @@ class _Encode(Function):
         return out
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         call, (grad,) = ctx.call, grads
         out, vec, dist, *weights = ctx.saved_tensors
@@ -727,15 +731,19 @@ class _Slopes(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.call = call
         ctx.save_for_backward(grad, vec, dist, *weights)
-        return call.encoder.backward(grad)
+        found = call.encoder.backward(grad)
+        ctx.number = call.encoder.num_gradients
+        return found
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         call: _Call = ctx.call
         grad, vec, dist, *weights = ctx.saved_tensors
         needs = kernels.needed(ctx)
         of_geometry = any(needs[2:4]) and not call.graph.inner
-        if not torch.is_grad_enabled() and not of_geometry:
+        is_last = ctx.number == call.encoder.num_gradients  # the arrays may be those of another gradient since
+        if not torch.is_grad_enabled() and is_last and not of_geometry and not is_within_batch():
             change = call.encoder.tangent(*(x.contiguous() for x in grads))
             call.encoder.stamp = _current_run()
             return None, change, None, None, None, *(None for _ in weights)

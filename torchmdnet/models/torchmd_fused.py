@@ -25,6 +25,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction, Tables
 from torchmdnet.nn.modules import is_plain
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.batched import one_by_one
 from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.typing import AtomFeatures
 
@@ -570,6 +571,7 @@ class _Encode(Function):
         return features.x, features.v
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         call: _Call = ctx.call
         vec, dist, *weights = ctx.saved_tensors

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchmdnet.neighbors.sound import apart
+from torchmdnet.ops.batched import one_by_one
 from torchmdnet.tracing import is_abstract
 
 __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measured_edges", "pull_back"]
@@ -136,6 +137,7 @@ class _EdgeGeometry(Function):
         return vec, dist
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         pos, box = ctx.saved_tensors
         listed, (of_vec, of_dist) = ctx.listed, grads

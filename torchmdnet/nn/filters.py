@@ -16,6 +16,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.batched import one_by_one
 from torchmdnet.ops.messages import RadialFilter, RadialPoints
 from torchmdnet.tracing import is_recording
 from torchmdnet.typing import PairFeatures, PairScalars
@@ -148,6 +149,7 @@ class _Remembered(Function):
         return table.values.view_as(table.values)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         table, keep = ctx.table, torch.is_grad_enabled()
         with torch.enable_grad():

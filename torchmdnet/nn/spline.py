@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from torchmdnet.ops.batched import one_by_one
 from torchmdnet.ops.kernels import is_traced
 from torchmdnet.ops.messages import RadialPoints
 
@@ -64,7 +65,8 @@ class Spline(NamedTuple):
     def locate(self, r: Tensor) -> RadialPoints:
         """Where distances in Å lie between the rows of the coefficients: (P,) -> coef (P, 6), cell (P,)."""
         place = (r.clamp(self.start, self.stop) - self.start) * (self.num_cells / (self.stop - self.start))
-        cell = place.detach().floor().clamp(0, self.num_cells - 1)
+        # A distance that is not a number reads the first cell with coefficients that are none either.
+        cell = place.detach().nan_to_num(0.0).floor().clamp(0, self.num_cells - 1)
         t = place - cell
         square = t.square()
         powers = torch.stack([torch.ones_like(t), t, square, t * square, square * square, t * square * square], dim=1)
@@ -101,6 +103,7 @@ class _Filtered(Function):
         return _filtered(values)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         margin = 2 * (len(_TAPS) - 1)
         around = [0, 0] * (grads[0].dim() - 1) + [margin, margin]

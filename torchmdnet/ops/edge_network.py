@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from torchmdnet.graph import Graph
 from torchmdnet.ops import kernels
+from torchmdnet.ops.batched import one_by_one
 from torchmdnet.ops.kernels.activation import silu
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_edges
 from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
@@ -345,6 +346,7 @@ class _Sum(Function):
         return run.forward(inputs, any(ctx.needs_input_grad) and run.pair.shape[0] <= KEPT)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         run: EdgeRun = ctx.run
         tensors, needs = ctx.saved_tensors, kernels.needed(ctx)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchmdnet.ops.batched import one_by_one
 from torchmdnet.tracing import is_recording
 
 __all__ = ["TWINS", "Form", "Stage", "needed"]
@@ -71,6 +72,7 @@ class _Derivative(Function):
         return form.derivative(slot, dict(zip(others, tensors, strict=True)), shape, where)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         form, slot = ctx.form, ctx.slot
         others = [name for name in form.slots if name != slot]
@@ -128,6 +130,7 @@ class _Staged(Function):
         return stage.value(*args)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, *grads: Any) -> Any:
         tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
         args = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
