@@ -7,6 +7,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from torchmdnet.neighbors.home import NEAR, Home
+
 __all__ = ["EnergyRefRemover", "FloatCastDatasetWrapper"]
 
 
@@ -15,19 +17,38 @@ class FloatCastDatasetWrapper(BaseTransform):
 
     Args:
         dtype: The type the model computes in.
+        brings_home: Whether systems far from the origin may be moved before their positions are rounded, see
+            :class:`torchmdnet.neighbors.Home`; for models of which nothing depends on where atoms are, or which
+            periodic image they are.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64, *, brings_home: bool = False) -> None:
         super().__init__()
         self.dtype = dtype
+        self.brings_home = brings_home
 
     def forward(self, data: Data) -> Data:
         """The same data with floats of :attr:`dtype`."""
         for store in data.stores:
+            pos = store.get("pos")
+            if self.brings_home and isinstance(pos, Tensor) and pos.dtype == torch.float64 != self.dtype:
+                store["pos"] = _near_origin(pos, store.get("batch"), store.get("box"))
             for name, value in list(store.items()):
                 if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != self.dtype:
                     store[name] = value.to(self.dtype)
         return data
+
+
+def _near_origin(pos: Tensor, batch: Tensor | None, box: Tensor | None) -> Tensor:
+    """Positions (N, 3) near the origin; systems whose coordinates are all below 20 Å stay as they are."""
+    is_far = (pos.abs() >= NEAR).any(dim=1)  # (N,)
+    if not bool(is_far.any()):
+        return pos
+    batch = torch.zeros(pos.shape[0], dtype=torch.long, device=pos.device) if batch is None else batch
+    num_systems = int(batch.max()) + 1
+    is_moved = torch.zeros(num_systems, dtype=torch.bool, device=pos.device)
+    is_moved[batch[is_far]] = True
+    return torch.where(is_moved[batch, None], Home()(pos, batch, box, num_systems), pos)
 
 
 class EnergyRefRemover(BaseTransform):

@@ -247,7 +247,10 @@ class LNNP(LightningModule):
         """
         from torch_geometric.transforms import Compose
 
-        cast = FloatCastDatasetWrapper(DTYPES[int(self.hparams["precision"])])
+        from torchmdnet.calculators.loading import can_be_moved
+
+        dtype = DTYPES[int(self.hparams["precision"])]
+        cast = FloatCastDatasetWrapper(dtype, brings_home=can_be_moved(self.model))
         if not self.hparams["remove_ref_energy"]:
             return cast
         priors = getattr(self.model, "prior_model", None)
