@@ -5,7 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "PeerError", "ResultError", "SplitError", "did_you_mean"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "PeerError",
+    "ResultError",
+    "SplitError",
+    "did_you_mean",
+]
 
 
 class ConfigError(ValueError):
@@ -26,6 +35,10 @@ class CheckpointError(ValueError):
 
 class ResultError(RuntimeError):
     """A file that a finished run promises and could not write; everything else of the run is in its folder."""
+
+
+class DivergenceError(ResultError):
+    """A training whose loss or weights are not numbers any more; tables and checkpoints before it are in its folder."""
 
 
 class PeerError(RuntimeError):

@@ -358,6 +358,15 @@ def test_labels_that_are_not_finite_are_refused_by_sample(tmp_path, name):
         ready(tmp_path, FramesDataset(Frames.from_samples(samples)))
 
 
+@pytest.mark.parametrize("value", [1e30, -1e300])
+@pytest.mark.parametrize("name", ["y", "neg_dy"])
+def test_labels_that_no_calculation_gives_are_refused_by_sample(tmp_path, name, value):
+    samples = list(molecules())
+    samples[7][name] = np.full_like(samples[7][name], value)
+    with pytest.raises(DataError, match=f"{name} of sample 7 is (larger than any label|not a finite number)"):
+        ready(tmp_path, FramesDataset(Frames.from_samples(samples)))
+
+
 def test_data_without_labels_are_refused(tmp_path):
     samples = [{"z": s["z"], "pos": s["pos"]} for s in molecules()]
     with pytest.raises(DataError, match="neither y nor neg_dy"):

@@ -15,7 +15,7 @@ from toy_runs import SETTINGS, finished_run, one_thread, rows, settings, train_t
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.checkpoint.load import load_model
 from torchmdnet.config.flags import OPTIONS
-from torchmdnet.errors import CheckpointError, ConfigError, ResultError
+from torchmdnet.errors import CheckpointError, ConfigError, DivergenceError, ResultError
 from torchmdnet.training import run
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
@@ -235,9 +235,13 @@ def test_a_run_that_comes_to_its_last_epoch_says_so_even_where_patience_ends_the
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(tmp_path):
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        folder = train_toy(tmp_path / "run", num_epochs=9, lr=1e30)
+    refused = pytest.raises(DivergenceError, match=r"batch \d of epoch \d.*No potential.safetensors.*lower lr")
+    with contextlib.redirect_stdout(io.StringIO()) as said, refused:
+        train_toy(folder := tmp_path / "run", num_epochs=9, lr=1e30)
     assert len(rows(folder)) < 9
+    assert [row["test_total_l1_loss"] for row in rows(folder) if "test_total_l1_loss" in row][-1] in ("nan", "inf")
+    assert rows(folder, "errors.csv")[-1]["neg_dy_mae"] in ("nan", "inf")
+    assert not (folder / "potential.safetensors").exists()
     assert "is not a number any more; try a lower lr" in said.getvalue()
     assert json.loads((folder / "summary.json").read_text())["epochs"] < 9
 
@@ -519,8 +523,10 @@ def test_weights_that_are_lost_are_not_saved_and_end_the_run(tmp_path, monkeypat
         return step(self, *args, **kwargs) * (float("nan") if self.current_epoch == 1 else 1.0)
 
     monkeypatch.setattr(LNNP, "training_step", losing)
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        folder = train_toy(tmp_path / "run", early_stopping_monitor=None, num_epochs=9)
+    ended = pytest.raises(DivergenceError, match=r"batch 1 of epoch 1.*holds the best weights before, those of epoch 0")
+    with contextlib.redirect_stdout(io.StringIO()) as said, ended:
+        train_toy(folder := tmp_path / "run", early_stopping_monitor=None, num_epochs=9)
+    assert (folder / "potential.safetensors").exists()
     assert "Stopped: the weights are not numbers any more; try a lower lr" in said.getvalue()
     for name in ("last.ckpt", "best.ckpt"):
         checkpoint = read_checkpoint(folder / name)

@@ -18,10 +18,21 @@ from torchmdnet.datasets.labels import LabelShape, find_label
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.heads import HEADS
 
-__all__ = ["Target", "check_targets", "complete_targets", "field_of", "rows_present", "targets_of"]
+__all__ = [
+    "LARGEST_LABEL",
+    "Target",
+    "check_targets",
+    "complete_targets",
+    "field_of",
+    "rows_present",
+    "targets_of",
+    "too_large",
+]
 
 #: Bytes of a mapped label that are looked through before training.
 MAPPED_LIMIT = 2**30
+#: No label, in any unit in use, is larger; the square of one that is does not fit single precision for long.
+LARGEST_LABEL = 1e15
 
 
 class Target(NamedTuple):
@@ -129,7 +140,7 @@ def complete_targets(dataset: Any, targets: Mapping[str, Target]) -> frozenset[s
     looked at.
 
     Raises:
-        DataError: If no sample has a label, or one is infinite.
+        DataError: If no sample has a label, or one is infinite or larger than any label can be.
     """
     frames = getattr(dataset, "frames", None)
     if frames is None or not (frames.in_memory or isinstance(frames, Frames)) or getattr(dataset, "transform", None):
@@ -145,12 +156,24 @@ def complete_targets(dataset: Any, targets: Mapping[str, Target]) -> frozenset[s
         if np.isinf(values).any():
             row = int(np.argwhere(np.isinf(values))[0][0])
             raise DataError(f"{_key(target)}: {field!r} of {target.level} {row} is infinite. Repair or leave it out.")
+        if (np.abs(values) > LARGEST_LABEL).any():
+            row = np.argwhere(np.abs(values) > LARGEST_LABEL)[0]
+            told = too_large(float(values[tuple(row)]))
+            raise DataError(f"{_key(target)}: {field!r} of {target.level} {row[0]}: {told}")
         missing = np.isnan(values)
         if missing.all():
             raise DataError(f"{_key(target)}: {field!r} is NaN, that is missing, in every sample.")
         if not missing.any():
             complete.add(name)
     return frozenset(complete)
+
+
+def too_large(value: float) -> str:
+    """What is wrong with a label beyond :data:`LARGEST_LABEL`, and what to do."""
+    return (
+        f"{value:.3g} is more than {LARGEST_LABEL:.0e}, which no label is in any unit. Check the units and the "
+        "calculation, and leave the sample out."
+    )
 
 
 def rows_present(label: Tensor) -> Tensor:

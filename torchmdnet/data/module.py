@@ -20,7 +20,7 @@ from torch import Tensor
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.values import with_truths
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
-from torchmdnet.data.labels import check_targets, complete_targets, targets_of
+from torchmdnet.data.labels import LARGEST_LABEL, check_targets, complete_targets, targets_of, too_large
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, collect
 from torchmdnet.data.splits import load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
@@ -287,13 +287,14 @@ class DataModule(LightningDataModule):
             raise DataError(f"The samples have neither y nor neg_dy to learn, only {', '.join(sorted(fields))}.")
         if frames is None or not getattr(frames, "in_memory", False):
             return  # large sets are checked when they are made
-        for name in ("y", "neg_dy"):
-            if name in frames and not (finite := np.isfinite(frames[name])).all():
-                row = int(np.argwhere(~finite)[0][0])
-                system = int(np.searchsorted(np.cumsum(frames.counts), row, side="right")) if name == "neg_dy" else row
-                raise DataError(
-                    f"{name} of sample {system} is not a finite number. Leave the sample out, or repair it."
-                )
+        for name in ("pos", "y", "neg_dy"):
+            if name in frames and not (fine := np.abs(frames[name]) <= LARGEST_LABEL).all():
+                row = int(np.argwhere(~fine)[0][0])
+                system = row if name == "y" else int(np.searchsorted(np.cumsum(frames.counts), row, side="right"))
+                value = float(np.asarray(frames[name])[tuple(np.argwhere(~fine)[0])])
+                told = too_large(value) if np.isfinite(value) else "Leave the sample out, or repair it."
+                kind = "larger than any label can be" if np.isfinite(value) else "not a finite number"
+                raise DataError(f"{name} of sample {system} is {kind}. {told}")
 
     def _check_weights(self, fields: set[str]) -> None:
         """Refuse a weight whose label no sample has; warn where the weight is a default and the data do without."""

@@ -189,6 +189,7 @@ class LNNP(LightningModule):
         #: Whether a parameter update has begun whose step is not yet counted; such a state must not be saved.
         self.is_updating = False
         self.plateau: ReduceLROnPlateau | None = None
+        self._first_lost: Tensor | None = None  # (2,) epoch and batch, -1 before there is one
         self._restored: dict[str, Any] = {}
         self._continued_epoch: int | None = None
 
@@ -358,7 +359,21 @@ class LNNP(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Loss of one batch."""
-        return self.step(batch, [(self.train_loss_name, self.train_loss_fn)], "train")
+        loss = self.step(batch, [(self.train_loss_name, self.train_loss_fn)], "train")
+        if self._first_lost is None or self._first_lost.device != loss.device:
+            self._first_lost = torch.full((2,), -1, dtype=torch.long, device=loss.device)
+        here = loss.new_tensor([self.current_epoch, batch_idx], dtype=torch.long)
+        is_first = ~loss.detach().isfinite() & (self._first_lost[0] < 0)
+        self._first_lost = torch.where(is_first, here, self._first_lost)  # without waiting for the device
+        return loss
+
+    @property
+    def first_lost_batch(self) -> tuple[int, int] | None:
+        """Epoch and batch, from 0, of the first training loss on this process that was not finite, if there was one."""
+        if self._first_lost is None or int(self._first_lost[0]) < 0:
+            return None
+        epoch, batch = self._first_lost.tolist()
+        return epoch, batch
 
     def validation_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
         """Losses of one validation batch, or of one test batch when the second loader is read."""

@@ -78,11 +78,28 @@ class Errors(NamedTuple):
     neg_dy_mae: float
     neg_dy_rmse: float
     others: Mapping[str, tuple[float, float]] = {}  # MAE and RMSE of the components of stress and properties
+    counts: Mapping[str, int] = {}  # labels of these
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms that have labels; an error of theirs that is NaN is one of predictions that are not numbers."""
+        known = {"y": self.num_molecules, "neg_dy": self.num_atoms, **self.counts}
+        return tuple(term for term, count in known.items() if count)
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether no error of a term with labels is NaN or infinite."""
+        return all(map(math.isfinite, self.labelled().values()))
+
+    def labelled(self) -> dict[str, float]:
+        """:meth:`table` without the terms that have no labels."""
+        absent = {"y", "neg_dy", *self.others} - set(self.terms)
+        return {name: value for name, value in self.table().items() if not name.startswith(_columns_of(absent))}
 
     def table(self) -> dict[str, float]:
         """All of it by name: ``num_molecules``, ``y_mae``, ..., ``dipole_mae``, ``dipole_rmse``."""
         table: dict[str, float] = self._asdict()
-        del table["others"]
+        del table["others"], table["counts"]
         for term, (mae, rmse) in self.others.items():
             table |= {f"{term}_mae": mae, f"{term}_rmse": rmse}
         return table
@@ -106,7 +123,12 @@ class Errors(NamedTuple):
             mean(f_abs, 3 * atoms),
             math.sqrt(mean(f_square, 3 * atoms)),
             {term: (mean(a, number), math.sqrt(mean(b, number))) for term, (number, a, b) in further.items()},
+            {term: int(number) for term, (number, _, _) in further.items()},
         )
+
+
+def _columns_of(terms: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{term}_{error}" for term in terms for error in ("mae", "rmse"))
 
 
 class ErrorSums:

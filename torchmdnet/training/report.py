@@ -105,18 +105,18 @@ def error_table(facts: RunFacts) -> list[tuple[str, str, str, str, str]]:
         return []
     errors, baseline = evaluation.errors, evaluation.baseline
     rows = []
-    if not math.isnan(errors.y_mae):
+    if "y" in errors.terms:
         trivial = (baseline.y_mae_per_atom, baseline.y_mae) if baseline else (math.nan, math.nan)
         rows += [
             ("energy per atom", errors.y_mae_per_atom, errors.y_rmse_per_atom, trivial[0], units.of_energy_per_atom),
             ("energy", errors.y_mae, errors.y_rmse, trivial[1], units.of_energy),
         ]
-    if not math.isnan(errors.neg_dy_mae):
+    if "neg_dy" in errors.terms:
         trivial_force = baseline.neg_dy_mae if baseline else math.nan
         rows.append(("force component", errors.neg_dy_mae, errors.neg_dy_rmse, trivial_force, units.of_force))
     table = [(name, units.show(mae), units.show(rmse), units.show(base), unit) for name, mae, rmse, base, unit in rows]
     for term, (mae, rmse) in errors.others.items():
-        if math.isnan(mae):
+        if term not in errors.terms:
             continue
         numbers = (mae, rmse, baseline.others.get(term, math.nan) if baseline else math.nan)
         name = f"{term} component" if term in ("stress", "dipole", "polarizability") else term
@@ -132,9 +132,9 @@ def trivial_words(facts: RunFacts) -> str:
     """What the trivial prediction is, for the quantities that were evaluated."""
     evaluation = facts.evaluation
     words = []
-    if evaluation is not None and not math.isnan(evaluation.errors.y_mae):
+    if evaluation is not None and "y" in evaluation.errors.terms:
         words.append("mean energy of the composition")
-    if evaluation is not None and not math.isnan(evaluation.errors.neg_dy_mae):
+    if evaluation is not None and "neg_dy" in evaluation.errors.terms:
         words.append("zero force")
     if evaluation is not None and evaluation.errors.others:
         words.append(f"mean {', '.join(evaluation.errors.others)} of the training set")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
@@ -28,8 +29,9 @@ from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.data import DataModule
 from torchmdnet.data.digest import data_digest
+from torchmdnet.data.labels import LARGEST_LABEL, too_large
 from torchmdnet.elements import symbols
-from torchmdnet.errors import CheckpointError, ConfigError, ResultError
+from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError
 from torchmdnet.priors.atomref import Atomref
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
 from torchmdnet.training.distributed import BoundedDDPStrategy, World, choose_strategy, choose_world
@@ -68,6 +70,7 @@ def train(args: Namespace) -> Path:
         CheckpointError: If a checkpoint to start from cannot be used.
         DataError: If the data cannot be used.
         ResultError: If a file the run promises could not be written; the training is complete then.
+        DivergenceError: If the loss or the weights are not numbers any more; what is known is written then.
         PeerError: If another process of the same run is gone or no longer answers.
     """
     claim_log_dir(args.log_dir)
@@ -155,7 +158,7 @@ def _train(args: Namespace) -> Path:
         _clear_drafts(folder)
         _introduce(terminal, args, data, splits, module, trainer)
     with _explained(trainer, checkpoints):
-        stopped = _fit(trainer, module, data, args.load_model if resumed else None, polite, checkpoints)
+        stopped, is_lost = _fit(trainer, module, data, args.load_model if resumed else None, polite, checkpoints)
         tested, tested_epoch, tested_step = _load_best(trainer, module, checkpoints)
         evaluation = _evaluate(trainer, module, data, train_facts, splits)
 
@@ -184,7 +187,10 @@ def _train(args: Namespace) -> Path:
         stopped=stopped,
     )
     _tell(terminal, facts)
-    _write_all(terminal, facts, logger, args, checkpoints, module, data)
+    is_sound = _is_sound(module, evaluation)
+    _write_all(terminal, facts, logger, args, checkpoints, module, data, with_potential=is_sound)
+    if is_lost or not is_sound:
+        _tell_lost(facts, module, is_sound)
     return folder
 
 
@@ -241,6 +247,10 @@ def _check_data(args: Namespace, data: DataModule, facts: SplitFacts | None) -> 
             "charge: some systems have a total charge, but the model is not told, and its partial charges add up to 0. "
             "Set charge: true."
         )
+    largest = {"y": None if facts.y is None else float(np.abs(facts.y).max()), "neg_dy": facts.force_max}
+    for name, size in largest.items():
+        if size is not None and size > LARGEST_LABEL:
+            raise DataError(f"{name}: {too_large(size)}")
     for term in data.targets:
         if term in facts.labels and not len(facts.labels[term].values):
             raise ConfigError(
@@ -457,8 +467,7 @@ def _write_errors(logger: RunLogger) -> Any:
 
 
 def _error_row(epoch: int | None, split: str, errors: Any) -> dict[str, Any]:
-    numbers = {name: value for name, value in errors.table().items() if not math.isnan(value)}
-    return {"epoch": epoch, "split": split, **numbers}
+    return {"epoch": epoch, "split": split, **errors.labelled()}
 
 
 def _fit(
@@ -468,8 +477,8 @@ def _fit(
     checkpoint: str | None,
     polite: PoliteStop,
     checkpoints: Checkpoints,
-) -> str:
-    """Train; returns in words why it ended before the last epoch, or nothing.
+) -> tuple[str, bool]:
+    """Train; returns in words why it ended before the last epoch, or nothing, and whether it diverged.
 
     Raises:
         SystemExit: After Ctrl-C or SIGTERM, with the status that shells expect.
@@ -495,24 +504,24 @@ def _fit(
     return _why_stopped(trainer, module, checkpoints)
 
 
-def _why_stopped(trainer: Trainer, module: LNNP, checkpoints: Checkpoints) -> str:
-    """Why training ended before ``num_epochs``, in words; empty where all epochs are done."""
+def _why_stopped(trainer: Trainer, module: LNNP, checkpoints: Checkpoints) -> tuple[str, bool]:
+    """Why training ended before ``num_epochs``, in words, empty where all epochs are done; and whether it diverged."""
     advice = "; try a lower lr, or gradient_clipping"
     stoppings = cast("list[EarlyStopping]", trainer.early_stopping_callbacks)
     for stopping in stoppings:
         if not math.isfinite(module.epoch_metrics.get(stopping.monitor, 0.0)):
-            return f"stopped: {stopping.monitor} is not a number any more{advice}"
+            return f"stopped: {stopping.monitor} is not a number any more{advice}", True
     if checkpoints.is_lost:
-        return f"stopped: the weights are not numbers any more{advice}"
+        return f"stopped: the weights are not numbers any more{advice}", True
     if trainer.current_epoch >= cast(int, trainer.max_epochs) >= 0:
-        return ""
+        return "", False
     for stopping in stoppings:
         if stopping.wait_count >= stopping.patience:
             return (
                 f"stopped early: {stopping.monitor} no longer improved "
                 f"(early_stopping_patience: {stopping.patience} epochs)"
-            )
-    return ""
+            ), False
+    return "", False
 
 
 # ------------------------------------------------------------------------------------------------ after
@@ -557,12 +566,38 @@ def _evaluate(
     return evaluation
 
 
+def _is_sound(module: LNNP, evaluation: Evaluation | None) -> bool:
+    """Whether the weights that were tested, and what they predict, are numbers."""
+    has_numbers = all(bool(torch.isfinite(weights).all()) for weights in module.model.parameters())
+    return has_numbers and (evaluation is None or evaluation.errors.are_finite)
+
+
+def _tell_lost(facts: RunFacts, module: LNNP, is_sound: bool) -> None:
+    """End a run that diverged, after all that is known of it is written.
+
+    Raises:
+        DivergenceError: With the first batch whose loss was not finite, what there is, and advice.
+    """
+    first = module.first_lost_batch
+    where = (
+        "" if first is None else f" The first loss that is not finite was that of batch {first[1]} of epoch {first[0]}."
+    )
+    if is_sound:
+        left = f"{FILE_NAME} holds the best weights before, those of epoch {facts.tested_epoch}."
+    else:
+        left = f"No {FILE_NAME} is written: the predictions of the {facts.tested} are not numbers."
+    raise DivergenceError(
+        f"the training diverged.{where} {left} Try a lower lr, gradient_clipping, or lr_warmup_steps; torchmd-net data "
+        "looks for wrong labels and atoms that are too close."
+    )
+
+
 def _log_test(trainer: Trainer, module: LNNP, evaluation: Evaluation, epoch: int | None, step: int) -> None:
     """Add a row with the test errors, under the epoch and step of the tested weights."""
     errors = evaluation.errors
     y_mae = errors.y_mae_per_atom if module.hparams.get("y_loss_per_atom") else errors.y_mae
     means = {"y": y_mae, "neg_dy": errors.neg_dy_mae, **{term: mae for term, (mae, _) in errors.others.items()}}
-    means = {term: mean for term, mean in means.items() if not math.isnan(mean) and module.term_weight[term] > 0}
+    means = {term: means[term] for term in errors.terms if module.term_weight[term] > 0}
     row = {"epoch": float(epoch if epoch is not None else 0)}
     row |= {f"test_{term}_l1_loss": mean for term, mean in means.items()}
     row["test_total_l1_loss"] = sum(module.term_weight[term] * mean for term, mean in means.items())
@@ -583,6 +618,8 @@ def _write_all(
     checkpoints: Checkpoints,
     module: LNNP,
     data: DataModule,
+    *,
+    with_potential: bool,
 ) -> None:
     """Potential, summary, plots and report, each named on the terminal when it is there.
 
@@ -594,6 +631,7 @@ def _write_all(
         (FILE_NAME, lambda: write_potential(module, facts, read_batches(data.dataset, data.idx_train))),
         ("summary.json", lambda: write_summary(facts)),
     ]
+    steps = steps if with_potential else steps[1:]
     if args.report:
         from torchmdnet.training.plots import draw_learning_curves, draw_parity
 

@@ -242,12 +242,12 @@ class Terminal(Callback):
         if errors is None:
             return {}
         columns = {}
-        if not math.isnan(errors.y_mae):
+        if "y" in errors.terms:
             columns[f"{split} energy MAE [{self.units.of_energy_per_atom}]"] = self.units.show(errors.y_mae_per_atom)
-        if not math.isnan(errors.neg_dy_mae):
+        if "neg_dy" in errors.terms:
             columns[f"{split} force MAE [{self.units.of_force}]"] = self.units.show(errors.neg_dy_mae)
         for term, (mae, _) in errors.others.items():
-            if not math.isnan(mae):
+            if term in errors.terms:
                 unit = self.units.of(term)
                 columns[f"{split} {term} MAE" + (f" [{unit}]" if unit else "")] = self.units.show_term(term, mae)
         return columns
