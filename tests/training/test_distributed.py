@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,13 +100,39 @@ def test_two_nodes_continue_from_their_last_checkpoint(two_nodes):
 
 
 def test_two_processes_with_half_the_batch_train_like_one(tmp_path):
-    """Both halves of a batch have as many energies, so the mean of their means is the mean."""
-    options = {"derivative": False, "num_epochs": 2, "precision": 64}
+    """Both halves of a batch have as many energies, but not as many forces: every label counts once."""
+    options = {"num_epochs": 2, "precision": 64}
     one = train_toy(tmp_path / "one", batch_size=8, **options)
     settings(tmp_path / "two", batch_size=4, **options)
     assert _two_nodes(["--conf", tmp_path / "two.yaml"]) == [0, 0]
     for ours, theirs in zip(rows(tmp_path / "two"), rows(one), strict=True):
-        assert {k: float(v) for k, v in ours.items()} == pytest.approx({k: float(v) for k, v in theirs.items()})
+        assert {k: float(v) for k, v in ours.items()} == pytest.approx(
+            {k: float(v) for k, v in theirs.items()}, rel=1e-8
+        )
+    ours, theirs = (read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("two", "one"))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-8, atol=1e-10)
+
+
+def test_terms_are_weighed_by_the_labels_of_all_processes(tmp_path):
+    """Losses times these factors, averaged over the processes, are means over all labels; also where one has none."""
+    from torchmdnet.training.lightning import LNNP
+
+    module = LNNP(vars(settings(tmp_path / "run")))
+    sizes = {"y": (4, 4), "neg_dy": (30, 54), "dipole": (0, 6), "charges": (0, 0)}
+    labels = [{term: torch.zeros(counts[rank]) for term, counts in sizes.items()} for rank in (0, 1)]
+    pairs = [{term: (label, label, len(label)) for term, label in held.items()} for held in labels]
+    assert module._shares(pairs[0]) is None
+    shares = []
+    for rank in (0, 1):
+        others = torch.tensor([counts[1 - rank] for counts in sizes.values()], dtype=torch.float64)
+        strategy = SimpleNamespace(reduce=lambda values, reduce_op, others=others: values + others)
+        module._trainer = SimpleNamespace(world_size=2, strategy=strategy)
+        shares.append(module._shares(pairs[rank]))
+    for term, (first, second) in sizes.items():
+        total = max(first + second, 1)
+        assert float(shares[0][term]) / 2 == pytest.approx(first / total)
+        assert float(shares[1][term]) / 2 == pytest.approx(second / total)
 
 
 def test_two_processes_share_labels_of_which_one_may_have_none(tmp_path):

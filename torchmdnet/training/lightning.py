@@ -24,7 +24,7 @@ from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
 from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.training.losses import LOSSES, LossFunction, l1_loss, loss_name
-from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean
+from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean, accumulator_dtype
 
 __all__ = ["LNNP", "Comparison", "EnergyRefRemover", "FloatCastDatasetWrapper", "LossFunction"]
 
@@ -412,6 +412,7 @@ class LNNP(LightningModule):
         if self.hparams.get("y_loss_per_atom") and "y" in pairs:
             y, label, weight = pairs["y"]
             pairs["y"] = (y / comparison.atoms_per_molecule, label / comparison.atoms_per_molecule, weight)
+        shares = self._shares(pairs) if stage == "train" else None
         total: Tensor | None = None
         for name, loss_fn in loss_fn_list:
             total = None
@@ -421,7 +422,7 @@ class LNNP(LightningModule):
                 if counts:
                     loss = self._smooth(loss, stage, term, name)
                     self._mean_of(stage, term, name).update(loss, weight)
-                part = self.term_weight[term] * loss
+                part = self.term_weight[term] * (loss if shares is None else shares[term] * loss)
                 total = part if total is None else total + part
         if stage != "train" and counts:
             comparison.add_to(self.errors.setdefault(stage, ErrorSums(self.targets)))
@@ -430,6 +431,23 @@ class LNNP(LightningModule):
         if stage == "train" and self.targets and "y" not in pairs:
             total = total + 0 * comparison.y.sum()  # every parameter takes part in the gradient reduction
         return total
+
+    def _shares(self, pairs: Mapping[str, tuple[Tensor, Tensor, int]]) -> dict[str, Tensor] | None:
+        r"""Factors of the terms of this process, so that the gradients of all processes average to that of their batch.
+
+        Each process has a mean over its own labels, n of them, and gradients are averaged over the W processes. Times
+        :math:`n W / \sum_w n_w` they add up to the mean over all labels, however these are spread. None for one
+        process.
+        """
+        num_processes = 1 if self._trainer is None else self.trainer.world_size
+        if num_processes == 1 or not pairs:
+            return None
+        here = next(iter(pairs.values()))[0]
+        counts = torch.tensor([label.numel() for _, label, _ in pairs.values()], dtype=torch.float64)
+        counts = counts.to(device=here.device, dtype=accumulator_dtype(here.device))
+        everywhere = self._sum_over_processes(counts.clone())
+        shares = counts * num_processes / everywhere.clamp(min=1)
+        return dict(zip(pairs, shares.to(here.dtype), strict=True))
 
     def _own_loss(self, stage: str, term: str, name: str) -> LossFunction | None:
         """The loss of a property that is trained with another one, where ``name`` stands for the training loss."""

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ErrorSums", "Errors", "RunningMean"]
+__all__ = ["ErrorSums", "Errors", "RunningMean", "accumulator_dtype"]
 
 
-def _accumulator_dtype(device: torch.device) -> torch.dtype:
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """The precision that sums are collected in: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -34,7 +35,7 @@ class RunningMean:
         mean = mean.detach()
         total = self.total
         if total is None:
-            total = self.total = torch.zeros((), dtype=_accumulator_dtype(mean.device), device=mean.device)
+            total = self.total = torch.zeros((), dtype=accumulator_dtype(mean.device), device=mean.device)
         total.add_(mean, alpha=weight)
         self.weight += weight
         self.count += 1
@@ -161,7 +162,7 @@ class ErrorSums:
         error = next((e for e in (y_error, neg_dy_error, *others.values()) if e is not None), None)
         if error is None:
             return
-        dtype = _accumulator_dtype(error.device)
+        dtype = accumulator_dtype(error.device)
         batch = [torch.zeros((), dtype=dtype, device=error.device)] * (8 + 3 * len(self.terms))
         if y_error is not None:
             d = y_error.detach().to(dtype)  # (S, 1)
