@@ -157,12 +157,18 @@ def test_neighbour_lists_and_ensembles_refuse_them_too() -> None:
 
 def test_a_scripted_model_returns_nan() -> None:
     model = tiny("graph-network")
-    energy, forces = torch.jit.script(model)(Z, moved(4, math.nan), BATCH)
+    script = torch.jit.script(model)
+    energy, forces = script(Z, moved(4, math.nan), BATCH)
     expected = model(Z, PLACES, BATCH)
     assert energy[1].isnan()
     assert forces[3:].isnan().all()
     torch.testing.assert_close(energy[0], expected.energy[0])
     torch.testing.assert_close(forces[:3], expected.forces[:3])
+
+    flat = torch.stack([BOX, torch.diag(torch.tensor([6.0, 6.0, 1e-7], dtype=torch.float64))])
+    energy, forces = script(Z, PLACES, BATCH, flat)
+    assert energy.isnan()[:, 0].tolist() == [False, True]
+    assert forces.isnan().all(dim=1).tolist() == [False] * 3 + [True] * 3
 
 
 # ------------------------------------------------------------------------------------------ almost the same place

@@ -24,6 +24,7 @@ from torchmdnet.neighbors import (
     pairs_within,
     pull_back,
 )
+from torchmdnet.neighbors.lattice import is_too_flat
 from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import (
     AtomicNumbers,
@@ -291,7 +292,7 @@ def build_graph(
         extra=extra or {},
         pairs=edges.pairs,
         search=search,
-        guard=None if can_check(pos) else not_a_number(pos, batch, num_systems, box, q, s),
+        guard=None if can_check(pos) else _guard(pos, batch, num_systems, box, cutoff_upper, (q, s)),
     )
 
 
@@ -384,6 +385,21 @@ def graph_of_edges(
         pairs=Pairs(edge_index[:, kept], dist, of_edge, atoms.new_empty(0), row_start),
         guard=guard,
     )
+
+
+def _guard(
+    pos: Positions,
+    batch: SystemIndex,
+    num_systems: int,
+    box: Boxes | None,
+    cutoff: float,
+    others: tuple[SystemScalars | None, ...],
+) -> AtomScalars:
+    """See :func:`torchmdnet.neighbors.not_a_number`; boxes count that a search by values would have refused."""
+    flat = None
+    if box is not None and is_abstract():
+        flat = torch.where(is_too_flat(box, cutoff), torch.nan, 0.0).to(pos.dtype)
+    return not_a_number(pos, batch, num_systems, box, flat, *others)
 
 
 def guard_of_edges(

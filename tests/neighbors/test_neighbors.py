@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from torchmdnet.neighbors import pairs_within
+from torchmdnet.neighbors import FixedSearch, VerletList, pairs_within
 from torchmdnet.neighbors.brute import all_pairs
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.lattice import lattice_of
@@ -129,6 +129,22 @@ def test_a_flat_box_is_refused_by_number_and_vectors() -> None:
     box = torch.stack([torch.eye(3), torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1.0]])]) * 5
     with pytest.raises(ValueError, match=r"box 1 spans no volume.*\[10\.0, 0\.0, 0\.0\]"):
         pairs_within(torch.zeros(2, 3), torch.tensor([0, 1]), box, 2, 3.0)
+
+
+@pytest.mark.parametrize("height", [1e-3, 1e-7, 1e-100])
+def test_a_box_with_too_many_images_in_reach_is_refused_by_number(height: float) -> None:
+    box = torch.diag(torch.tensor([6.0, 6.0, height], dtype=torch.float64)).expand(2, 3, 3).clone()
+    box[1, 2, 2] = 6.0
+    pos, batch = torch.rand(4, 3, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    searches = [pairs_within, VerletList(1.0), FixedSearch(2)]
+    for search in searches:
+        with pytest.raises(ValueError, match=r"box \d (is only .* Å high: .* periodic images|spans no volume)"):
+            search(pos, batch, box, 2, 4.0)
+    many = torch.rand(4000, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"periodic images|spans no volume"):
+        pairs_within(many, torch.arange(4000) // 2000, box, 2, 4.0)
+    box[0, 2] = 0.0  # open
+    assert len(pairs_within(pos, batch, box, 2, 4.0)[0])
 
 
 def test_a_box_with_nan_is_refused() -> None:

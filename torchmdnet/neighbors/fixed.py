@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors.lattice import completed
+from torchmdnet.neighbors.lattice import check_images, completed
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["FixedSearch"]
@@ -122,6 +122,8 @@ def _draw(pos: Tensor, batch: Tensor, cells: Tensor | None, num_systems: int, cu
         is_open = (cells == 0).all(dim=-1)
         lattice = completed(cells, is_open)
     heights = _heights(lattice)  # (S, 3)
+    if cells is not None:
+        check_images(cells, torch.where(is_open, math.inf, heights), cutoff)
     fractional = torch.einsum("nk,nkl->nl", pos, _inverse(lattice)[batch])
     rows = batch[:, None].expand(-1, 3)
     lowest = torch.full_like(heights, math.inf).scatter_reduce(0, rows, fractional, "amin")

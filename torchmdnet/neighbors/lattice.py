@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Lattice", "completed", "lattice_of"]
+__all__ = ["MOST_ALONG", "MOST_IMAGES", "Lattice", "check_images", "completed", "is_too_flat", "lattice_of"]
+
+#: Periodic images of an atom within reach of the cutoff, at most; a cube of 2 Å has 133,000 in 50 Å.
+MOST_IMAGES = 1_000_000
+#: And those to either side along one lattice vector.
+MOST_ALONG = 500
 
 
 class Lattice(NamedTuple):
@@ -27,7 +32,8 @@ def lattice_of(box: Tensor, num_systems: int, cutoff: float) -> Lattice:
         cutoff: Search radius in Å.
 
     Raises:
-        ValueError: If the periodic vectors of a box are not finite or linearly dependent.
+        ValueError: If the periodic vectors of a box are not finite or linearly dependent, or a box is so flat that more
+            than :data:`MOST_IMAGES` are within reach, or :data:`MOST_ALONG` along a lattice vector.
     """
     cell = box.detach().to(torch.float64)
     is_open = (cell == 0).all(dim=-1)
@@ -42,9 +48,49 @@ def lattice_of(box: Tensor, num_systems: int, cutoff: float) -> Lattice:
             "Give three independent, finite vectors; use a zero vector for an open direction."
         )
     heights = 1.0 / torch.linalg.inv(cell).norm(dim=-2)  # distance between opposite faces
+    check_images(box, torch.where(is_open, torch.inf, heights), cutoff)
     reach = (cutoff / heights).floor().long() + 1
     reach = torch.where(is_open, torch.zeros_like(reach), reach)
     return Lattice(cell.expand(num_systems, 3, 3), is_open.expand(num_systems, 3), reach.expand(num_systems, 3))
+
+
+def check_images(box: Tensor, heights: Tensor, cutoff: float) -> None:
+    """Refuse boxes with more images in reach than :data:`MOST_IMAGES`.
+
+    Args:
+        box: Lattice vectors as rows, (S, 3, 3) Å.
+        heights: Distances between opposite faces, (S, 3) Å, infinite along open directions.
+        cutoff: Search radius in Å; where it is infinite, images are not looked at.
+
+    Raises:
+        ValueError: Naming the first box, its flattest height and the number of images.
+    """
+    if cutoff == float("inf"):
+        return
+    along = (cutoff / heights).floor()  # (S, 3)
+    images = (2 * along + 1).prod(dim=1)
+    is_flat = (images > MOST_IMAGES) | (along > MOST_ALONG).any(dim=1)
+    if bool(is_flat.any()):
+        which = int(is_flat.nonzero()[0, 0])
+        raise ValueError(
+            f"box {which} is only {float(heights[which].min()):.3g} Å high: {float(images[which]):.2g} periodic "
+            f"images of each atom would lie within {cutoff:g} Å; {MOST_IMAGES:,} are the most, and {MOST_ALONG} to "
+            "either side along a lattice vector. Its lattice vectors are "
+            f"{box[which].tolist()}: check the unit of the cell, and use a zero vector for an open direction."
+        )
+
+
+def is_too_flat(box: Tensor, cutoff: float) -> Tensor:
+    """Boxes (S, 3, 3) that :func:`lattice_of` would refuse, (S,), without looking at values."""
+    cell = box.detach().double()
+    is_open = (cell == 0).all(dim=-1)
+    cell = completed(cell, is_open)
+    a, b, c = cell.unbind(dim=1)
+    normals = torch.stack([torch.linalg.cross(*rows) for rows in ((b, c), (c, a), (a, b))], dim=1)  # (S, 3, 3)
+    heights = (a * normals[:, 0]).sum(dim=1).abs()[:, None] / normals.norm(dim=2)
+    along = (cutoff / torch.where(is_open, torch.inf, heights)).floor()
+    images = (2 * along + 1).prod(dim=1)
+    return ~((images <= MOST_IMAGES) & (along <= MOST_ALONG).all(dim=1))  # also where a number is not finite
 
 
 def completed(cell: Tensor, is_open: Tensor) -> Tensor:

@@ -119,11 +119,11 @@ def nearest_squares(first, last, place, count, h, out):
 
 
 @exact
-def close_images(pos, batch, boxes, cutoff):
+def close_images(pos, batch, boxes, cutoff, most_images, most_along):
     """Pairs of atoms and images closer than a cutoff, in their order, and the lattice vectors between them (P, 3).
 
     An atom and its partner come as i <= j, sorted by i, then j, then lattice vectors. The last result is False for
-    boxes without volume.
+    boxes without volume, or with more than ``most_images`` in reach, or ``most_along`` a vector.
     """
     num_atoms = pos.shape[0]
     duals, reach = np.empty_like(boxes), np.empty((boxes.shape[0], 3))
@@ -132,6 +132,11 @@ def close_images(pos, batch, boxes, cutoff):
         for k in range(3):
             x, y, z = duals[s, k, 0], duals[s, k, 1], duals[s, k, 2]
             reach[s, k] = cutoff * np.sqrt(x * x + y * y + z * z) + 1e-9
+        images = 1.0
+        for k in range(3):
+            images *= 2 * np.floor(reach[s, k]) + 1
+            has_volume = has_volume and reach[s, k] < most_along + 1
+        has_volume = has_volume and images <= most_images
     place, count = np.empty((3, num_atoms)), np.empty((3, num_atoms))
     is_sorted = True
     for a in range(num_atoms if has_volume else 0):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmdnet.neighbors.brute import all_pairs, count_candidates
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.cells import without_transforms as _array
-from torchmdnet.neighbors.lattice import lattice_of
+from torchmdnet.neighbors.lattice import MOST_ALONG, MOST_IMAGES, lattice_of
 from torchmdnet.neighbors.traceable import traceable_pairs
 from torchmdnet.neighbors.vectors import has_loops
 from torchmdnet.tracing import is_abstract
@@ -85,7 +85,7 @@ def pairs_within(
         return torch.from_numpy(i), torch.from_numpy(j), None
     if box is not None and has_loops(pos) and pos.shape[0] <= IMAGES_LIMIT * num_systems and not math.isinf(cutoff):
         found = pairs_of_images(pos, batch, box, cutoff)
-        if found is not None:  # or the next search says which box has no volume
+        if found is not None:  # or the next search says which box has no volume, or too little
             return found
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
     limit = BRUTE_LIMIT.get(pos.device.type, 2_000_000) * num_systems
@@ -97,10 +97,12 @@ def pairs_of_images(pos: Tensor, batch: Tensor, box: Tensor, cutoff: float) -> t
     """See :func:`pairs_within`: every pair of a periodic system is looked at, in all images that may be in reach.
 
     An atom and its partner come in the order i <= j, and pairs in the order of their atoms and lattice vectors. None if
-    a box has no volume. For the CPU.
+    a box has no volume, or too many images in reach. For the CPU.
     """
     boxes = _array(box).astype(np.float64)
-    i, j, shifts, has_volume = _loops().close_images(_array(pos.double()), _array(batch), boxes, float(cutoff))
+    i, j, shifts, has_volume = _loops().close_images(
+        _array(pos.double()), _array(batch), boxes, float(cutoff), float(MOST_IMAGES), float(MOST_ALONG)
+    )
     if not has_volume:
         return None
     return torch.from_numpy(i), torch.from_numpy(j), torch.from_numpy(shifts).to(pos.dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.neighbors.brute import is_upper, unravel
-from torchmdnet.neighbors.lattice import completed
+from torchmdnet.neighbors.lattice import completed, is_too_flat
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["traceable_pairs"]
@@ -29,6 +29,7 @@ def traceable_pairs(
     """See :func:`torchmdnet.neighbors.pairs_within`; a box is needed, zeros where every direction is open."""
     wide = pos.double()
     cell = box.double().expand(num_systems, 3, 3)
+    cell = torch.where(is_too_flat(cell, cutoff)[:, None, None], 0.0, cell)  # such a system is NaN
     is_open = (cell == 0).all(dim=-1)  # (S, 3)
     lattice = completed(cell, is_open)
     inverse = torch.linalg.inv(lattice)
