@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergenceError",
+    "NotEnoughMemory",
     "PeerError",
     "ResultError",
     "SplitError",
@@ -39,6 +40,10 @@ class ResultError(RuntimeError):
 
 class DivergenceError(ResultError):
     """A training whose loss or weights are not numbers any more; tables and checkpoints before it are in its folder."""
+
+
+class NotEnoughMemory(MemoryError):
+    """A calculation that needs more memory than there is; it has not been started."""
 
 
 class PeerError(RuntimeError):

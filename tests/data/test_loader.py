@@ -178,7 +178,7 @@ def test_data_larger_than_memory_are_read_by_workers_in_the_same_batches(tmp_pat
     data = FramesDataset(Frames.open(tmp_path))
     plain = Loader(data, EpochBatchSampler(40, 6, shuffle=True, seed=5, block=4), num_workers=2)
     assert plain.num_workers == 0
-    monkeypatch.setattr(home, "memory_size", lambda: 10)
+    monkeypatch.setattr(home, "total_memory", lambda: 10)
     sampler = EpochBatchSampler(40, 6, shuffle=True, seed=5, block=4)
     loader = Loader(data, sampler, num_workers=2)
     assert loader.num_workers == 2

@@ -17,6 +17,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
+from torchmdnet import memory
 from torchmdnet.calculators import TMDNETCalculator, speed
 from torchmdnet.calculators.speed import Measured, Memory, Route, Subject, measure, physical_cores, routes
 from torchmdnet.calculators.structures import default_structures, known_elements, water_box
@@ -226,7 +227,7 @@ def test_growth_repeats_along_the_periodic_vectors(model, crystal, capsys) -> No
 
 
 def test_growth_ends_where_memory_would(model, crystal, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(speed, "free_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     monkeypatch.setattr(speed.Memory, "used", lambda self: 900)
     words = ["--through", "call", "--dtype", "float32", "--radial", "exact", "--replicate", "1,2,3"]
     found = bench(capsys, model, crystal, *words)

@@ -530,15 +530,6 @@ def _status(name: str) -> int | None:
     return 1024 * int(match[1]) if match else None
 
 
-def free_memory() -> int | None:
-    """Bytes that could be had on this machine without swapping; None where it is not known."""
-    try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return 1024 * int(match[1]) if match else None
-
-
 def physical_cores() -> int:
     """Cores this process may run on, hyper-threads not counted."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

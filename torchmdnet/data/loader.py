@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from torchmdnet.memory import total_memory
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -164,7 +164,7 @@ class Loader(DataLoader):
         has_transform = getattr(source, "transform", None) is not None
         at_memory_speed = getattr(source, "gathers_in_process", False) and not has_transform
         size = getattr(getattr(source, "frames", None), "nbytes", 0)
-        workers = 0 if at_memory_speed and size < memory_size() else num_workers
+        workers = 0 if at_memory_speed and size < total_memory() else num_workers
         super().__init__(
             _WholeBatches(dataset),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
@@ -174,19 +174,6 @@ class Loader(DataLoader):
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(batch_sampler.seed),  # not a draw from the global one
         )
-
-
-def memory_size() -> int:
-    """Bytes of memory that this process may use: those of the machine, or of its control group."""
-    try:
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not a POSIX system
-        return 2**63
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return size
-    return min(size, int(limit)) if limit.isdigit() else size
 
 
 def collect(dataset: Any, indices: np.ndarray) -> Batch:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph, build_graph
+from torchmdnet.memory import FEW_ATOMS, FEW_EDGES, check_memory, expected_edges
 from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.filters import MODES, RadialEngine
@@ -163,13 +165,16 @@ class Representation(nn.Module):
 
         Raises:
             ValueError: If a shape does not fit, or an element lies outside the embedding.
+            NotEnoughMemory: If features and edges cannot fit into memory.
         """
         self.check_elements(z)
-        return build_graph(
+        box = self.distance.stored_box if box is None else box
+        self._check_memory(pos, self._edges_to_expect(pos, box))
+        graph = build_graph(
             z,
             pos,
             batch,
-            self.distance.stored_box if box is None else box,
+            box,
             q,
             s,
             cutoff_upper=self.cutoff_upper,
@@ -178,6 +183,33 @@ class Representation(nn.Module):
             num_systems=num_systems,
             extra=extra,
             search=search,
+        )
+        self._check_memory(pos, graph.edge_dist.shape[0])
+        return graph
+
+    def _edges_to_expect(self, pos: Positions, box: Boxes | None) -> float:
+        """Edges of one large periodic system before they are searched for; 0 where that cannot be known."""
+        if pos.shape[0] < FEW_ATOMS or is_abstract() or pos.device.type != "cpu" or box is None or box.numel() != 9:
+            return 0.0
+        return expected_edges(pos.shape[0], float(box.detach().reshape(3, 3).det().abs()), self.cutoff_upper)
+
+    def _check_memory(self, pos: Positions, num_edges: float) -> None:
+        """See :func:`torchmdnet.memory.check_memory`; CUDA devices are not asked while a graph is captured."""
+        if (
+            is_abstract()
+            or pos.device.type not in ("cpu", "cuda")
+            or (pos.shape[0] < FEW_ATOMS and num_edges < FEW_EDGES)
+        ):
+            return
+        if pos.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return
+        check_memory(
+            pos.shape[0],
+            num_edges,
+            components=9 if self.has_tensors else 4 if self.has_vectors else 1,
+            channels=int(getattr(self, "hidden_channels", 0)),
+            itemsize=pos.element_size(),
+            device=pos.device,
         )
 
     def check_elements(self, z: AtomicNumbers) -> None:

@@ -155,13 +155,14 @@ class _Request:
 
     def measure_growth(self, copies: list[Atoms], steps: Steps, name: str) -> tuple[list[Measured], str | None]:
         """The first route on more and more atoms; and why it ended early, if it did."""
-        from torchmdnet.calculators.speed import free_memory, measure
+        from torchmdnet.calculators.speed import measure
+        from torchmdnet.memory import available_memory
 
         rows: list[Measured] = []
         options = {"seconds": self.args.seconds, "timestep": self.args.timestep, "compare": False}
         for atoms in copies:
             steps.begin(f"{name}: {len(atoms)} atoms")
-            free = free_memory()
+            free = available_memory()
             if rows and rows[-1].working_memory and free is not None and self.routes[0].device == "cpu":
                 needed = rows[-1].working_memory * len(atoms) / rows[-1].num_atoms
                 if needed > FILL * free:
