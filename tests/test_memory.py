@@ -77,7 +77,7 @@ from torchmdnet import memory
 from torchmdnet.testing import tiny_model
 
 torch.set_num_threads(1)
-model = tiny_model(sys.argv[1], embedding_dimension=64)
+model = tiny_model(sys.argv[1], embedding_dimension=64, precision=32)
 z, pos, box = crystal(2)
 model(z, pos, box=box)  # what is made once
 z, pos, box = crystal(8)
