@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchmdnet.ops.batched import one_by_one
+from torchmdnet.ops.constants import Constant
 from torchmdnet.ops.kernels import is_traced
 from torchmdnet.ops.messages import RadialPoints
 
@@ -30,7 +31,8 @@ _INVERSE = (1.0, -1 / 4, 13 / 240, -11 / 960, 139 / 57600)
 #: Nodes sampled beyond each end of the interval.
 _BEFORE, _AFTER = 6, 7
 
-_basis_cache: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+#: The polynomials, (6, 6).
+_basis = Constant(torch.tensor(BASIS, dtype=torch.float64) / 120)
 
 
 class Spline(NamedTuple):
@@ -108,10 +110,3 @@ class _Filtered(Function):
         margin = 2 * (len(_TAPS) - 1)
         around = [0, 0] * (grads[0].dim() - 1) + [margin, margin]
         return _Filtered.apply(F.pad(grads[0], around))
-
-
-def _basis(like: Tensor) -> Tensor:
-    key = (like.dtype, like.device)
-    if key not in _basis_cache:
-        _basis_cache[key] = (torch.tensor(BASIS, dtype=torch.float64) / 120).to(like.device, like.dtype)
-    return _basis_cache[key]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchmdnet.ops import kernels
+from torchmdnet.ops.constants import Constant
 from torchmdnet.typing import AtomFeatures, AtomTensors, EdgeVectors
 
 __all__ = [
@@ -57,19 +58,8 @@ _BASIS = (
     ((_R2, 0, 0), (0, -_R2, 0), (0, 0, 0)),
     ((-_R6, 0, 0), (0, -_R6, 0), (0, 0, 2 * _R6)),
 )
-_BASIS64 = torch.tensor(_BASIS, dtype=torch.float64).reshape(9, 9)
-#: Those of the CPU are made here, not on first use: inside a transform of torch.func they would belong to it.
-_basis_cache: dict[tuple[torch.dtype, torch.device], Tensor] = {
-    (dtype, _BASIS64.device): _BASIS64.to(dtype) for dtype in (torch.float32, torch.float64)
-}
-
-
-def _basis(like: Tensor) -> Tensor:
-    """The basis as a (9, 9) orthogonal matrix, rows are components, columns matrix entries."""
-    key = (like.dtype, like.device)
-    if key not in _basis_cache:
-        _basis_cache[key] = _BASIS64.to(like.device, like.dtype)
-    return _basis_cache[key]
+#: The basis as a (9, 9) orthogonal matrix, rows are components, columns matrix entries.
+_basis = Constant(torch.tensor(_BASIS, dtype=torch.float64).reshape(9, 9))
 
 
 def to_matrix(X: AtomTensors) -> Tensor:
