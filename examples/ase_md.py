@@ -116,7 +116,7 @@ def drift_of(femtoseconds: np.ndarray, energies: np.ndarray, num_atoms: int) -> 
 
 
 def digits(value: float, number: int = 2) -> str:
-    """A number with so many significant digits, never in powers of ten: 1230, 0.31, -0.000042."""
+    """A number with ``digits`` significant digits, never in powers of ten: 1230, 0.31, -0.000042."""
     if value == 0:
         return "0"
     return np.format_float_positional(float(f"{value:.{number - 1}e}"), trim="-")

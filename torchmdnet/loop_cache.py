@@ -35,7 +35,7 @@ from typing import Any
 
 import llvmlite
 import numba
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numba.core import event, serialize
 from numba.core.compiler import CompileResult
 
@@ -117,9 +117,7 @@ class LoopCache:
         if folder is None:
             return None
         lock = FileLock(folder / f"{entry}.lock", timeout=PATIENCE)
-        try:
-            lock.acquire()
-        except (OSError, NotImplementedError):  # Timeout is an OSError; some network file systems have no locks
+        if not _acquired(lock):
             return None
         found = _read(folder / entry, target_context)  # while this process waited, another may have compiled it
         if found is None:
@@ -294,6 +292,19 @@ def _write(path: Path, payload: bytes) -> None:
 
 #: Locks of loops that this process is compiling.
 _HELD: list[FileLock] = []
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Wait for a lock; False where that takes too long, or on network file systems without locks."""
+    for _ in range(5):
+        try:
+            lock.acquire()
+            return True
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError):  # its last holder deleted the file at this moment
+            time.sleep(0.05)
+    return False
 
 
 def _release(lock: FileLock) -> None:

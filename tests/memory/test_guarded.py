@@ -23,7 +23,7 @@ CHECKED_MEMORY = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "gli
 
 
 def run(*command: str, timeout: int = 1200, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", **variables}
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=timeout, check=False
     )

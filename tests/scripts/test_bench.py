@@ -318,7 +318,7 @@ def test_structures_at_hand_have_elements_the_model_knows(model, capsys) -> None
         for atoms in default_structures(elements).values():
             assert set(atoms.numbers) <= elements
     assert list(default_structures({1, 6, 8}, is_periodic=False)) == ["ethanol"]
-    with pytest.raises(ConfigError, match="none at hand is made of Xe alone"):
+    with pytest.raises(ConfigError, match="no built-in structure is made of Xe alone"):
         default_structures({54}, is_periodic=False)
 
 

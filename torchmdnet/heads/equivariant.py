@@ -41,7 +41,7 @@ class EquivariantOutput(OutputModel):
         static_shapes: bool = False,
     ) -> None:
         super().__init__(allow_prior_model=allow_prior_model, reduce_op=reduce_op, static_shapes=static_shapes)
-        half = hidden_channels // 2
+        half = max(hidden_channels // 2, 1)
         self.output_network = nn.ModuleList(
             [
                 GatedEquivariantBlock(

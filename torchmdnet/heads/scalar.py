@@ -46,7 +46,7 @@ class Scalar(OutputModel):
         self.output_network = MLP(
             in_channels=hidden_channels,
             out_channels=1,
-            hidden_channels=hidden_channels // 2,
+            hidden_channels=max(hidden_channels // 2, 1),
             activation=activation,
             num_hidden_layers=num_layers,
             dtype=dtype,

@@ -87,7 +87,7 @@ def _flat(place: Tensor, grid: Tensor) -> Tensor:
 
 
 def _spread(count: Tensor) -> tuple[Tensor, Tensor]:
-    """The row of each of so many entries, and its place among those of the row: (R,) -> (sum,), (sum,)."""
+    """The row of each of the given numbers of entries, and its place among those of the row: (R,) -> (sum,), (sum,)."""
     row = torch.repeat_interleave(count)
     before = torch.cumsum(count, 0) - count
     return row, torch.arange(row.shape[0], device=count.device) - before.index_select(0, row)

@@ -25,9 +25,7 @@ class Constant:
 
     def __init__(self, values: Tensor | Sequence[Any]) -> None:
         self.values = torch.as_tensor(values, dtype=torch.float64)
-        self._copies = {
-            (dtype, self.values.device): self.values.to(dtype) for dtype in (torch.float32, torch.float64)
-        }
+        self._copies = {(dtype, self.values.device): self.values.to(dtype) for dtype in (torch.float32, torch.float64)}
 
     def __call__(self, like: Tensor) -> Tensor:
         """The table in the precision and on the device of ``like``."""

@@ -247,7 +247,7 @@ def _agree(store: Any, rank: int, size: int, facts: Mapping[str, Any], until: fl
         problem = _problem(store, size, json.loads(mine), until)
         store.set("verdict", json.dumps({"problem": problem, "facts": json.loads(mine)}))
         if problem:
-            with contextlib.suppress(TimeoutError):  # whoever serves the store stays until the others have read it
+            with contextlib.suppress(TimeoutError):  # process 0 serves the store until all have read it
                 _wait_for(lambda: store.add("informed", 0) >= size - 1, time.monotonic() + 5)
             raise ConfigError(problem)
         return

@@ -304,12 +304,12 @@ def _image(path: Path, title: str) -> str:
 
 
 def _usage(facts: RunFacts) -> str:
-    name = "best.ckpt" if (facts.folder / "best.ckpt").exists() else "last.ckpt"
+    potential = facts.folder / "potential.safetensors"
     code = (
-        "from torchmdnet.models.model import load_model\n"
+        "import torchmdnet\n"
         "from torchmdnet.calculators import TMDNETCalculator\n\n"
-        f'model = load_model("{facts.folder / name}", derivative=True)\n'
-        f'atoms.calc = TMDNETCalculator("{facts.folder / name}")    # ASE'
+        f'model = torchmdnet.load_model("{potential}", derivative=True)\n'
+        f'atoms.calc = TMDNETCalculator("{potential}")    # ASE'
     )
     command = f"torchmd-train --load-model {facts.folder / 'last.ckpt'} --num-epochs ..."
     return f"<pre>{escape(code)}</pre><p>Train on:</p><pre>{escape(command)}</pre>"

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 MAX_SYSTEMS = 500
 #: Systems looked for that hold an element, so that rare ones count too.
 PER_ELEMENT = 10
-#: A shift of reference energies above so many times the spread of the energies means other data.
+#: A shift of reference energies above this many times the spread of the energies means other data.
 TOO_FAR = 10.0
 
 #: Settings of the run rather than of the model, though constructors take them.
