@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from ase import Atoms
@@ -13,6 +14,7 @@ from ase.io import read, write
 from conftest import shared
 from doctor_data import copies, crystals, diagnose, faults, molecules
 
+from torchmdnet.config import resolve
 from torchmdnet.data.doctor import examine, open_configured, open_files, open_named
 from torchmdnet.data.doctor.cost import measure_cost
 from torchmdnet.data.doctor.neighbours import duplicates, work_between
@@ -20,6 +22,7 @@ from torchmdnet.data.doctor.repair import check_target, plan_repair, write_clean
 from torchmdnet.data.doctor.samples import Measured, Samples
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError
+from torchmdnet.scripts.data import main
 from torchmdnet.units import BOHR_TO_ANGSTROM, GPA_PER_EV_A3, energy_factor
 
 Plant = Callable[[list[Atoms]], None]
@@ -103,7 +106,10 @@ def test_the_sign_is_found_without_energies_or_close_samples(tmp_path: Path) -> 
             atoms.calc.results["forces"] *= -1
             del atoms.calc.results["energy"]
 
-    assert faults(diagnose(tmp_path, molecules(), plant)).keys() == {"force sign"}
+    assert faults(diagnose(tmp_path, molecules(), plant)).keys() == {
+        "labels",
+        "force sign",
+    }  # training asks for an energy
 
 
 @pytest.mark.parametrize("unit", ["kcal/mol", "Hartree", "kJ/mol"])
@@ -463,3 +469,64 @@ def test_everything_found_can_be_written_as_json(tmp_path: Path) -> None:
     told = json.loads(json.dumps(_plain(diagnosis.as_dict()), allow_nan=False))
     assert told["samples"] == 60
     assert told["findings"][0]["severity"] == "error"
+
+
+# ------------------------------------------------------------------------------------- what training would stop at
+
+
+def test_an_energy_that_is_no_number_is_an_error_as_in_training(tmp_path: Path) -> None:
+    """Forces are fine, but training asks for an energy and refuses the file."""
+
+    def plant(frames: list[Atoms]) -> None:
+        for atoms in frames:
+            del atoms.calc.results["energy"]
+            atoms.info["E_scf"] = "a b"
+
+    found = faults(diagnose(tmp_path, molecules()[:20], plant))["labels"]
+    assert found.severity == "error"
+    assert "No frame has an energy under a known name. The frames hold E_scf (text)" in found.text
+    conf = tmp_path / "conf.yaml"
+    for weight, severity in ((1.0, "error"), (0.0, None)):
+        settings = {"dataset": "ASE", "dataset_root": str(tmp_path / "frames.extxyz"), "derivative": True}
+        conf.write_text(json.dumps({**settings, "model": "tensornet", "y_weight": weight}))
+        samples = open_configured(vars(resolve(["--conf", str(conf)])), "conf.yaml")
+        said = [f.severity for f in examine(samples).findings if "an energy under a known name" in f.text]
+        assert said == ([severity] if severity else [])
+
+
+NO_FRAME = {
+    "dummy.extxyz": (
+        "2\nenergy=1 Properties=species:S:1:pos:R:3\nH 0 0 0\nX 0 0 1\n" * 3,
+        "frame 0: atom 1 has atomic number 0",
+    ),
+    "one.extxyz": ("1\nenergy=1 Properties=species:S:1:pos:R:3\nX 0 0 0\n", "frame 0: atom 0 has atomic number 0"),
+    "nan.extxyz": ("1\nenergy=1 Properties=species:S:1:pos:R:3\nH nan 0 0\n", "frame 0: positions is nan"),
+    "void.extxyz": ("0\nenergy=1 Properties=species:S:1:pos:R:3\n", "frame 0: the frame has no atoms"),
+    "empty.extxyz": ("", "the file is empty"),
+    "torn.extxyz": ("3\nenergy=1 Properties=species:S:1:pos:R:3\nH 0 0 0\n", "frame 0: the file ends"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FRAME)
+def test_a_file_without_a_frame_of_use_is_one_line_and_status_2(tmp_path, capsys, name):
+    text, reason = NO_FRAME[name]
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main([str(path)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"error: {path}")
+    assert reason in said
+    assert said.count("\n") == 1
+
+
+def test_hdf5_groups_without_samples_are_told_with_their_file(tmp_path, capsys):
+    path = tmp_path / "void.h5"
+    with h5py.File(path, "w") as file:
+        file["a/pos"], file["a/types"] = np.zeros((0, 3, 3)), np.zeros((0, 3), dtype=int)
+        file["a/energy"] = np.zeros(0)
+    with pytest.raises(SystemExit) as ended:
+        main([str(path)])
+    assert ended.value.code == 2
+    assert f"{path}: there are no samples in the groups." in capsys.readouterr().err

@@ -211,8 +211,18 @@ def test_an_energy_of_several_numbers_is_shown(tmp_path):
 def test_forces_that_a_weight_asks_for_are_missed(tmp_path):
     path = save(tmp_path / "a.extxyz", renamed("my_gradient", "forces"))
     ready(path)  # without derivative there are none to learn
-    with pytest.raises(DataError, match=r"neg_dy_weight=1 asks for forces.*Did you mean forces_key: '-my_gradient'\?"):
+    with pytest.raises(DataError, match=r"Did you mean dataset_arg: {forces_key: '-my_gradient'}\? Set derivative: "):
         ready(path, derivative=True)
+
+
+def test_missing_forces_are_told_in_a_sentence(tmp_path):
+    path = save(tmp_path / "a.extxyz", renamed("v", "forces"))
+    with pytest.raises(DataError) as refused:
+        ready(path, derivative=True)
+    assert str(refused.value) == (
+        "neg_dy_weight=1 asks for forces, but no frame has forces under a known name. The frames hold energy (number), "
+        "v (atoms × 3). Name it: dataset_arg: {forces_key: NAME}. Set derivative: false to train on energies alone."
+    )
 
 
 def test_data_known_to_lack_a_label_are_warned_of_unless_its_weight_was_chosen(tmp_path, caplog):
@@ -371,7 +381,9 @@ def test_a_virial_is_pointed_at_where_a_stress_is_asked_for(tmp_path):
         atoms.info["virial"] = np.eye(3)
         atoms.calc = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
     path = save(tmp_path / "a.extxyz", frames)
-    with pytest.raises(DataError, match=r"stress_weight: no frame has a stress.*Did you mean virial_key: virial\?"):
+    with pytest.raises(
+        DataError, match=r"stress_weight: no frame has a stress.*Did you mean dataset_arg: {virial_key: virial}\?"
+    ):
         ready(path, stress_weight=0.1, derivative=True)
     diagnosis = examine(open_files([str(path)]))
     assert any("No stress is read, although there is 'virial'" in finding.text for finding in diagnosis.findings)

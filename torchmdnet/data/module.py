@@ -298,14 +298,10 @@ class DataModule(LightningDataModule):
 
     def _check_weights(self, fields: set[str]) -> None:
         """Refuse a weight whose label no sample has; warn where the weight is a default and the data do without."""
-        options = self.options
-        asked: list[tuple[LabelKind, str, str]] = [("energy", "y", "y_weight")]
-        if options.get("derivative"):
-            asked.append(("forces", "neg_dy", "neg_dy_weight"))
-        for kind, field, option in asked:
-            weight = options.get(option) or 0.0
-            if field in fields or weight <= 0:
+        for kind, (field, option) in self.asked_labels().items():
+            if field in fields:
                 continue
+            weight = self.options[option]
             if isinstance(self.dataset, FramesDataset):
                 absence = self.dataset.absent_label(kind)
             else:
@@ -314,9 +310,19 @@ class DataModule(LightningDataModule):
                 continue
             text = f"{option}={weight:g} asks for {ARTICLES[kind]}, but {absence.reason}"
             if absence.is_mistake or weight != OPTIONS[option].default:
-                raise DataError(f"{text} Set {option}: 0 to train without.")
+                without = "derivative: false to train on energies alone" if kind == "forces" and "y" in fields else ""
+                without = without or f"{option}: 0 to train without"
+                raise DataError(f"{text} Set {without}.")
             if _is_first_process():
                 logger.warning("%s The weight has no effect.", text)
+
+    def asked_labels(self) -> dict[LabelKind, tuple[str, str]]:
+        """The energies and forces that training asks for: the field of a sample and the option with the weight."""
+        options = self.options
+        asked: dict[LabelKind, tuple[str, str]] = {"energy": ("y", "y_weight")}
+        if options.get("derivative"):
+            asked["forces"] = ("neg_dy", "neg_dy_weight")
+        return {kind: names for kind, names in asked.items() if (options.get(names[1]) or 0.0) > 0}
 
     def elements(self, part: str) -> list[int]:
         """Atomic numbers in the training (``train``), validation (``val``) or test samples (``test``)."""

@@ -237,9 +237,10 @@ class ASE(FramesDataset):
             return None
         listed = ", ".join(f"{name} ({form})" for name, form in sorted(self.quantities.items())) or "none"
         named = suggested_names(kind, self.quantities)
-        advice = f" Did you mean {suggested_option(kind, named[0])}?" if named else f" Name it with {kind}_key."
-        reason = f"no frame has {ARTICLES[kind]} that is found by its name. Their quantities are {listed}.{advice}"
-        return Absence(f"{reason} It belongs to dataset_arg.", True)
+        option = suggested_option(kind, named[0]) if named else f"{kind}_key: NAME"
+        advice = f"Did you mean dataset_arg: {{{option}}}?" if named else f"Name it: dataset_arg: {{{option}}}."
+        reason = f"no frame has {ARTICLES[kind]} under a known name. The frames hold {listed}."
+        return Absence(f"{reason} {advice}", True)
 
     @property
     def groups(self) -> np.ndarray | None:

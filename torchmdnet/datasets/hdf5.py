@@ -107,6 +107,8 @@ class HDF5(FramesDataset):
                 self._read_facts(file, path)
                 groups += [_Group(path, name, file[name], labels or {}) for name in file if name != METADATA]
         _check_alike(groups, self.files)
+        if not any(map(len, groups)):
+            raise DataError(f"{', '.join(map(str, self.files))}: there are no samples in the groups.")
         frames = _preloaded(groups) if preload else JoinedFrames(groups)
         super().__init__(frames, transform)
         self.gathers_in_process = preload

@@ -202,10 +202,10 @@ class StructureReader:
                         builder.append(sample)
                         parts.append("train")
                         files.append(where.rpartition(", frame ")[0])
-                if builder is None:
-                    raise DataError(f"{', '.join(map(str, paths))}: there is no frame that can be used.")
             else:
                 isolated = self._isolated(singles)
+            if builder is None or not builder.num_systems:
+                raise DataError(self._no_frame(paths))
             if self.spins is not None:
                 builder.add_column("s", self.spins.unpaired(self.log))
             if not self.periodic:
@@ -589,6 +589,10 @@ class StructureReader:
         first, count = self.lacking.get(kind, (text, 0))
         self.lacking[kind] = (first, count + 1)
         return np.full(shape or (), np.nan)
+
+    def _no_frame(self, paths: Sequence[Path]) -> str:
+        """Say that no frame can be used."""
+        return f"{', '.join(map(str, paths))}: there is no frame that can be used."
 
     def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
         pair = _overlap(pos, box)

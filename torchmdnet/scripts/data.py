@@ -204,7 +204,7 @@ def _print_tables(console: Console, diagnosis: Diagnosis) -> None:
             guess.quantity, guess.unit or "–", guess.certainty if guess.unit else "–", _escape(guess.evidence)
         )
     console.print(table)
-    right = ("cutoff", "edges per atom", "edges per epoch", "in parts")
+    right = ("cutoff", "edges per atom", "edges per epoch", "samples in separate parts")
     table = start("\nCutoff and cost", *right, right=right)
     cost = diagnosis.cost
     for cutoff, edges in cost.edges.items():

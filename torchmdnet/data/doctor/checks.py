@@ -53,12 +53,13 @@ def readable(d: Diagnosis) -> Iterator[Finding]:
 def labels(d: Diagnosis) -> Iterator[Finding]:
     """Labels that are missing altogether or in some samples, and numbers that are not finite."""
     measured, frames = d.measured, d.samples.frames
-    if "y" not in frames and "neg_dy" not in frames:
+    unread = list(_unread_labels(d))
+    if "y" not in frames and "neg_dy" not in frames and not any(finding.severity == "error" for finding in unread):
         yield Finding(
             "labels", "error", "There are neither energies nor forces to learn.", {"fields": list(frames.fields)},
             advice="Name them: energy_key and forces_key of dataset: ASE, or energy_files and force_files of Custom.",
         )  # fmt: skip
-    yield from _unread_labels(d)
+    yield from unread
     noted = {i for fault in (d.samples.survey.faults if d.samples.survey else ()) if (i := fault.sample) is not None}
     for name in sorted({*measured.missing, *measured.broken}):
         needed = name in ("y", "neg_dy", "pos", "box")
@@ -88,10 +89,27 @@ def labels(d: Diagnosis) -> Iterator[Finding]:
 def _unread_labels(d: Diagnosis) -> Iterator[Finding]:
     """Quantities that may be labels, but are not read as such, and what the reader says about names."""
     quantities = getattr(d.samples.dataset, "quantities", {})
+    survey = d.samples.survey
+    is_refused = survey is not None and any(fault.kind == "refused" for fault in survey.faults)  # then it is said
     kinds: tuple[tuple[LabelKind, str], ...] = (("energy", "y"), ("forces", "neg_dy"), ("stress", "stress"))
+    weights = {"energy": "y_weight", "forces": "neg_dy_weight"}
     for kind, field in kinds:
+        if field in d.samples.frames:
+            continue
         names = suggested_names(kind, quantities)
-        if field not in d.samples.frames and names:
+        dataset = d.samples.dataset
+        absence = dataset.absent_label(kind) if kind in d.samples.learnt and hasattr(dataset, "absent_label") else None
+        if absence is not None and absence.is_mistake:
+            text = absence.reason[:1].upper() + absence.reason[1:]
+            if not is_refused:
+                yield Finding(
+                    "labels",
+                    "error",
+                    text,
+                    {"names": names},
+                    advice=f"Training stops here, unless {weights[kind]}: 0 is set.",
+                )
+        elif names:
             yield Finding(
                 "labels", "warning", f"No {kind} is read, although there is {', '.join(map(repr, names))}.",
                 {"names": names},

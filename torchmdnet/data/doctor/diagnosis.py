@@ -178,7 +178,9 @@ class Diagnosis:
                 rows["energy"] += f"; {spread:.3g} {unit} beyond the elements, standard deviation"
         if measured.has_forces and np.isfinite(measured.force_max).any():
             unit = f" {self.force_words}".rstrip()
-            rows["forces"] = f"rms {measured.force_rms:.4g}, largest {np.nanmax(measured.force_max):.4g}{unit}"
+            rows["forces"] = (
+                f"components {measured.force_rms:.4g} rms, largest norm {np.nanmax(measured.force_max):.4g}{unit}"
+            )
         for name, label in (("q", "total charge"), ("s", "unpaired electrons")):
             values = measured.per_system(name)
             if values is not None:

@@ -87,6 +87,7 @@ def open_configured(options: Mapping[str, Any], name: str) -> Samples:
     kind, places, arguments = module.source()
     samples = open_dataset(kind, places, arguments, str(options["dataset"]), name)
     module.dataset = samples.dataset
+    samples.learnt = frozenset(module.asked_labels())
     try:
         module.setup()
     except (ConfigError, DataError) as error:

@@ -102,7 +102,7 @@ def _cost(d: Diagnosis) -> str:
         (f"{cutoff:g} Å", f"{edges:.1f}", f"{edges * cost.num_atoms:,.0f}", f"{cost.apart[cutoff]:.1%}")
         for cutoff, edges in cost.edges.items()
     ]
-    return _grid(("cutoff", "edges per atom", "edges per epoch", "samples in parts that do not see each other"), rows)
+    return _grid(("cutoff", "edges per atom", "edges per epoch", "samples in separate parts"), rows)
 
 
 # --------------------------------------------------------------------------------------------------------- plots
@@ -161,7 +161,7 @@ def _energies(axis: Axes, d: Diagnosis) -> None:
 def _forces(axis: Axes, d: Diagnosis) -> None:
     values = np.log10(np.maximum(d.measured.force_max, 1e-6 * max(d.measured.force_rms, 1e-12)))
     _bars(axis, values[np.isfinite(values)], _marked(d, ("large forces",)), values)
-    axis.set_title("Largest force of a sample")
+    axis.set_title("Norm of the largest force of a sample")
     axis.set_xlabel(f"force{_bracket(_force_unit(d))}")
     axis.set_ylabel("samples")
     axis.xaxis.set_major_formatter(lambda x, _: f"{10**x:.3g}")

@@ -18,6 +18,7 @@ import torch
 from torchmdnet.data.doctor.survey import Survey
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Indices
+from torchmdnet.datasets.labels import LabelKind
 from torchmdnet.neighbors import pairs_within
 
 __all__ = ["HISTOGRAM", "REACH", "Block", "Measured", "Samples", "covalent_radii", "draw"]
@@ -47,6 +48,7 @@ class Samples:
         keys: Name in the source of each label.
         isolated: Energies of isolated atoms beside the samples.
         dataset: The data set itself.
+        learnt: Labels that training asks for; by default the one it asks for unless told otherwise.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Samples:
     keys: Mapping[str, str] = field(default_factory=dict)
     isolated: Mapping[int, float] = field(default_factory=dict)
     dataset: Any = None
+    learnt: frozenset[LabelKind] = frozenset({"energy"})
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -173,6 +173,12 @@ class _Surveyor(StructureReader):
         except DataError as error:
             self._note("file", str(error), None)
 
+    def _no_frame(self, paths: Sequence[Path]) -> str:
+        if not self.survey.faults:
+            return super()._no_frame(paths)
+        first, total = self.survey.faults[0].text, self.survey.num_frames
+        return f"{first} None of the {total:,} frames can be used." if total > 1 else first
+
     def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
         """Close contacts have a check of their own."""
 

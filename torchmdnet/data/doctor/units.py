@@ -241,9 +241,8 @@ def force_unit(measured: Measured, stiffness: tuple[float, int] | None) -> Guess
         for name, (energy, length) in FORCES.items()
     }
     best, second = sorted(misfit, key=misfit.__getitem__)[:2]
-    text = (
-        f"{count:,} bonds to hydrogen pull back with {abs(ratio):.3g} times what is usual in eV/Å, "
-        f"that is {math.exp(misfit[best]):.2f}× off in {best}"
+    text = f"the forces of {count:,} bonds to hydrogen are {abs(ratio):.3g} times as stiff as usual, read in eV/Å" + (
+        f"; that would be a factor {math.exp(misfit[best]):.2f} from the usual in {best}" if best != "eV/Å" else ""
     )
     if misfit[best] < math.log(1.35) and misfit[second] - misfit[best] > 0.2:
         return Guess("forces", best, "likely", text, numbers)
