@@ -11,7 +11,14 @@ import pytest
 import yaml
 
 from torchmdnet.config import get_argparse, is_main_process, prepare_log_dir, resolve
-from torchmdnet.config.rundir import check_logs, redirect, save_argparse
+from torchmdnet.config.rundir import (
+    check_logs,
+    claim_log_dir,
+    companion,
+    redirect,
+    release_log_dir,
+    save_argparse,
+)
 from torchmdnet.errors import ConfigError
 
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
@@ -106,7 +113,10 @@ def test_an_earlier_run_is_kept_and_its_metrics_renamed(used, caplog):
         prepare_log_dir(given("--log-dir", "run"))
     assert "run holds an earlier run" in caplog.text
     assert not {"metrics.csv", "last.ckpt", "best.ckpt", "errors.csv"} & names(used)
-    assert {name.partition("_2")[0] for name in names(used) if "_2" in name} == {"metrics", "last", "best", "errors"}
+    assert {name.partition("_2")[0] for name in names(used) if "_2" in name} == {
+        "metrics", "last", "best", "errors", "hparams",
+    }  # fmt: skip
+    assert len({path.stem.partition("_")[2] for path in used.iterdir() if "_2" in path.name}) == 1
     assert {"epoch=9-val_loss=0.1.ckpt", "notes.txt", "input.yaml"} <= names(used)
 
 
@@ -131,6 +141,24 @@ def test_a_run_that_continues_keeps_everything(used):
     args.load_model = "run/last.ckpt"
     prepare_log_dir(args)
     assert {"metrics.csv", "last.ckpt", "input.yaml"} <= names(used)
+
+
+def test_the_lock_goes_with_the_run_and_can_be_taken_again(here):
+    for _ in range(2):
+        claim_log_dir(here)
+        assert (here / ".lock").read_text().startswith("process ")
+        release_log_dir(here)
+        assert not (here / ".lock").exists()
+
+
+def test_what_was_renamed_within_a_second_stays_together(here):
+    for text in "ab":
+        for name in ("last.ckpt", "metrics.csv", "hparams.yaml", "splits.npz", "report.html"):
+            (here / name).write_text(text)
+        prepare_log_dir(given("--log-dir", "."))
+    for checkpoint in here.glob("last_*.ckpt"):
+        for name in ("hparams.yaml", "splits.npz", "report.html"):
+            assert companion(checkpoint, name).read_text() == checkpoint.read_text()
 
 
 def test_metrics_renamed_within_a_second_do_not_collide(here):

@@ -226,6 +226,38 @@ def test_settings_come_from_the_checkpoint_when_there_is_no_hparams_file(run, ca
     assert "unheard_of=3 is not known here" in caplog.text
 
 
+def test_settings_of_another_run_beside_a_checkpoint_are_not_used(run, caplog):
+    folder = run(lr=0.25, seed=9)
+    (folder / "last.ckpt").rename(folder / "epoch=3.ckpt")
+    run(lr=0.5, seed=1)
+    with caplog.at_level(logging.WARNING):
+        args = merged("--load-model", "old/epoch=3.ckpt")
+    assert (args.lr, args.seed) == (0.25, 9)
+    assert "hparams.yaml is of another run" in caplog.text
+    assert "differ in lr, seed." in caplog.text
+    caplog.clear()
+    assert merged("--load-model", "old/last.ckpt").seed == 1
+    assert not caplog.text
+
+
+def test_a_renamed_checkpoint_has_its_settings_renamed_beside_it(run, caplog):
+    folder = run(lr=0.25)
+    for name in ("last.ckpt", "hparams.yaml"):
+        (folder / name).rename((folder / name).with_stem(f"{name.partition('.')[0]}_20260102-030405"))
+    run(lr=0.5)
+    with caplog.at_level(logging.INFO):
+        assert merged("--load-model", "old/last_20260102-030405.ckpt").lr == 0.25
+    assert not caplog.text
+
+
+def test_a_run_that_was_given_more_epochs_is_no_other_run(run):
+    folder = run(num_epochs=3)
+    checkpoint = (folder / "last.ckpt").read_bytes()
+    run(num_epochs=9)
+    (folder / "last.ckpt").write_bytes(checkpoint)
+    assert merged("--load-model", "old/last.ckpt").num_epochs == 9
+
+
 def test_a_checkpoint_without_settings_is_refused(here):
     torch.save({"state_dict": {}}, "bare.ckpt")
     with pytest.raises(CheckpointError, match=r"hyper_parameters"):

@@ -15,6 +15,7 @@ from toy_runs import SETTINGS, finished_run, one_thread, rows, settings, train_t
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.checkpoint.load import load_model
 from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.settings import read_saved_settings
 from torchmdnet.errors import CheckpointError, ConfigError, DivergenceError, ResultError
 from torchmdnet.training import run
 from torchmdnet.training.files import SafeCheckpointIO
@@ -149,6 +150,12 @@ def test_a_checkpoint_has_the_established_keys_and_ours_under_one_name(finished)
         "ModelCheckpoint{'monitor': 'val_total_mse_loss', 'mode': 'min', 'every_n_train_steps': 0, "
         "'every_n_epochs': 1, 'train_time_interval': None}"
     ]["best_model_path"].startswith(str(finished.folder / "epoch="))
+
+
+def test_a_checkpoint_and_the_settings_beside_it_say_the_same(finished, caplog):
+    settings, where = read_saved_settings(finished.folder / "last.ckpt")
+    assert (where, settings["model"].value) == ("the model checkpoint", "tensornet")
+    assert "another run" not in caplog.text
 
 
 def test_hyper_parameters_are_the_options_release_3_knows_and_the_prior_arguments(finished):

@@ -111,8 +111,8 @@ _GROUPS: dict[str, Sequence[Option]] = {
     "Run control and input": (
         Option("load_model", "path", None,
                "Continue from this checkpoint: weights, optimizer, epoch counter and settings. The settings come from "
-               "the hparams.yaml beside it, or from the checkpoint itself; files and flags given with it change "
-               "them."),
+               "the hparams.yaml beside it, or, where there is none or it is of another run, from the checkpoint "
+               "itself; files and flags given with it change them."),
         Option("conf", "path", None,
                "YAML file with settings, one 'key: value' a line. May be given more than once; later files win over "
                "earlier ones, flags win over files.", short="-c"),
@@ -141,8 +141,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
                short="-l"),
         Option("redirect", "bool", False, "Also write what appears on the terminal to log_dir/log."),
         Option("overwrite", "bool", False,
-               "Delete what an earlier run left in log_dir. Without it the earlier tables, last.ckpt and best.ckpt are "
-               "renamed, and the other checkpoints stay.", established=False),
+               "Delete what an earlier run left in log_dir. Without it the earlier last.ckpt, best.ckpt, "
+               "potential.safetensors, tables, settings, splits.npz, report and plots are renamed, all with the same "
+               "time, and the other checkpoints stay.", established=False),
         Option("report", "bool", True,
                "Write report.html and plots when the training has finished.", established=False),
         Option("load_weights", "path", None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import errno
 import json
@@ -12,7 +13,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,7 @@ __all__ = [
     "Tee",
     "check_logs",
     "claim_log_dir",
+    "companion",
     "is_main_process",
     "prepare_log_dir",
     "redirect",
@@ -40,7 +42,12 @@ _OUTPUT = ("epoch=*.ckpt", "last*.ckpt", "best*.ckpt", "metrics*.csv", "errors*.
            "parity.png", "tensorboard", "wandb")  # fmt: skip
 
 #: What would be replaced by a new run's and gets another name.
-_RENAMED = ("metrics.csv", "errors.csv", "last.ckpt", "best.ckpt", "potential.safetensors")
+_RENAMED = ("metrics.csv", "errors.csv", "last.ckpt", "best.ckpt", "potential.safetensors", "hparams.yaml",
+            "input.yaml", "splits.npz", "summary.json", "report.html", "learning_curves.png",
+            "parity.png")  # fmt: skip
+
+#: The time in the names of what was renamed.
+_STAMP = re.compile(r"_\d{8}-\d{6}(-\d+)?$")
 
 
 def is_main_process() -> bool:
@@ -52,8 +59,9 @@ def prepare_log_dir(args: argparse.Namespace) -> None:
     """Make ``args.log_dir`` ready: create it, deal with an earlier run's files, write ``input.yaml``.
 
     The folder belongs to this process from now on, see :func:`claim_log_dir`. A run that continues in its own folder
-    keeps everything. Otherwise the tables, ``last.ckpt``, ``best.ckpt`` and ``potential.safetensors`` of an earlier run
-    are renamed, or, with ``overwrite``, all its output is deleted. Only the main process does this.
+    keeps everything. Otherwise the tables, settings, division, results, ``last.ckpt``, ``best.ckpt`` and
+    ``potential.safetensors`` of an earlier run are renamed, all with the same time, or, with ``overwrite``, all its
+    output is deleted. Only the main process does this.
 
     Raises:
         ConfigError: The folder cannot be written, or another run is writing to it.
@@ -78,9 +86,11 @@ _claimed: dict[Path, TextIO] = {}
 
 
 def release_log_dir(folder: str | os.PathLike[str]) -> None:
-    """Let other processes use a folder again."""
+    """Let other processes use a folder again; ``.lock`` goes while it is still held."""
     file = _claimed.pop(Path(folder).resolve(), None)
     if file is not None:
+        with contextlib.suppress(OSError):  # a folder that went, or may no longer be written
+            os.unlink(file.name)
         file.close()
 
 
@@ -100,20 +110,26 @@ def claim_log_dir(folder: str | os.PathLike[str]) -> None:
     if not is_main_process() or folder.resolve() in _claimed:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise ConfigError(
-                f"log_dir: {str(folder)!r} belongs to a run that is still going ({holder or 'of an unknown process'}). "
-                "Wait for it or end it, or choose another folder with --log-dir."
-            ) from None
-        logger.warning("%s cannot be locked (%s): take care that no two runs write to it.", folder, error)
-        return
+    while True:
+        file = open(folder.resolve() / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (open until the run ends)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    f"log_dir: {str(folder)!r} belongs to a run that is still going "
+                    f"({holder or 'of an unknown process'}). Wait for it or end it, or choose "
+                    "another folder with --log-dir."
+                ) from None
+            logger.warning("%s cannot be locked (%s): take care that no two runs write to it.", folder, error)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+                break
+        file.close()  # the run that held it ended and removed it after it was opened here
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
@@ -131,31 +147,49 @@ def _make_room(folder: Path, args: argparse.Namespace) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         logger.warning("overwrite: %d files of an earlier run in %s were deleted.", len(earlier), folder)
         return
-    for name in _RENAMED:
-        _set_aside(folder / name, keep=(folder / name).resolve() in needed)
+    stamp = _set_aside([folder / name for name in _RENAMED], keep=needed)
     logger.warning(
-        "%s holds an earlier run. Its tables, last.ckpt, best.ckpt and potential.safetensors were renamed and its "
-        "other files stay, so checkpoints of both will lie side by side; --log-dir chooses another folder, --overwrite "
-        "deletes the earlier run.",
-        folder,
-    )
+        "%s holds an earlier run. Its last.ckpt, best.ckpt, potential.safetensors, tables, settings, splits.npz and "
+        "results now have %s in their names, and its other files stay, so checkpoints of both will lie side by side; "
+        "--log-dir chooses another folder, --overwrite deletes the earlier run.",
+        folder, stamp,
+    )  # fmt: skip
+
+
+def companion(path: str | os.PathLike[str], name: str) -> Path:
+    """The file ``name`` of the run that wrote ``path``: beside a renamed file, the one renamed with it.
+
+    >>> companion("run/last_20260102-030405.ckpt", "hparams.yaml").as_posix()
+    'run/hparams_20260102-030405.yaml'
+    >>> companion("run/last.ckpt", "hparams.yaml").as_posix()
+    'run/hparams.yaml'
+    """
+    stamp = _STAMP.search(Path(path).stem)
+    plain = Path(path).with_name(name)
+    return plain.with_stem(plain.stem + stamp.group()) if stamp else plain
 
 
 def check_logs(log_dir: str | os.PathLike[str]) -> None:
     """Rename an earlier ``metrics.csv`` to ``metrics_YYYYMMDD-HHMMSS.csv``, with a number if that is taken."""
-    _set_aside(Path(log_dir) / "metrics.csv")
+    _set_aside([Path(log_dir) / "metrics.csv"])
 
 
-def _set_aside(path: Path, keep: bool = False) -> None:
-    """Give a file, if it is there, a name with the time in it that no other file has; or a copy of it, to keep both."""
-    if not path.exists():
-        return
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    new, count = path.with_name(f"{path.stem}_{stamp}{path.suffix}"), 1
-    while new.exists():
+def _set_aside(paths: Sequence[Path], keep: Collection[Path] = ()) -> str:
+    """Put the same time, which no file has yet, in the names of those files that are there; those to keep are copied.
+
+    Returns:
+        The time, with a number where files of that second were there.
+    """
+    present = [path for path in paths if path.exists()]
+    stamp = now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    count = 1
+    while any(path.with_stem(f"{path.stem}_{stamp}").exists() for path in present):
         count += 1
-        new = path.with_name(f"{path.stem}_{stamp}-{count}{path.suffix}")
-    shutil.copy2(path, new) if keep else path.rename(new)
+        stamp = f"{now}-{count}"
+    for path in present:
+        new = path.with_stem(f"{path.stem}_{stamp}")
+        shutil.copy2(path, new) if path.resolve() in keep else path.rename(new)
+    return stamp
 
 
 def save_argparse(

@@ -7,8 +7,10 @@ with ``--load-model``, of which a later one wins; and flags, which win over file
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import datetime
+import json
 import logging
 import os
 import re
@@ -19,6 +21,7 @@ from typing import Any
 from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, SYNONYMS
 from torchmdnet.config.parser import build_parser
 from torchmdnet.config.reader import Setting, plain, read_yaml
+from torchmdnet.config.rundir import companion
 from torchmdnet.config.values import as_truth, coerce, number, prior_entries, takes_truth
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 
@@ -35,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 #: Settings that belong to the run that wrote them, not to one that continues it.
 _OF_ONE_RUN = ("conf", "load_model", "load_weights", "overwrite", "reset_trainer")
+
+#: Settings that may differ within one run: what a run that goes on is given anew, and what is filled in on the way.
+_ALIKE = frozenset({*_OF_ONE_RUN, "log_dir", "num_epochs", "ngpus", "num_nodes", "num_workers", "prior_model",
+                    "prior_args", "redirect", "report"})  # fmt: skip
 
 #: The kind of file whose unknown keys cannot be corrected by hand.
 _CHECKPOINT = "the checkpoint's own settings"
@@ -187,8 +194,9 @@ def _accept_own_parameters(settings: Settings) -> None:
 def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, Setting], str]:
     """The settings of the run that wrote a checkpoint.
 
-    They stand in ``hparams.yaml`` beside the checkpoint, or else in the checkpoint itself. What belongs to that one
-    run (the checkpoint it started from, for example) and the prior that delta learning added are left out.
+    They stand in ``hparams.yaml`` beside the checkpoint, or, where there is none or it is of another run, in the
+    checkpoint itself. What belongs to that one run (the checkpoint it started from, for example) and the prior that
+    delta learning added are left out.
 
     Returns:
         The settings, not yet checked, and what kind of file they stand in.
@@ -200,20 +208,29 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
     path = Path(checkpoint).expanduser()
     if not path.is_file():
         raise ConfigError(f"load_model: there is no file {str(path)!r}.")
-    sidecar = path.with_name("hparams.yaml")
-    if sidecar.is_file():
-        found, where = read_yaml(sidecar), "the model checkpoint"
-    else:
-        from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
+    from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 
-        saved = hyper_parameters_of(read_checkpoint(path))
+    content = read_checkpoint(path)
+    sidecar = companion(path, "hparams.yaml")
+    is_there = sidecar.is_file()
+    saved = {} if is_there and not content.get("hyper_parameters") else hyper_parameters_of(content)
+    found, where = (read_yaml(sidecar) if is_there else {}), "the model checkpoint"
+    other = _differences(found, saved)
+    if other:
+        logger.warning(
+            "%s is of another run than %s, or was changed: they differ in %s. The settings inside the checkpoint are "
+            "used; change them with flags or --conf.",
+            sidecar, path, ", ".join(other),
+        )  # fmt: skip
+    if other or not is_there:
         if not saved.get("model"):
             raise CheckpointError(
-                f"load_model: {str(path)!r} does not say how its model was built, and there is no hparams.yaml beside "
-                "it. Put the hparams.yaml of its run there, or give the settings with --conf and the weights with "
-                "--load-weights."
+                f"load_model: {str(path)!r} does not say how its model was built, and there is no {sidecar.name} "
+                "beside it. Put the hparams.yaml of its run there, or give the settings with --conf and the weights "
+                "with --load-weights."
             )
-        logger.info("Settings are taken from %s itself; there is no hparams.yaml beside it.", path)
+        if not is_there:
+            logger.info("Settings are taken from %s itself; there is no %s beside it.", path, sidecar.name)
         found, where = {key: Setting(plain(value), str(path)) for key, value in saved.items()}, _CHECKPOINT
     found = {key: setting for key, setting in found.items() if key not in _OF_ONE_RUN}
     folder, log_dir = path.parent, found.get("log_dir")
@@ -221,6 +238,27 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
         # The run was started in another working folder; it goes on beside its checkpoint.
         found["log_dir"] = Setting(str(folder), log_dir.source)
     return _without_reference_prior(found), where
+
+
+def _differences(found: Mapping[str, Setting], saved: Mapping[str, Any]) -> list[str]:
+    """Keys whose values say that a file of settings is of another run than a checkpoint."""
+    if "dataset" not in saved:  # the options of a model alone
+        return []
+    return [
+        key
+        for key, setting in found.items()
+        if key in saved and key not in _ALIKE and _comparable(setting.value) != _comparable(plain(saved[key]))
+    ]
+
+
+def _comparable(value: Any) -> Any:
+    """A value without what writing it to a file can change."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return _comparable(json.loads(value))
+    if isinstance(value, Mapping):
+        return {str(key): _comparable(item) for key, item in value.items()}
+    return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _without_reference_prior(found: dict[str, Setting]) -> dict[str, Setting]:
