@@ -213,10 +213,16 @@ class TorchMD_Net(nn.Module):
             are followed by both, see :class:`Outputs`. In training mode forces and stress can be differentiated again.
 
         Raises:
-            ValueError: If a shape does not fit, an element lies outside the embedding, a number is not finite or two
-                atoms are less than 1e-5 of the cutoff apart (on a GPU, and where the call is recorded or compiled, the
-                results of that system are NaN), or the stress is asked for and no system has three lattice vectors.
+            ValueError: If a shape or precision does not fit, an element lies outside the embedding, a number is not
+                finite or two atoms are less than 1e-5 of the cutoff apart (on a GPU, and where the call is recorded or
+                compiled, the results of that system are NaN), or the stress is asked for and no system has three
+                lattice vectors.
         """
+        if pos.dtype != self.dtype and not is_abstract():
+            raise ValueError(
+                f"pos is {pos.dtype}, but the model computes in {self.dtype}. Pass pos.to(model.dtype), or load the "
+                "model with precision=64 or 32."
+            )
         inputs = Inputs(z, pos, batch, box, q, s, extra_args, num_systems)
         if not (self.derivative or stress or properties):
             return Prediction(self._system_energy(*self._features(inputs)), pos.new_empty(0))

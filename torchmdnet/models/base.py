@@ -189,7 +189,7 @@ class Representation(nn.Module):
 
     def _edges_to_expect(self, pos: Positions, box: Boxes | None) -> float:
         """Edges of one large periodic system before they are searched for; 0 where that cannot be known."""
-        if pos.shape[0] < FEW_ATOMS or is_abstract() or pos.device.type != "cpu" or box is None or box.numel() != 9:
+        if is_abstract() or pos.shape[0] < FEW_ATOMS or pos.device.type != "cpu" or box is None or box.numel() != 9:
             return 0.0
         return expected_edges(pos.shape[0], float(box.detach().reshape(3, 3).det().abs()), self.cutoff_upper)
 
