@@ -8,6 +8,7 @@ import zlib
 
 import ase.db
 import ase.io
+import h5py
 import numpy as np
 import pytest
 from ase import Atoms
@@ -21,6 +22,7 @@ from torchmdnet.data.doctor import examine, open_files
 from torchmdnet.datasets import ASE, HDF5, Custom
 from torchmdnet.datasets.structure_files import ALL, read_structures
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.units import energy_factor
 
 
 @pytest.fixture(autouse=True)
@@ -506,3 +508,51 @@ def test_datasets_of_other_names_in_hdf5_are_pointed_at(tmp_path):
         file["water/forces"], file["water/Energies"] = np.ones((6, 3, 3)), np.zeros(6)
     with pytest.raises(DataError, match=r"y_weight=1 .*Energies.*Is 'Energies' the energy\?"):
         ready(tmp_path / "a.h5", dataset="HDF5")
+
+
+# ------------------------------------------------------------------------------------- energies of no stated unit
+
+
+def orca(path, unit="Hartree"):
+    """Total energies of water, all electrons counted (-76.4 Hartree), as ORCA writes them in comments."""
+    energy = -76.4 * energy_factor("Hartree", unit)
+    lines = []
+    for seed in range(12):
+        atoms = water(seed)
+        rows = [f"{s} {x:.6f} {y:.6f} {z:.6f}" for s, (x, y, z) in zip(atoms.symbols, atoms.positions, strict=True)]
+        lines += [str(len(atoms)), f"Coordinates from ORCA-job water E {energy - 1e-3 * seed:.6f}", *rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("unit", ["Hartree", "kcal/mol"])
+def test_total_energies_in_another_unit_are_warned_of_with_the_setting_that_states_it(tmp_path, caplog, unit):
+    path = orca(tmp_path / "water.xyz", unit)
+    ready(path)
+    told = f"Energies look like {unit}, but are taken as eV"
+    assert told in caplog.text
+    assert f"dataset_arg: {{energy_unit: {unit}}}" in caplog.text
+    for stated in (unit, "eV"):
+        caplog.clear()
+        ready(path, dataset_arg={"energy_unit": stated})
+        assert "Energies look like" not in caplog.text
+
+
+def test_energies_in_ev_and_those_that_are_no_totals_are_not_warned_of(tmp_path, caplog):
+    ready(orca(tmp_path / "water.xyz", "eV"))
+    ready(save(tmp_path / "a.extxyz", [water(seed) for seed in range(12)]))
+    assert "Energies look like" not in caplog.text
+
+
+@pytest.mark.parametrize("stated", [None, "Hartree"])
+def test_a_hdf5_file_is_warned_of_unless_it_states_its_unit(tmp_path, caplog, stated):
+    path = tmp_path / "water.h5"
+    with h5py.File(path, "w") as file:
+        rng = np.random.default_rng(0)
+        file["water/pos"], file["water/types"] = rng.normal(size=(12, 3, 3)), np.array([8, 1, 1])
+        file["water/energy"] = -76.4 + 0.01 * rng.normal(size=12)
+        if stated is not None:
+            file.attrs["energy_unit"] = stated
+    ready(path, dataset="HDF5")
+    assert ("Energies look like Hartree:" in caplog.text) == (stated is None)
+    assert ("energy_unit = 'Hartree'" in caplog.text) == (stated is None)

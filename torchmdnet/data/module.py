@@ -31,6 +31,7 @@ from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import symbols
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.priors.base import stated_energies
+from torchmdnet.units import energy_factor
 
 __all__ = ["DataModule", "PriorSource", "count_atoms"]
 
@@ -138,6 +139,7 @@ class DataModule(LightningDataModule):
         self._check_dataset()
         self._divide()
         self._check_labels()
+        self._look_at_the_unit()
         self._check_compositions()
         if self.options["standardize"]:
             self._standardize()
@@ -323,6 +325,30 @@ class DataModule(LightningDataModule):
         if options.get("derivative"):
             asked["forces"] = ("neg_dy", "neg_dy_weight")
         return {kind: names for kind, names in asked.items() if (options.get(names[1]) or 0.0) > 0}
+
+    def _look_at_the_unit(self) -> None:
+        """Warn if energies whose unit nobody states are total energies in another unit than the data set takes."""
+        dataset = self.dataset
+        if not (isinstance(dataset, FramesDataset) and "y" in dataset.frames.fields and _is_first_process()):
+            return
+        if dataset.unit_advice("eV") is None or not len(self.idx_train):
+            return
+        from torchmdnet.data.doctor.units import unit_of_totals
+
+        rows = self.idx_train[:: -(-len(self.idx_train) // 300)]
+        batch = dataset.frames.gather(rows)
+        z, number = batch["z"].numpy(), len(rows)
+        elements, column = np.unique(z, return_inverse=True)
+        counts = np.bincount(batch["batch"].numpy() * len(elements) + column, minlength=number * len(elements))
+        energies = batch["y"].double().numpy().reshape(number, -1)[:, 0]
+        fine = np.isfinite(energies)
+        ratio, unit = unit_of_totals(counts.reshape(number, -1)[fine], elements, energies[fine])
+        if unit not in (None, dataset.energy_unit or "eV"):
+            logger.warning(
+                "Energies look like %s%s: they are %.3f times those of the free atoms in %s. No unit is stated. %s",
+                unit, f", but are taken as {dataset.energy_unit}" if dataset.energy_unit else "",
+                ratio / energy_factor("Hartree", unit), unit, dataset.unit_advice(unit),
+            )  # fmt: skip
 
     def elements(self, part: str) -> list[int]:
         """Atomic numbers in the training (``train``), validation (``val``) or test samples (``test``)."""

@@ -205,6 +205,8 @@ class ASE(FramesDataset):
         self.quantities: dict[str, str] = notes["quantities"]
         #: What to look at in the files, in words.
         self.warnings: list[str] = notes["warnings"]
+        stated_in_files = "energy_unit" in self.quantities
+        self._states_energy_unit = stated_in_files or all(source.units[0] is not None for source in sources)
         self._ignored = {kind for kind, key in given.items() if key is False}
         self.level_of_theory = notes["level_of_theory"]
         self.files = {
@@ -241,6 +243,14 @@ class ASE(FramesDataset):
         advice = f"Did you mean dataset_arg: {{{option}}}?" if named else f"Name it: dataset_arg: {{{option}}}."
         reason = f"no frame has {ARTICLES[kind]} under a known name. The frames hold {listed}."
         return Absence(f"{reason} {advice}", True)
+
+    def unit_advice(self, unit: str) -> str | None:
+        if self._states_energy_unit:
+            return None
+        return (
+            f"Set dataset_arg: {{energy_unit: {unit}}} to convert energies and forces to eV, or energy_unit: eV if "
+            "they are in eV."
+        )
 
     @property
     def groups(self) -> np.ndarray | None:

@@ -96,6 +96,10 @@ class FramesDataset(Dataset):
         """What is there in place of a label that training asks for; None where the user did without it."""
         return Absence(f"the data hold no {kind}, only {', '.join(self.frames.fields)}.", False)
 
+    def unit_advice(self, unit: str) -> str | None:
+        """How to state that energies are in ``unit``, in words; None where their unit is known."""
+        return None
+
     @property
     def splits(self) -> dict[str, np.ndarray] | None:
         """``idx_train``, ``idx_val`` and ``idx_test`` where the source publishes a split."""

@@ -128,6 +128,9 @@ class Custom(FramesDataset):
             *(len(frames), len(molecules), nbytes / 1024**2, "in memory" if preload else "mapped from disk"),
         )
 
+    def unit_advice(self, unit: str) -> str | None:
+        return f"The model keeps the unit: pass units={unit!r} to calculators."
+
     def get(self, index: int) -> Data:
         """One sample, ``y`` in the shape its file gives it."""
         data = super().get(index)

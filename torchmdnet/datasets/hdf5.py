@@ -123,6 +123,11 @@ class HDF5(FramesDataset):
             reason += f" Is {named[0]!r} the {kind}? Then name that dataset {kind!r}, forces and not gradients."
         return Absence(reason, bool(named))
 
+    def unit_advice(self, unit: str) -> str | None:
+        if self.energy_unit is not None:
+            return None
+        return f"State it in the file, attribute energy_unit = {unit!r}, so that calculators convert it."
+
     def _read_metadata(self, file: Any, path: Path) -> None:
         for name in file.get(METADATA, ()):
             value = np.asarray(file[METADATA][name])

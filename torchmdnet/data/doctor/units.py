@@ -32,6 +32,7 @@ __all__ = [
     "length_unit",
     "slope_of_fit",
     "slope_of_pairs",
+    "unit_of_totals",
     "unit_ratio",
 ]
 
@@ -161,21 +162,39 @@ def energy_unit(measured: Measured) -> Guess:
     unknown = [SYMBOLS[z] for z in elements.tolist() if z not in FREE_ATOMS and z < len(SYMBOLS)]
     text = f"{per_atom:.6g} per atom in the median"
     if not unknown and all(z < len(SYMBOLS) for z in elements.tolist()):
-        free = counts @ np.array([FREE_ATOMS[z] for z in elements.tolist()])
-        ratio = float(np.median(measured.y[fine] / free[fine]))
+        ratio, unit = unit_of_totals(counts[fine], elements, measured.y[fine])
         numbers["energy over that of free atoms in Hartree"] = ratio
-        for unit in ENERGIES:
-            expected = energy_factor("Hartree", unit)
-            if 0.975 < ratio / expected < 1.03:
-                return Guess(
-                    "energies", unit, "certain",
-                    f"total energies are {ratio / expected:.4f} times those of the free atoms, all electrons counted",
-                    numbers,
-                )  # fmt: skip
+        if unit is not None:
+            relative = ratio / energy_factor("Hartree", unit)
+            return Guess(
+                "energies", unit, "certain",
+                f"total energies are {relative:.4f} times those of the free atoms, all electrons counted",
+                numbers,
+            )  # fmt: skip
         text += "; not the total energies of all electrons"
     else:
         text += f"; no energies of free atoms are known for {' '.join(unknown[:5])}"
     return Guess("energies", None, "open", text, numbers)
+
+
+def unit_of_totals(counts: np.ndarray, elements: np.ndarray, energies: np.ndarray) -> tuple[float, str | None]:
+    """How total energies compare with those of free atoms, and in which unit they are near them.
+
+    Args:
+        counts: Atoms of each element in each sample, (S, K).
+        elements: The atomic numbers, (K,).
+        energies: Finite energies, (S,), in whatever unit.
+
+    Returns:
+        The median of their ratio, free atoms in Hartree, and the unit that makes it about 1. None for the unit where
+        there is none, NaN for the ratio where an element's energy is not known.
+    """
+    if not len(energies) or any(z not in FREE_ATOMS for z in elements.tolist()):
+        return math.nan, None
+    free = counts @ np.array([FREE_ATOMS[z] for z in elements.tolist()])
+    ratio = float(np.median(energies / free))
+    fitting = (unit for unit in ENERGIES if 0.975 < ratio / energy_factor("Hartree", unit) < 1.03)
+    return ratio, next(fitting, None)
 
 
 def bond_stiffness(measured: Measured, seed: int = 0) -> tuple[float, int] | None:
