@@ -19,7 +19,7 @@ MODELS = ("tensornet", "tensornet2", "equivariant-transformer", "transformer", "
 def crystal(repeats: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     atoms = bulk("Si", cubic=True) * (repeats, repeats, repeats)
     numbers = torch.as_tensor(atoms.numbers, dtype=torch.long)
-    return numbers, torch.as_tensor(atoms.positions).float(), torch.as_tensor(atoms.cell.array).float()
+    return numbers, torch.as_tensor(atoms.positions), torch.as_tensor(atoms.cell.array)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -79,8 +79,9 @@ from torchmdnet.testing import tiny_model
 torch.set_num_threads(1)
 model = tiny_model(sys.argv[1], embedding_dimension=64, precision=32)
 z, pos, box = crystal(2)
-model(z, pos, box=box)  # what is made once
+model(z, pos.float(), box=box.float())  # what is made once
 z, pos, box = crystal(8)
+pos, box = pos.float(), box.float()
 bound = []
 memory.check_memory, check = lambda *args, **more: None, memory.check_memory
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
