@@ -90,6 +90,19 @@ def test_every_truncation_is_called_damaged_and_offers_the_other_checkpoints(tmp
             read_checkpoint(tmp_path / "last.ckpt")
 
 
+def test_another_kind_of_file_is_called_so_without_the_advice_of_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "frames.extxyz").write_text("3\nProperties=species:S:1:pos:R:3\nH 0 0 0\n")
+    with pytest.raises(CheckpointError, match=r"frames\.extxyz is not a model file: it is neither"):
+        read_checkpoint(tmp_path / "frames.extxyz")
+    np.savez(tmp_path / "arrays.npz", z=np.ones(3))
+    with pytest.raises(CheckpointError, match=r"arrays\.npz is not a model file"):
+        read_checkpoint(tmp_path / "arrays.npz")
+    (tmp_path / "cut.ckpt").write_bytes(b"\x80\x02}q\x00(X")
+    with pytest.raises(CheckpointError, match=r"truncated or damaged") as refused:
+        read_checkpoint(tmp_path / "cut.ckpt")
+    assert "torch.load" not in str(refused.value)
+
+
 def test_a_file_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="expected a dictionary with 'state_dict', found keys"):

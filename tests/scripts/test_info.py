@@ -1,5 +1,8 @@
 """``torchmd-net info``: what energies are relative to, and the unit of every number."""
 
+import json
+from pathlib import Path
+
 import pytest
 from ase.build import molecule
 from ase.io import write
@@ -48,8 +51,8 @@ def test_fitted_references_are_told_as_such_and_every_number_has_its_unit(potent
     assert told["reference energies"].count(" eV") == 3
     assert told["training: energy per atom"].endswith("eV/atom")
     assert told["training: largest force"].endswith("eV/Å")
-    errors = dict(each.rsplit(" ", 2)[::2] for each in told["training: errors"].split(", ") if each.startswith("y_"))
-    assert set(errors.values()) == {"eV", "eV/atom"}
+    errors = dict(each.rsplit(" ", 2)[::2] for each in told["training: errors"].split(", ") if " MAE " in each)
+    assert errors == {"energy MAE": "meV", "energy per atom MAE": "meV/atom", "force component MAE": "meV/Å"}
     assert "test 12" in told["training: systems"]
     assert "val_size" not in told["training: settings"]
     assert "test_size" not in told["training: settings"]
@@ -59,6 +62,7 @@ def test_stated_references_are_told_as_such(potential, capsys):
     stated = '{"atomref": {"H": -10.0, "N": -70.0, "O": -80.0}}'
     told = shown(potential("--dataset-arg", stated, "--prior-model", "Atomref"), capsys)
     assert told["energies"] == "totals: the network adds to the reference energies of the elements, stated by the data"
+    assert told["parameters"] == f"{json.loads(Path('run/summary.json').read_text())['parameters']:,}"
     assert told["reference energies"] == "H -10 eV, N -70 eV, O -80 eV"
 
 

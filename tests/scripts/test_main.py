@@ -180,10 +180,16 @@ def test_a_conversion_that_would_change_numbers_is_not_left_there(
 def test_what_cannot_be_read_is_said_in_one_line(command: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "text.ckpt").write_text("no model")
     more = [tmp_path / "new.safetensors"] if command == "convert" else []
-    assert "cannot be read as a checkpoint" in refused(capsys, command, tmp_path / "text.ckpt", *more)[1]
+    assert "is not a model file" in refused(capsys, command, tmp_path / "text.ckpt", *more)[1]
     status, message = refused(capsys, command, tmp_path / "nowhere.ckpt", *more)
     assert status == 1
     assert "nowhere.ckpt" in message
+
+
+def test_a_folder_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no folder '.*nowhere'"):
+        convert("old.ckpt", tmp_path / "nowhere" / "x.safetensors")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_file_that_was_asked_for_is_named_when_it_cannot_be_written(tmp_path: Path, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.units import normalise_unit
 
-__all__ = ["make_card", "model_options", "plain", "provenance_of"]
+__all__ = ["count_parameters", "make_card", "model_options", "plain", "provenance_of"]
 
 #: Options that say how a model is to be asked, beside those that shape it.
 _OF_USE = frozenset({"charge", "spin", "properties", "handedness", "coulomb_epsilon_solvent"})
@@ -63,6 +63,12 @@ def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options among all of a run's that shape the model, or say how it is to be asked, as plain values."""
     known = (MODEL_KEYS - {"radial"}) | _OF_USE | set(representation_arguments(ARCHITECTURES[options["model"]]))
     return {key: plain(value, key) for key, value in options.items() if key in known}
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Numbers that training changes; of a model that is frozen as a whole, all."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad) or sum(p.numel() for p in parameters)
 
 
 def make_card(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmdnet.build import create_model
-from torchmdnet.checkpoint.card import make_card
+from torchmdnet.checkpoint.card import count_parameters, make_card
 from torchmdnet.checkpoint.load import unpack_ensemble
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout, migrate, strip_module_prefix
 from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
@@ -59,7 +59,7 @@ def _describe_one(path: Path, weights_only: bool) -> dict[str, Any]:
     card = make_card(
         options,
         facts,
-        num_parameters=0 if model is None else sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=0 if model is None else count_parameters(model),
         priors=_prior_names(options),
     )
     if model is None:

@@ -108,18 +108,31 @@ def _check_records(path: Path) -> None:
     """Compare every record of a zip archive with its checksum: PyTorch itself would load altered weights.
 
     Raises:
-        CheckpointError: If a record was altered, or the archive cannot be walked; the message names the record.
+        CheckpointError: If the file is neither an archive nor a pickle; if a record was altered, or the archive cannot
+            be walked; the message names the record.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return  # files of PyTorch before 1.6 carry no checksums
+        start = file.read(4)
+    if start[:1] == b"\x80":
+        return  # a pickle: files of PyTorch before 1.6 carry no checksums
+    if not b"PK\x03\x04".startswith(start):
+        raise _no_model_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
+            is_ours = any(name.endswith("data.pkl") for name in archive.namelist())
     except Exception as error:  # damaged headers raise many kinds
         raise _damaged(path, _first_line(error)) from error
     if record is not None:
         raise _damaged(path, f"the record {record!r} does not match its checksum")
+    if not is_ours:
+        raise _no_model_file(path)
+
+
+def _no_model_file(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a model file: it is neither a checkpoint (.ckpt) nor a native file (.safetensors)."
+    )
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
@@ -140,7 +153,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     except Exception:
         names = []
     if not names:
-        return _damaged(path, _first_line(error))
+        return _damaged(path, "its content cannot be read")
     return CheckpointError(
         f"{path} is refused: beside tensors it holds {', '.join(names)}, and loading such objects can run code. "
         "If you trust the file like a program, pass weights_only=False."

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchmdnet._version import __version__
 from torchmdnet.build import create_model, default_of, representation_arguments
-from torchmdnet.checkpoint.card import make_card, model_options
+from torchmdnet.checkpoint.card import count_parameters, make_card, model_options
 from torchmdnet.checkpoint.golden import Example, default_examples, deviation_from, golden_numbers
 from torchmdnet.checkpoint.native import write_native
 from torchmdnet.errors import CheckpointError, ConfigError
@@ -76,7 +76,7 @@ def save_model(
     card = make_card(
         options,
         facts,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=count_parameters(model),
         priors=[_prior_name(prior) for prior in model.prior_model or ()],
         golden=golden,
     )
@@ -187,7 +187,7 @@ def _save_checkpoint(
     return make_card(
         options,
         facts,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=count_parameters(model),
         priors=options["prior_model"] or [],
     )
 

@@ -89,7 +89,7 @@ def convert(
         The largest relative deviation of energies and forces in double precision.
 
     Raises:
-        ConfigError: If ``new`` exists, or its name does not fit.
+        ConfigError: If ``new`` exists, its folder does not, or its name does not fit.
         CheckpointError: If the old file cannot be read, or the new one would give other numbers; it is not left there.
     """
     from torchmdnet.checkpoint import load_model, save_model
@@ -97,6 +97,8 @@ def convert(
     target = Path(new).expanduser()
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists. Pass --overwrite to replace it, or choose another name.")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: there is no folder {str(target.parent)!r}. Make it, or choose another name.")
     model = load_model(old, **load_options)
     draft = target.with_name(f".{os.getpid()}-{target.name}")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,12 +168,32 @@ _QUANTITIES = {
     "stress_rmse": "stress",
 }
 
+_ERRORS = frozenset(name for name in _QUANTITIES if "_mae" in name or "_rmse" in name)
+
+
+#: Names of errors in words.
+_WORDS = {"y": "energy", "neg_dy": "force component", "num_molecules": "systems", "num_atoms": "atoms"}
+
+
+def _in_words(name: str) -> str:
+    """A name of the tables in words: ``energy per atom MAE`` of ``y_mae_per_atom``."""
+    found = re.fullmatch(r"(.+)_(mae|rmse)(_per_atom)?", name)
+    if found is None:
+        return _WORDS.get(name, name)
+    what, kind, per_atom = found.groups()
+    return f"{_WORDS.get(what, what)}{' per atom' if per_atom else ''} {kind.upper()}"
+
 
 def _with_units(name: str, value: Any, quantities: Mapping[str, str]) -> str:
-    """A fact about training in words, with its unit where it has one."""
+    """A fact about training in words, with its unit where it has one; errors in eV are told in meV."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_with_units(key, item, quantities)}" for key, item in value.items())
+        words = _in_words if name == "errors" else str
+        return ", ".join(f"{words(key)} {_with_units(key, item, quantities)}" for key, item in value.items())
+    if name == "spin":
+        return f"{_text(value)} (unpaired electrons, multiplicity - 1, for data read through ASE)"
     unit = "e" if name == "total_charge" else quantities.get(_QUANTITIES.get(name, ""), "")
+    if name in _ERRORS and unit.partition("/")[0] == "eV" and isinstance(value, (int, float)):
+        value, unit = 1000 * value, f"m{unit}"
     return f"{_text(value)} {unit}".rstrip()
 
 
@@ -197,6 +218,8 @@ def _text(value: Any) -> str:
     """A fact about training in words."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        return _text(value[0])
     if isinstance(value, list) and len(value) == 2 and all(isinstance(item, (int, float)) for item in value):
         return f"{_text(value[0])} to {_text(value[1])}"
     if isinstance(value, list):

@@ -31,12 +31,13 @@ def write_potential(module: LNNP, facts: RunFacts, batches: Iterable[Any]) -> Pa
         The file.
     """
     path = facts.folder / FILE_NAME
+    of_epoch = "" if facts.tested_epoch is None else f" of epoch {facts.tested_epoch}, counted from 0"
     training: dict[str, Any] = {
         "dataset": str(facts.options["dataset"]),
         "systems": {name: number for name, number in facts.splits.items() if number},
         **training_ranges(batches),
         "epochs": facts.num_epochs,
-        "weights": facts.tested if facts.tested_epoch is None else f"{facts.tested} of epoch {facts.tested_epoch}",
+        "weights": f"{facts.tested}{of_epoch}",
     }
     if facts.evaluation is not None:
         errors = facts.evaluation.errors.table()
@@ -55,9 +56,9 @@ def training_ranges(batches: Iterable[Any]) -> dict[str, Any]:
     """Smallest and largest of what a potential was shown; outside of it there is nothing it has learned.
 
     Returns:
-        ``atoms`` of a system, ``energy_per_atom`` and ``largest_force`` where there are labels, ``total_charge`` where
-        it is given, each ``[smallest, largest]`` but the force, and whether systems are ``periodic``: none, some or all
-        of them.
+        ``atoms`` of a system, ``energy_per_atom`` and ``largest_force`` where there are labels, ``total_charge`` and
+        ``spin`` where they are given, each ``[smallest, largest]`` but the force, and whether systems are ``periodic``:
+        none, some or all of them.
     """
     found: dict[str, tuple[float, float]] = {}
     boxes = [0, 0]  # systems with a lattice vector, and without
@@ -78,6 +79,8 @@ def training_ranges(batches: Iterable[Any]) -> dict[str, Any]:
             widen("largest_force", held["neg_dy"].double().norm(dim=-1))
         if "q" in held:
             widen("total_charge", held["q"].double())
+        if "s" in held:
+            widen("spin", held["s"].double())
         has_box = held["box"].reshape(-1, 9).any(dim=1) if "box" in held else torch.zeros(len(sizes), dtype=torch.bool)
         boxes[0] += int(has_box.sum())
         boxes[1] += int((~has_box).sum())

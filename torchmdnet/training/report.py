@@ -17,7 +17,7 @@ from torchmdnet.page import document, escape, image, table
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
 from torchmdnet.training.losses import loss_name
-from torchmdnet.training.terminal import Units, duration, significant
+from torchmdnet.training.terminal import Units, counted, duration, significant
 from torchmdnet.units import GPA_PER_EV_A3
 
 __all__ = [
@@ -246,7 +246,7 @@ def _title(facts: RunFacts) -> str:
 
 def _subtitle(facts: RunFacts) -> str:
     words = [
-        f"{facts.num_epochs} epochs",
+        counted(facts.num_epochs, "epoch"),
         duration(facts.seconds),
         facts.device,
         f"{facts.num_parameters:,} parameters",
@@ -280,6 +280,7 @@ def _errors_section(facts: RunFacts) -> str:
         return ""
     split = facts.evaluation.split
     systems = facts.evaluation.errors.num_molecules or facts.splits.get(split, 0)
+    told = counted(systems, "system")
     means = ", ".join(facts.evaluation.errors.others)
     header = "".join(f'<th class="n">{name}</th>' for name in ("MAE", "RMSE", "trivial MAE"))
     body = "".join(
@@ -290,7 +291,7 @@ def _errors_section(facts: RunFacts) -> str:
     )
     return (
         f"<h2>Errors on the {'test' if split == 'test' else 'validation'} set</h2>"
-        f'<p class="sub">Of {escape(facts.tested)}, on {systems:,} systems. The trivial prediction is the mean energy '
+        f'<p class="sub">Of {escape(facts.tested)}, on {told}. The trivial prediction is the mean energy '
         f"of the same composition in the training set, and zero force{f'; of {means} it is the mean' if means else ''}."
         "</p>"
         f"<table><tr><th>quantity</th>{header}<th>unit</th></tr>{body}</table>"

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torchmdnet._version import __version__
 from torchmdnet.build import create_prior_models
 from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
+from torchmdnet.checkpoint.card import count_parameters
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log_dir
@@ -49,7 +50,7 @@ from torchmdnet.training.report import (
     write_summary,
 )
 from torchmdnet.training.start import TOO_FAR, Alignment, check_continued, origin_of, reference_prior, start_from
-from torchmdnet.training.terminal import Terminal, Units, console_for, duration, significant
+from torchmdnet.training.terminal import Terminal, Units, console_for, counted, duration, significant
 
 __all__ = ["train"]
 
@@ -180,7 +181,7 @@ def _train(args: Namespace) -> Path:
         tested=tested,
         tested_epoch=tested_epoch,
         num_epochs=trainer.current_epoch,
-        num_parameters=sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        num_parameters=count_parameters(module.model),
         device=_device_name(trainer),
         seconds=time.monotonic() - began,
         samples_per_second=terminal.num_samples / terminal.seconds_training if terminal.seconds_training else math.nan,
@@ -682,11 +683,12 @@ def _device_name(trainer: Trainer) -> str:
 def _introduce(
     terminal: Terminal, args: Namespace, data: DataModule, splits: Mapping[str, int], module: LNNP, trainer: Trainer
 ) -> None:
-    parameters = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    parameters = count_parameters(module.model)
     say = terminal.console.print
     say(
         f"{args.model}, {parameters:,} parameters, {args.precision} bit, on {_device_name(trainer)}; "
-        f"{args.dataset}: {splits['train']} systems to train, {splits['val']} to validate, {splits['test']} to test",
+        f"{args.dataset}: {counted(splits['train'], 'system')} to train, {splits['val']} to validate, "
+        f"{splits['test']} to test",
         markup=False,
     )
     say(f"everything goes to {args.log_dir}", soft_wrap=True, markup=False)
@@ -696,7 +698,7 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
     """The last lines on the terminal."""
     say = terminal.console.print
     say("", soft_wrap=True)
-    epochs = f"{facts.num_epochs} epochs in {duration(facts.seconds)}"
+    epochs = f"{counted(facts.num_epochs, 'epoch')} in {duration(facts.seconds)}"
     stopped = facts.stopped or "all epochs done"
     say(f"{epochs}. {stopped[0].upper()}{stopped[1:]}.", soft_wrap=True, markup=False)
     if math.isfinite(facts.best_score):

@@ -235,7 +235,7 @@ class Terminal(Callback):
         if not num_epochs:
             return ""
         left = self._seconds_left(trainer, 1.0)
-        words = f"{done} of {num_epochs} epochs"
+        words = f"{done} of {counted(num_epochs, 'epoch')}"
         return words if not left else f"{words}, {duration(left)} left"
 
     def _columns(self, split: str, errors: Errors | None) -> dict[str, str]:
@@ -283,6 +283,15 @@ class Terminal(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the bar away, so that the message can be read."""
         self._close()
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "epoch"), counted(1200, "system")
+    ('1 epoch', '1,200 systems')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _num_epochs(trainer: Trainer) -> int:
