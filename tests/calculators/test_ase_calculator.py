@@ -26,6 +26,7 @@ from torch import nn
 
 from torchmdnet.calculators import TMDNETCalculator
 from torchmdnet.calculators import ase as ase_door
+from torchmdnet.checkpoint import load_model, save_model
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import build_graph, sum_to_atoms, sum_to_systems
 from torchmdnet.potential import Ensemble
@@ -519,10 +520,27 @@ def test_spin_is_asked_for_and_reaches_the_model(tmp_path) -> None:
 
     atoms = methanol()
     atoms.calc = TMDNETCalculator(write_checkpoint(tmp_path / "spin.ckpt", spin=True), units="eV")
-    with pytest.raises(ConfigError, match=r'trained with spin. Set atoms.info\["spin"\]'):
+    with pytest.raises(ConfigError, match=r'trained with spin. Set atoms.info\["spin"\], the number of unpaired'):
         atoms.get_potential_energy()
     atoms.info["spin"] = 1
     assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_charge_and_spin_outside_of_the_training_data_are_told(tmp_path, caplog) -> None:
+    model = load_model(write_checkpoint(tmp_path / "both.ckpt", charge=True, spin=True))
+    training = {"total_charge": [-1.0, 1.0], "spin": [0.0, 0.0]}
+    save_model(model, tmp_path / "both.safetensors", provenance={"training": training})
+    atoms = methanol()
+    atoms.calc = TMDNETCalculator(tmp_path / "both.safetensors", units="eV")
+    with pytest.raises(ConfigError, match=r"\(multiplicity - 1\).*; it was trained on 0; or .*spin_multiplicity"):
+        atoms.get_potential_energy()
+    atoms.info = {"charge": 1, "spin_multiplicity": 1}
+    atoms.get_potential_energy()
+    assert "never seen" not in caplog.text
+    atoms.info = {"charge": 3, "spin_multiplicity": 3}
+    atoms.get_potential_energy()
+    assert "never seen charge 3: it was trained on -1 to 1" in caplog.text
+    assert "never seen spin 2: it was trained on 0" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------- models and options

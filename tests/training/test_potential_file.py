@@ -59,7 +59,7 @@ def test_ranges_cover_all_batches_and_leave_missing_labels_out():
     box[1] = np.eye(3)
     found = training_ranges(
         [
-            batch([1, 2], y=[[2.0], [float("nan")]], q=[0.0, 1.0]),
+            batch([1, 2], y=[[2.0], [float("nan")]], q=[0.0, 1.0], s=[0.0, 2.0]),
             batch([4, 2], y=[[-8.0], [1.0]], neg_dy=[[3.0, 4.0, 0.0]] * 6, box=box),
         ]
     )
@@ -68,5 +68,6 @@ def test_ranges_cover_all_batches_and_leave_missing_labels_out():
         "energy_per_atom": [-2.0, 2.0],
         "largest_force": 5.0,
         "total_charge": [0.0, 1.0],
+        "spin": [0.0, 2.0],
         "periodic": "some",
     }

@@ -25,10 +25,12 @@ from torchmdnet.calculators.loading import (
     load,
     members_of,
     placed,
+    spin_wanted,
     stated_units,
     trained_with,
     units_or_default,
     unseen_elements,
+    unseen_states,
 )
 from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.compiled import compiled
@@ -222,16 +224,22 @@ class TMDNETCalculator(Calculator):
                 f"The atoms have charge {charge:g}, but the model was trained without charges; its effect on energies "
                 'was not learned. Remove atoms.info["charge"] to use the model as it was trained.'
             )
-        return None if charge is None else self._tensor(np.array([charge]))
+        return None if charge is None else self._state("charge", charge)
 
     def _spin(self, atoms: Atoms) -> Tensor | None:
         spin = _stated("spin", atoms)
         is_read = self._is_read["spin"]
         if spin is None and is_read:
             raise ConfigError(
-                'The model was trained with spin. Set atoms.info["spin"], in the convention of its training data.'
+                f'The model was trained with spin. Set atoms.info["spin"], {spin_wanted(self.model)}; or '
+                'atoms.info["spin_multiplicity"].'
             )
-        return None if spin is None else self._tensor(np.array([spin]))
+        return None if spin is None else self._state("spin", spin)
+
+    def _state(self, option: Literal["charge", "spin"], value: float) -> Tensor:
+        """The charge or spin for the model; told where training had none like it."""
+        self._tell(unseen_states(self.model, option, torch.tensor([value], dtype=torch.float64)))
+        return self._tensor(np.array([value]))
 
     def _tell(self, message: str | None) -> None:
         if message is not None and message not in self._told:

@@ -20,10 +20,12 @@ from torchmdnet.calculators.loading import (
     check_elements,
     load,
     placed,
+    spin_wanted,
     stated_units,
     trained_with,
     units_or_default,
     unseen_elements,
+    unseen_states,
 )
 from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.calculators.units import Transform, make_transform, tranforms
@@ -217,13 +219,13 @@ class External:
 
     def _per_replica(self, name: Literal["q", "s"], value: PerReplica) -> Tensor | None:
         """Charges or spins as (replicas,), or None where the model needs none."""
-        option = {"q": "charge", "s": "spin"}[name]
+        option: Literal["charge", "spin"] = "charge" if name == "q" else "spin"
         is_read = self._is_read[option]
         if value is None:
             if not is_read:
                 return None
             if name == "s":
-                raise ConfigError("s: the model was trained with spin. Pass s=, in the convention of its data.")
+                raise ConfigError(f"s: the model was trained with spin. Pass s=, {spin_wanted(self.model)}.")
             self._tell("q: the model was trained with charges and none is given; 0 is assumed. Pass q=.")
             value = 0.0
         tensor = torch.as_tensor(value).detach().to(device=self.device, dtype=self.dtype).reshape(-1)
@@ -234,6 +236,7 @@ class External:
             )
         if is_read is False and bool(tensor.any()):
             self._tell(f"{name}: the model was trained without {option}; what it makes of it is not learned.")
+        self._tell(unseen_states(self.model, option, tensor))
         return tensor.expand(self.num_replicas).clone()
 
     def _tell(self, message: str | None) -> None:

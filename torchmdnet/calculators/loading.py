@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ __all__ = [
     "load",
     "members_of",
     "placed",
+    "spin_wanted",
     "stated_units",
     "trained_with",
     "units_or_default",
     "unseen_elements",
+    "unseen_states",
 ]
 
 log = logging.getLogger(__name__)
@@ -115,6 +117,40 @@ def unseen_elements(model: nn.Module, z: Tensor) -> str | None:
         return None
     names, known = (", ".join(SYMBOLS[number] for number in sorted(numbers)) for numbers in (unseen, seen))
     return f"The model has never seen {names}: it was trained on {known}. Its answer is not learned."
+
+
+def range_of_training(model: nn.Module, option: Literal["charge", "spin"]) -> tuple[float, float] | None:
+    """Smallest and largest total charge or spin that every member was trained on, as far as their files say."""
+    name = {"charge": "total_charge", "spin": "spin"}[option]
+    stated = [
+        (getattr(member, "provenance", {}).get("training") or {}).get(name)
+        for member in members_of(model)
+        if trained_with(member, option)
+    ]
+    ranges = [limits for limits in stated if limits]
+    return (max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None
+
+
+def unseen_states(model: nn.Module, option: Literal["charge", "spin"], values: Tensor) -> str | None:
+    """A sentence about charges or spins outside of what the model was trained on; None without any."""
+    limits = range_of_training(model, option)
+    outside = [] if limits is None else [x for x in values.reshape(-1).tolist() if not limits[0] <= x <= limits[1]]
+    if limits is None or not outside:
+        return None
+    found = ", ".join(f"{value:g}" for value in sorted(set(outside)))
+    return f"The model has never seen {option} {found}: it was trained on {_range(limits)}. Its answer is not learned."
+
+
+def spin_wanted(model: nn.Module) -> str:
+    """What the spin of a system counts, and where it lay in training, as far as the file says."""
+    limits = range_of_training(model, "spin")
+    told = f"; it was trained on {_range(limits)}" if limits else ""
+    return f"the number of unpaired electrons (multiplicity - 1) where the data were read through ASE{told}"
+
+
+def _range(limits: tuple[float, float]) -> str:
+    low, high = limits
+    return f"{low:g} to {high:g}" if low < high else f"{low:g}"
 
 
 def can_be_moved(model: nn.Module) -> bool:

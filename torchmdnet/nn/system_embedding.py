@@ -61,8 +61,8 @@ class SystemEmbedding(nn.Module):
             if value is None:
                 if quantity == "spin":
                     raise ValueError(
-                        "s: this model was trained with the spin of each system. Pass s, the number of unpaired "
-                        "electrons (in the convention of its training data), one value per system."
+                        "s: this model was trained with the spin of each system. Pass s, one value per system: the "
+                        "number of unpaired electrons (multiplicity - 1) where the data were read through ASE."
                     )
                 value = graph.pos.new_zeros(graph.num_systems)
             columns.append(value)
