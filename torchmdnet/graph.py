@@ -157,7 +157,7 @@ def count_systems(
             return value.numel()
     if box is not None and box.dim() == 3 and box.shape[0] != 1:
         return box.shape[0]
-    last = batch.max().item()
+    last = int(batch.max().item())
     torch._check(last >= 0)
     return last + 1
 

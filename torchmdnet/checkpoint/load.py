@@ -175,18 +175,11 @@ def _load_state(model: TorchMD_Net, state: dict[str, torch.Tensor], filepath: st
     expected = model.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
-    misshapen = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    changed = [key for key, value in expected.items() if key in state and state[key].shape != value.shape]
+    misshapen = [f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}" for key in changed]
     if missing or unexpected or misshapen:
-        sizes = {
-            len(state[key])
-            for key, value in expected.items()
-            if key.endswith(("emb.weight", "embedding.weight")) and state.get(key, value).shape[1:] == value.shape[1:]
-            if len(state.get(key, value)) != len(value)
-        }
+        tables = [key for key in changed if key.endswith(("emb.weight", "embedding.weight"))]
+        sizes = {len(state[key]) for key in tables if state[key].shape[1:] == expected[key].shape[1:]}
         hint = f" Its table of elements has {min(sizes)} rows; set max_z: {min(sizes)}." if sizes else ""
         told = [
             f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"

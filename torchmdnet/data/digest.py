@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def data_digest(dataset: Any, parts: Mapping[str, Any]) -> str:
         if len(rows) > MAX_SYSTEMS:
             rows = rows[np.linspace(0, len(rows) - 1, MAX_SYSTEMS).astype(np.int64)]
         for first in range(0, len(rows), _BLOCK):
-            batch = collect(dataset, rows[first : first + _BLOCK]).to_dict()
+            batch: dict[str, Any] = cast(Any, collect(dataset, rows[first : first + _BLOCK])).to_dict()
             for field in sorted(batch):
                 value = batch[field]
                 if hasattr(value, "numpy"):

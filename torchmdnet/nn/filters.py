@@ -86,9 +86,10 @@ class Radial:
     @property
     def envelope(self) -> PairScalars:
         """What fades at the cutoff, of each pair, (P,)."""
-        if self._envelope is None:
-            self._envelope = self.fade(self.dist)
-        return self._envelope
+        envelope = self._envelope
+        if envelope is None:
+            envelope = self._envelope = self.fade(self.dist)
+        return envelope
 
     @property
     def rows(self) -> PairFeatures:
