@@ -140,7 +140,7 @@ def test_gradients_are_not_taken_for_forces(tmp_path, frames):
         atoms.calc = None
     data = ASE(write(tmp_path / "a.extxyz", frames))
     assert "neg_dy" not in data[0]
-    assert "Did you mean forces_key: '-gradients'?" in data.absent_label("forces").reason
+    assert "Did you mean dataset_arg: {forces_key: '-gradients'}?" in data.absent_label("forces").reason
 
 
 def test_a_database_gives_its_key_value_pairs_and_data(tmp_path, frames):
