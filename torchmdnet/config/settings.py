@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 #: Settings that belong to the run that wrote them, not to one that continues it.
 _OF_ONE_RUN = ("conf", "load_model", "load_weights", "overwrite", "reset_trainer")
 
-#: Settings that may differ within one run: what a run that goes on is given anew, and what is filled in on the way.
+#: Settings that may differ within one run: what a run that goes on is given again, and what is filled in on the way.
 _ALIKE = frozenset({*_OF_ONE_RUN, "log_dir", "num_epochs", "ngpus", "num_nodes", "num_workers", "prior_model",
                     "prior_args", "redirect", "report"})  # fmt: skip
 

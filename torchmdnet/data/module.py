@@ -327,7 +327,7 @@ class DataModule(LightningDataModule):
         return {kind: names for kind, names in asked.items() if (options.get(names[1]) or 0.0) > 0}
 
     def _look_at_the_unit(self) -> None:
-        """Warn if energies whose unit nobody states are total energies in another unit than the data set takes."""
+        """Warn if energies without a stated unit are total energies in another unit than the data set takes."""
         dataset = self.dataset
         if not (isinstance(dataset, FramesDataset) and "y" in dataset.frames.fields and _is_first_process()):
             return

@@ -90,7 +90,7 @@ def _unread_labels(d: Diagnosis) -> Iterator[Finding]:
     """Quantities that may be labels, but are not read as such, and what the reader says about names."""
     quantities = getattr(d.samples.dataset, "quantities", {})
     survey = d.samples.survey
-    is_refused = survey is not None and any(fault.kind == "refused" for fault in survey.faults)  # then it is said
+    is_refused = survey is not None and any(fault.kind == "refused" for fault in survey.faults)  # then it is a finding
     kinds: tuple[tuple[LabelKind, str], ...] = (("energy", "y"), ("forces", "neg_dy"), ("stress", "stress"))
     weights = {"energy": "y_weight", "forces": "neg_dy_weight"}
     for kind, field in kinds:
