@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ def count_systems(
             return value.numel()
     if box is not None and box.dim() == 3 and box.shape[0] != 1:
         return box.shape[0]
-    last = int(batch.max().item())
+    last: Any = batch.max().item()  # int() would fix the number where a call is exported
     torch._check(last >= 0)
     return last + 1
 

@@ -193,7 +193,7 @@ class Representation(nn.Module):
             return 0.0
         return expected_edges(pos.shape[0], float(box.detach().reshape(3, 3).det().abs()), self.cutoff_upper)
 
-    def _check_memory(self, pos: Positions, num_edges: float) -> None:
+    def _check_memory(self, pos: Positions, num_edges: int | float) -> None:
         """See :func:`torchmdnet.memory.check_memory`; CUDA devices are not asked while a graph is captured."""
         if (
             is_abstract()
