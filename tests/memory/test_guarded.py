@@ -44,6 +44,7 @@ def test_every_loop_stays_within_its_arrays_and_makes_the_numbers_of_its_definit
     assert found["comparisons"] > 1000
 
 
+@pytest.mark.slow
 def test_so_do_two_threads() -> None:
     assert drive(widths=[9], precisions=[64], num_threads=2, neighbors=False)["refused"] == []
 
