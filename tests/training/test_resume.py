@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import shared
@@ -119,6 +120,65 @@ def before_the_report():
     _at(1, run, "_write_all")
 
 
+def while_the_division_is_written():
+    write = np.savez
+
+    def half(file, *args, **kwargs):
+        write(file, *args, **kwargs)
+        file.flush()
+        kill_me()
+
+    np.savez = half
+
+
+def between_the_tables_and_the_last_checkpoint():
+    from torchmdnet.training import callbacks
+
+    _at(3, callbacks.Checkpoints, "_save")
+
+
+def between_the_last_checkpoint_and_what_follows():
+    from torchmdnet.training import callbacks
+
+    save, calls = callbacks.Checkpoints._save, []
+
+    def dies(self, trainer, path):
+        save(self, trainer, path)
+        calls.append(1)
+        if len(calls) == 3:
+            callbacks.copy_file(path, self.last_path)
+            kill_me()
+
+    callbacks.Checkpoints._save = dies
+
+
+def test_a_run_without_a_validation_set_loses_no_row_of_its_tables(tmp_path):
+    options = {"num_epochs": 6, "val_size": 0, "test_size": 8, "save_interval": 100}
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    for each in (whole, folder):
+        settings(each, **options)
+    assert finish(start(["--conf", whole.with_name("whole.yaml")])) == 0
+    command = ["--conf", folder.with_name("run.yaml")]
+    for fault in (between_the_tables_and_the_last_checkpoint, between_the_last_checkpoint_and_what_follows):
+        assert finish(start(command, fault=fault)) == -signal.SIGKILL
+        command = ["--load-model", folder / "last.ckpt"]
+    assert finish(start(command)) == 0
+    for name in ("metrics.csv", "errors.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_drafts_of_a_killed_run_are_removed_by_the_next(tmp_path):
+    folder = tmp_path / "run"
+    settings(folder, num_epochs=1)
+    command = ["--conf", folder.with_name("run.yaml")]
+    assert finish(start(command, fault=while_the_division_is_written)) == -signal.SIGKILL
+    assert not (folder / "splits.npz").exists()
+    (folder / ".splits.npz-abc123.npz").touch()  # as earlier versions named it
+    assert len(list(folder.glob(".splits.npz*"))) == 2
+    assert finish(start(command)) == 0
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     "moment",
     [
@@ -127,6 +187,7 @@ def before_the_report():
         while_a_checkpoint_is_written,
         between_the_best_and_the_last_checkpoint,
         after_the_epoch_is_logged,
+        between_the_last_checkpoint_and_what_follows,
         before_the_final_test,
         before_the_report,
     ],

@@ -6,9 +6,7 @@ import logging
 import math
 import numbers
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.errors import DataError, SplitError
+from torchmdnet.files import draft_of
 
 __all__ = ["load_splits", "make_splits", "save_splits", "train_val_test_split"]
 
@@ -188,23 +187,8 @@ def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len:
 
 def save_splits(filename: str | os.PathLike[str], train: np.ndarray, val: np.ndarray, test: np.ndarray) -> None:
     """Write a split; the file appears complete or not at all, and its folder is made if need be."""
-    path = Path(filename)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".npz", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, idx_train=train, idx_val=val, idx_test=test)
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with draft_of(filename) as draft, draft.open("wb") as file:
+        np.savez(file, idx_train=train, idx_val=val, idx_test=test)
 
 
 def _counts(total: int, sizes: Mapping[str, Size]) -> list[int]:

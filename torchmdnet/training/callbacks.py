@@ -38,6 +38,7 @@ class Checkpoints(Checkpoint):
         keep: Number of ranked files; 0 for none.
         mark_test: Whether there is a test set, so that names speak of its loss.
         is_continued: Whether the run continues one in this folder; its later epochs are then written over.
+        before: Called with trainer and module when an epoch has ended, before its files are written.
         then: Called with trainer, module and whether it was the best so far, after an epoch's files are written.
     """
 
@@ -50,6 +51,7 @@ class Checkpoints(Checkpoint):
         *,
         mark_test: bool = True,
         is_continued: bool = False,
+        before: Sequence[Callable[[Trainer, Any], None]] = (),
         then: Sequence[Callable[[Trainer, Any, bool], None]] = (),
     ) -> None:
         self.folder = Path(folder).absolute()
@@ -58,6 +60,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.mark_test = mark_test
         self.is_continued = is_continued
+        self.before = list(before)
         self.then = list(then)
         self.ranked: dict[str, float] = {}  # file name -> loss
         self.best_score = math.inf
@@ -132,9 +135,11 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank the epoch and write its files.
 
-        ``last.ckpt`` comes last: a run that is killed in between repeats the epoch and writes the others again. Weights
-        that are not finite never become so again: they are not saved, and training ends.
+        ``last.ckpt`` comes last, after the tables too: a run that is killed in between repeats the epoch and writes the
+        others again. Weights that are not finite never become so again: they are not saved, and training ends.
         """
+        for call in self.before:
+            call(trainer, pl_module)
         if not all(bool(torch.isfinite(weights).all()) for weights in pl_module.parameters()):
             self.is_lost = trainer.should_stop = True
             for call in self.then:

@@ -64,8 +64,11 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row to ``metrics.csv``."""
-        self.metrics.append({"step": step, **metrics})
+        """Add a row to ``metrics.csv``; one of the same epoch, step and columns as the last replaces it."""
+        row = {"step": step, **metrics}
+        if self.metrics and _place(self.metrics[-1]) == _place(row):
+            self.metrics.pop()
+        self.metrics.append(row)
         _write(self.folder / "metrics.csv", self.metrics)
 
     @rank_zero_only
@@ -73,6 +76,10 @@ class RunLogger(Logger):
         """Add a row to ``errors.csv``."""
         self.errors.append(dict(row))
         _write(self.folder / "errors.csv", self.errors, sort=False)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("epoch"), row.get("step"), set(row)
 
 
 def _earlier(path: Path, keep_until: int) -> list[dict[str, Any]]:

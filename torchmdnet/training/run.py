@@ -125,7 +125,8 @@ def _train(args: Namespace) -> Path:
         keep=args.keep_checkpoints,
         mark_test=splits["test"] > 0,
         is_continued=is_continued,
-        then=[_write_errors(logger), terminal.epoch_line],
+        before=[_write_tables(logger)],
+        then=[terminal.epoch_line],
     )
     polite = PoliteStop(checkpoints)
     callbacks = [terminal, polite, checkpoints]
@@ -410,8 +411,9 @@ def _trackers(args: Namespace, folder: Path) -> list[Any]:
 
 def _clear_drafts(folder: Path) -> None:
     """Remove what a run that was killed while writing left behind."""
-    for draft in folder.glob(".*.tmp"):
-        draft.unlink(missing_ok=True)
+    for pattern in (".*.tmp", ".splits.npz-*.npz"):  # the second as earlier versions named it
+        for draft in folder.glob(pattern):
+            draft.unlink(missing_ok=True)
 
 
 #: Options that may differ between nodes: where things lie, and what only the first process does.
@@ -459,8 +461,14 @@ def _explained(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ during
 
 
-def _write_errors(logger: RunLogger) -> Any:
-    def write(trainer: Trainer, module: LNNP, is_best: bool) -> None:
+def _write_tables(logger: RunLogger) -> Callable[[Trainer, LNNP], None]:
+    """Write the rows of an epoch; Lightning itself logs an epoch without validation after its checkpoints."""
+
+    def write(trainer: Trainer, module: LNNP) -> None:
+        if not any(trainer.num_val_batches):
+            logged = trainer.logged_metrics
+            metrics = {name: float(logged[name]) for name in module.epoch_metrics if name in logged}
+            logger.log_metrics(metrics, step=trainer.global_step - 1)
         for split, errors in module.epoch_errors.items():
             logger.log_errors(_error_row(trainer.current_epoch, split, errors))
 
