@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchmdnet"
 
 #: From the ground up; parts of one layer may only know each other where a pair says so.
 LAYERS = [
-    {"_version", "errors", "elements", "files", "loop_cache", "memory", "page", "tracing", "typing"},
+    {"_version", "errors", "elements", "files", "loop_cache", "memory", "page", "processes", "tracing", "typing"},
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
     {"nn", "recording"},

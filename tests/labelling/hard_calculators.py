@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -24,6 +27,24 @@ class Moody(LennardJones):
         super().calculate(atoms, properties, system_changes)
         if mood == "sick":
             self.results["forces"] = np.full((len(atoms), 3), np.nan)
+
+
+def eat() -> None:
+    """Take memory until there is none."""
+    kept = []
+    while True:
+        kept.append(np.ones(2**21))  # 16 MB, in use
+        time.sleep(0.01)
+
+
+def hold_the_interpreter(seconds: int) -> None:
+    """Call C code that lets no other thread of Python run."""
+    ctypes.PyDLL(None).usleep(ctypes.c_uint(seconds * 10**6))
+
+
+def run_a_program(seconds: int) -> None:
+    """Run another program, as calculators of quantum chemistry do."""
+    subprocess.run([sys.executable, "-S", "-c", f"import time; time.sleep({seconds})"], check=True)
 
 
 def slow(pause: float = 0.05, **options) -> Calculator:

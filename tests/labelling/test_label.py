@@ -140,6 +140,7 @@ def test_structures_that_fail_are_noted_left_out_and_tried_again_when_asked(tmp_
     assert "4 failed and are left out" in said
     for error in ("the density does not converge", "was ended by SIGABRT", "forces is not finite", "no result after 2"):
         assert error in said
+    assert f"1 × forces is not finite ({tmp_path / 'in.extxyz'}, frame 3)" in said
     entries = [json.loads(line) for line in (tmp_path / "out.extxyz.journal").read_text().splitlines()[1:]]
     sources = {entry["source"].rpartition("/")[2] for entry in entries if "error" in entry}
     assert sources == {f"in.extxyz, frame {number}" for number in (1, 2, 3, 4)}
@@ -153,6 +154,15 @@ def test_structures_that_fail_are_noted_left_out_and_tried_again_when_asked(tmp_
     main([*words, "--retry"])
     assert "6 structures with hard_calculators:Moody, 4 of them new" in capsys.readouterr().out
     assert len(read(tmp_path / "out.extxyz", ":")) == 6
+
+
+def test_the_memory_of_all_processes_has_a_bound(tmp_path, capsys):
+    write(tmp_path / "in.extxyz", clusters(2))
+    words = ["label", str(tmp_path / "in.extxyz"), "-o", str(tmp_path / "out.extxyz"), "-c", "hard_calculators:slow"]
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, "--memory", "0.001"])
+    assert "more than the allowed 0.001 GB (--memory), before it could begin" in capsys.readouterr().err
+    assert not (tmp_path / "out.extxyz").exists()
 
 
 def test_structures_that_are_added_are_computed_and_others_are_not(tmp_path):

@@ -207,3 +207,14 @@ class FakeCalculators:
     def attach(self, atoms: Atoms) -> Atoms:
         atoms.calc = Harmonic(atoms)
         return atoms
+
+
+def test_dynamics_that_never_end_are_given_up_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    starts = [Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]], info={"mood": mood}) for mood in ("good", "hang")]
+    write(tmp_path / "in.extxyz", starts)
+    words = ["sample", str(tmp_path / "in.extxyz"), "-o", str(tmp_path / "out.extxyz"), "-c", "hard_calculators:Moody"]
+    words += ["--option", "sigma=3.4", "--method", "md", "--count", "1", "--equilibration", "0", "--interval", "1"]
+    main([*words, "--timeout", "4"])
+    assert f"1 × no result after 4 s ({tmp_path / 'in.extxyz'}, frame 1)" in capsys.readouterr().out
+    assert len(read(tmp_path / "out.extxyz", ":")) == 1

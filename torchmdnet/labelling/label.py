@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Summary",
     "collect",
+    "failures",
     "journal_of",
     "key_of",
     "label",
@@ -38,11 +39,13 @@ class Summary(NamedTuple):
         written: Structures in the output.
         computed: Those of this run that got a result.
         failed: Message of each error and how many different structures have it.
+        where: The first place at which each error occurred, ``file, frame n``.
     """
 
     written: int
     computed: int
     failed: Counter[str]
+    where: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def label(
     processes: int = 1,
     retry: bool = False,
     timeout: float | None = None,
+    memory: float | None = None,
 ) -> Summary:
     """Compute labels of structures and write them, in the order of the structures.
 
@@ -80,7 +84,9 @@ def label(
         properties: What to compute; see :meth:`~torchmdnet.labelling.methods.Calculators.evaluate` for the default.
         processes: How many processes.
         retry: Try again what failed before.
-        timeout: Seconds after which a structure counts as failed.
+        timeout: Seconds after which a structure counts as failed. None: never.
+        memory: Bytes that all processes may use together; beyond, the structure of the largest process counts as
+            failed. None: nine tenths of the memory that is available at the start.
 
     Raises:
         ConfigError: If an argument or the calculator cannot work.
@@ -103,18 +109,30 @@ def label(
             if key not in journal or (retry and not journal.succeeded(key))
         }  # fmt: skip
         work, missing = _Labelling(method, tuple(properties)), _read_some(files, todo)
-        outcomes = run(work, missing, processes=processes, timeout=timeout)
+        outcomes = run(work, missing, processes=processes, timeout=timeout, memory=memory)
         computed = collect(outcomes, journal, todo, len(places), "Labelling", "structure")
-        failed = Counter(journal[key]["error"] for key in places if not journal.succeeded(key))
+        failed, where = failures(journal, places)
         if failed.total() == len(places):
-            raise DataError(f"no structure could be labelled; {told(failed)}")
+            raise DataError(f"no structure could be labelled; {told(failed, where)}")
         written = write(_labelled(files, journal, method))
-    return Summary(written, computed, failed)
+    return Summary(written, computed, failed, where)
 
 
-def told(failed: Counter[str], most: int = 3) -> str:
+def failures(journal: Journal, places: Mapping[str, str]) -> tuple[Counter[str], dict[str, str]]:
+    """How often each error occurred, and where first; see :class:`Summary`."""
+    failed: Counter[str] = Counter()
+    where: dict[str, str] = {}
+    for key, place in places.items():
+        if not journal.succeeded(key):
+            error = journal[key]["error"]
+            failed[error] += 1
+            where.setdefault(error, place)
+    return failed, where
+
+
+def told(failed: Counter[str], where: Mapping[str, str], most: int = 3) -> str:
     """The most frequent errors in a line."""
-    lines = [f"{count} times: {message}" for message, count in failed.most_common(most)]
+    lines = [f"{count} times: {message} ({where[message]})" for message, count in failed.most_common(most)]
     return "; ".join(lines) + ("; ..." if len(failed) > most else "")
 
 

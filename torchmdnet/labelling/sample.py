@@ -7,7 +7,6 @@ and not on the number of processes.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchmdnet.errors import ConfigError, DataError
-from torchmdnet.labelling.label import Summary, collect, key_of, open_journal, read_all, told, without_labels
+from torchmdnet.labelling.label import Summary, collect, failures, key_of, open_journal, read_all, told, without_labels
 from torchmdnet.labelling.methods import Calculators, Method
 from torchmdnet.labelling.output import writer_for
 from torchmdnet.labelling.workers import run
@@ -90,6 +89,8 @@ def sample(
     *,
     processes: int = 1,
     retry: bool = False,
+    timeout: float | None = None,
+    memory: float | None = None,
 ) -> Summary:
     """Sample structures around those of some files, and write them as extended XYZ, in order.
 
@@ -102,6 +103,8 @@ def sample(
         method: The calculator; ``rattle`` without relaxation needs none.
         processes: How many processes, each with one starting structure and temperature at a time.
         retry: Try again what failed before.
+        timeout: Seconds after which a starting structure at a temperature counts as failed. None: never.
+        memory: Bytes that all processes may use together, as for ``label``.
 
     Raises:
         ConfigError: If an argument or the calculator cannot work.
@@ -139,11 +142,12 @@ def sample(
             for key, place in places.items()
             if key not in journal or (retry and not journal.succeeded(key))
         }  # fmt: skip
-        outcomes = run(_Sampler(sampling, method if needs_calculator else None), missing(), processes=processes)
+        work = _Sampler(sampling, method if needs_calculator else None)
+        outcomes = run(work, missing(), processes=processes, timeout=timeout, memory=memory)
         computed = collect(outcomes, journal, todo, len(places), "Sampling", "start")
-        failed = Counter(journal[key]["error"] for key in places if not journal.succeeded(key))
+        failed, where = failures(journal, places)
         if failed.total() == len(places):
-            raise DataError(f"nothing could be sampled; {told(failed)}")
+            raise DataError(f"nothing could be sampled; {told(failed, where)}")
 
         def sampled() -> Iterator[Atoms]:
             for key, atoms, place in pieces():
@@ -152,7 +156,7 @@ def sample(
                     yield from _structures(atoms, place, sampling, temperatures[int(key.split(".")[1])], result)
 
         written = write(sampled())
-    return Summary(written, computed, failed)
+    return Summary(written, computed, failed, where)
 
 
 def _structures(

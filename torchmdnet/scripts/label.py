@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from torchmdnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torchmdnet.labelling.label import Summary
     from torchmdnet.labelling.methods import Method
 
-__all__ = ["add_calculator_options", "get_parser", "interruptible", "main", "method_of", "tell_failed"]
+__all__ = ["add_calculator_options", "bytes_of", "get_parser", "interruptible", "main", "method_of", "tell_failed"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             processes=args.processes,
             retry=args.retry,
             timeout=args.timeout,
+            memory=bytes_of(args.memory),
         )
     print(f"{args.output}: {summary.written} structures with {method.level_of_theory}, {summary.computed} of them new")
-    tell_failed(summary.failed, str(journal_of(args.output)))
+    tell_failed(summary, str(journal_of(args.output)))
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -54,17 +55,23 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("structures", nargs="+", help="files that ASE reads, or patterns")
     parser.add_argument("-o", "--output", required=True, type=Path, help="file to write: .extxyz, or .h5 (HDF5)")
-    add_calculator_options(parser, required=True)
+    add_calculator_options(parser, required=True, timeout=86400.0, piece="a structure")
     parser.add_argument(
         "--properties", default="", help="what to compute: energy,forces,stress,dipole,charges (default: energy and "
         "forces, the stress of cells, and dipole and charges where they come with the rest)"
     )  # fmt: skip
-    parser.add_argument("--timeout", type=float, help="seconds after which a structure counts as failed")
     return parser
 
 
-def add_calculator_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """The arguments that ``label`` and ``sample`` share."""
+def add_calculator_options(parser: argparse.ArgumentParser, *, required: bool, timeout: float, piece: str) -> None:
+    """The arguments that ``label`` and ``sample`` share.
+
+    Args:
+        parser: Gets the arguments.
+        required: Whether a calculator has to be given.
+        timeout: Default of the time for each piece of work, in seconds.
+        piece: What a piece of work is.
+    """
     parser.add_argument(
         "-c", "--calculator", required=required, help="gfn2-xtb, gfn1-xtb (both by tblite), emt, lj, or "
         "package.module:factory, a function or class that returns an ASE calculator"
@@ -79,6 +86,15 @@ def add_calculator_options(parser: argparse.ArgumentParser, *, required: bool) -
         "%(default)s)"
     )  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="try again what failed before")
+    days = f"{timeout / 86400:g} {'day' if timeout == 86400 else 'days'}"
+    parser.add_argument(
+        "--timeout", type=_above_zero, default=timeout, metavar="SECONDS", help=f"after which {piece} counts as "
+        f"failed; inf: never (default: {timeout:.0f}, {days})"
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory", type=_above_zero, metavar="GB", help="that all processes may use together; beyond, the largest one "
+        f"is ended and its work, {piece}, counts as failed (default: nine tenths of what is available at the start)"
+    )  # fmt: skip
 
 
 def method_of(args: argparse.Namespace) -> Method:
@@ -103,13 +119,19 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def tell_failed(failed: Counter[str], journal: str) -> None:
-    """Say what failed and how to go on."""
+def bytes_of(gigabytes: float | None) -> float | None:
+    """The value of ``--memory`` in bytes."""
+    return None if gigabytes is None else gigabytes * 1e9
+
+
+def tell_failed(summary: Summary, journal: str) -> None:
+    """Say what failed, where first, and how to go on."""
+    failed = summary.failed
     if not failed:
         return
     print(f"{failed.total()} failed and are left out; --retry tries them again. They are named in {journal}.")
     for message, count in failed.most_common(5):
-        print(f"  {count} × {message}")
+        print(f"  {count} × {message} ({'first: ' if count > 1 else ''}{summary.where[message]})")
     if len(failed) > 5:
         print(f"  and {len(failed) - 5} other errors")
 
@@ -129,3 +151,10 @@ def _count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("a number of processes, or 0 for one for each core")
     return number or os.cpu_count() or 1
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return number

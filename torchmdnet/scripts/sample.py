@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchmdnet.errors import ConfigError
-from torchmdnet.scripts.label import add_calculator_options, interruptible, method_of, tell_failed
+from torchmdnet.scripts.label import add_calculator_options, bytes_of, interruptible, method_of, tell_failed
 
 __all__ = ["get_parser", "main"]
 
@@ -42,9 +42,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         min_distance=args.min_distance,
     )
     with interruptible():
-        summary = sample(args.structures, args.output, sampling, method, processes=args.processes, retry=args.retry)
+        summary = sample(
+            args.structures,
+            args.output,
+            sampling,
+            method,
+            processes=args.processes,
+            retry=args.retry,
+            timeout=args.timeout,
+            memory=bytes_of(args.memory),
+        )
     print(f"{args.output}: {summary.written} structures by {args.method}")
-    tell_failed(summary.failed, str(journal_of(args.output)))
+    tell_failed(summary, str(journal_of(args.output)))
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -88,5 +97,5 @@ def get_parser() -> argparse.ArgumentParser:
     random.add_argument(
         "--strain", type=float, default=0.0, help="standard deviation of the strain of cells (default: %(default)s)"
     )
-    add_calculator_options(parser, required=False)
+    add_calculator_options(parser, required=False, timeout=604800.0, piece="a starting structure at a temperature")
     return parser
