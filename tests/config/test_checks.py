@@ -242,5 +242,6 @@ def test_a_checkpoint_that_is_continued_cannot_be_overwritten(here):
 
 def test_resetting_without_a_checkpoint_is_pointed_out(caplog):
     with caplog.at_level(logging.WARNING):
-        given("--reset-trainer")
+        given("--reset-trainer", "--accept-changed-data")
     assert "reset_trainer has no effect" in caplog.text
+    assert "accept_changed_data has no effect" in caplog.text

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from torchmdnet.data import DataModule
+from torchmdnet.data.digest import digest_by_field
 from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError, DataError
@@ -508,3 +509,33 @@ def test_elements_in_one_ratio_and_compositions_beyond_it_are_warned_of(tmp_path
     ready(tmp_path, data, train_size=10, val_size=1, test_size=1, prior_model="Atomref").fitted_energies()
     assert "ratios" not in caplog.text
     assert "compositions" not in caplog.text
+
+
+def test_a_file_that_divides_other_structures_is_refused(tmp_path):
+    first = ready(tmp_path)
+    path = str(tmp_path / "log" / "splits.npz")
+    assert set(np.load(path).files) == {"idx_train", "idx_val", "idx_test", "data_digest"}
+    samples = [first.dataset.frames.sample(number) for number in range(len(first.dataset))]
+    samples = [{name: value.numpy() for name, value in sample.items()} for sample in samples]
+    relabelled = [{**sample, "y": sample["y"] + 1} for sample in samples]
+    ready(tmp_path / "relabelled", FramesDataset(Frames.from_samples(relabelled)), splits=path)
+    reordered = FramesDataset(Frames.from_samples(samples[::-1]))
+    with pytest.raises(DataError, match=r"splits.npz divides other data: the \d+ systems are others, or stand"):
+        ready(tmp_path / "reordered", reordered, splits=path)
+    accepted = ready(tmp_path / "reordered", reordered, splits=path, accept_changed_data=True)
+    assert torch.equal(accepted.idx_train, first.idx_train)
+
+
+class Restless(FramesDataset):
+    """Samples that are other ones each time."""
+
+    def batch(self, indices):
+        batch = super().batch(indices)
+        batch.pos = batch.pos + torch.rand_like(batch.pos)
+        return batch
+
+
+def test_fields_that_change_from_one_reading_to_the_next_are_not_compared(tmp_path):
+    fields = digest_by_field(Restless(Frames.from_samples(molecules())))["fields"]
+    assert "pos" not in fields
+    assert {"z", "y", "sizes"} <= set(fields)

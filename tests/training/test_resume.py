@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -15,6 +16,8 @@ from toy_data import Toy
 from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
+from torchmdnet.datasets.frames import Frames
+from torchmdnet.errors import ConfigError
 from torchmdnet.training import run
 from torchmdnet.training.callbacks import Checkpoints
 from torchmdnet.training.files import SafeCheckpointIO
@@ -444,6 +447,75 @@ def test_a_checkpoint_of_release_3_is_continued_and_its_best_stays_the_best(tmp_
     assert float(rows(folder)[-1]["epoch"]) == checkpoint["epoch"]
     state = read_checkpoint(folder / "best.ckpt")["state_dict"]
     assert all(torch.equal(state[name], value) for name, value in checkpoint["state_dict"].items())
+
+
+# ------------------------------------------------------------------------------------------- on changed data
+
+
+class Changed(Toy):
+    """The toy data after somebody has worked on them, as the environment says."""
+
+    def __init__(self, root=None) -> None:
+        super().__init__()
+        change = os.environ.get("TOY_CHANGE", "")
+        samples = [self.frames.sample(number) for number in range(len(self))]
+        samples = [{name: value.numpy() for name, value in sample.items()} for sample in samples]
+        if change == "order":
+            samples[3], samples[6] = samples[6], samples[3]
+        if change == "labels":
+            samples[3]["y"] = samples[3]["y"] + 1e-3
+        if change == "number":
+            samples.append(samples[0])
+        self.frames = Frames.from_samples(samples)
+
+
+@pytest.fixture(scope="module")
+def to_change(tmp_path_factory):
+    return train_toy(tmp_path_factory.mktemp("changed") / "run", dataset="test_resume:Changed", num_epochs=1)
+
+
+def _content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "input.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("order", r"the 40 systems are others, or stand in another order \(pos, neg_dy, y\)"),
+        ("labels", r"the structures are the same, but not their labels \(y\)"),
+        ("number", "there were 40 systems, now there are 41"),
+    ],
+)
+def test_a_run_does_not_continue_on_changed_data(change, words, to_change, tmp_path, monkeypatch, caplog):
+    folder = shutil.copytree(to_change, tmp_path / "run")
+    monkeypatch.setenv("TOY_CHANGE", change)
+    before = _content(folder)
+    options = {"dataset": "test_resume:Changed", "num_epochs": 2}
+    with pytest.raises(ConfigError, match=f"no longer those of the run of .*last.ckpt: {words}.*--accept-changed-data"):
+        _continue(folder, **options)
+    assert _content(folder) == before
+    _continue(folder, **options, accept_changed_data=True)
+    assert "accept_changed_data: the run of" in caplog.text
+    _continue(folder, **{**options, "num_epochs": 3})  # these are its data now
+    assert [row["epoch"] for row in rows(folder) if "lr" in row] == ["0.0", "1.0", "2.0"]
+
+
+def test_files_without_a_digest_of_the_data_are_continued(to_change, tmp_path, monkeypatch):
+    folder = shutil.copytree(to_change, tmp_path / "run")
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    del checkpoint["torchmdnet"]["state"]["data_digest"]
+    torch.save(checkpoint, folder / "last.ckpt")
+    with np.load(folder / "splits.npz") as file:
+        parts = {name: file[name] for name in ("idx_train", "idx_val", "idx_test")}
+    np.savez(folder / "splits.npz", **parts)
+    monkeypatch.setenv("TOY_CHANGE", "order")
+    _continue(folder, dataset="test_resume:Changed", num_epochs=2, splits=str(folder / "splits.npz"))
+    assert len([row for row in rows(folder) if "lr" in row]) == 2
+
+
+def test_what_is_not_set_is_not_among_the_settings_of_a_model(to_change):
+    assert "accept_changed_data" not in read_checkpoint(to_change / "last.ckpt")["hyper_parameters"]
+    assert "accept_changed_data" not in (to_change / "hparams.yaml").read_text()
 
 
 SHAPE = (

@@ -169,15 +169,19 @@ def test_another_number_of_elements_names_the_setting(tmp_path):
     [
         (
             {"remove_ref_energy": True},
-            {"dataset": "test_start:Other"},
+            {"dataset": "test_start:Other", "accept_changed_data": True},
             r"reference energies in .* eV/atom off these data",
         ),
         (
             {"prior_model": "Atomref"},
-            {"dataset": "test_start:Other"},
+            {"dataset": "test_start:Other", "accept_changed_data": True},
             r"reference energies in .* eV/atom off these data",
         ),
-        ({"standardize": True}, {"dataset": "test_start:Other"}, r"mean energy in .* eV/atom off these data"),
+        (
+            {"standardize": True},
+            {"dataset": "test_start:Other", "accept_changed_data": True},
+            r"mean energy in .* eV/atom off these data",
+        ),
         (
             {},
             {"dataset": "test_start:Other", "dataset_arg": {"change": "level"}},

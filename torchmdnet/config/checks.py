@@ -60,6 +60,8 @@ def _input_files(args: argparse.Namespace, settings: Settings) -> None:
         args.load_weights = None
     if args.reset_trainer and not args.load_model:
         logger.warning("reset_trainer has no effect without load_model.")
+    if args.accept_changed_data and not (args.load_model or args.splits):
+        logger.warning("accept_changed_data has no effect without load_model or splits.")
     for key in ("load_model", "load_weights", "splits"):
         name = getattr(args, key)
         if name is None or (key == "splits" and name in ("dataset", "random")) or Path(name).is_file():

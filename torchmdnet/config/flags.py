@@ -150,6 +150,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Start from the weights in this file, with a fresh optimizer and the settings of this run."),
         Option("reset_trainer", "bool", False,
                "With load_model: take only weights and settings; optimizer and epoch counter start afresh."),
+        Option("accept_changed_data", "bool", False,
+               "With load_model or splits: continue although the data are no longer those of the run, so that systems "
+               "that were trained on may be tested on.", established=False),
     ),
     "Optimisation": (
         Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=0),

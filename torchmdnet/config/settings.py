@@ -37,7 +37,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Settings that belong to the run that wrote them, not to one that continues it.
-_OF_ONE_RUN = ("conf", "load_model", "load_weights", "overwrite", "reset_trainer")
+_OF_ONE_RUN = ("conf", "load_model", "load_weights", "overwrite", "reset_trainer", "accept_changed_data")
 
 #: Settings that may differ within one run: what a run that goes on is given again, and what is filled in on the way.
 _ALIKE = frozenset({*_OF_ONE_RUN, "log_dir", "num_epochs", "ngpus", "num_nodes", "num_workers", "prior_model",

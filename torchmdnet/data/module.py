@@ -19,10 +19,11 @@ from torch import Tensor
 
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.values import with_truths
+from torchmdnet.data.digest import differences, digest_by_field
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
 from torchmdnet.data.labels import LARGEST_LABEL, check_targets, complete_targets, targets_of, too_large
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, collect
-from torchmdnet.data.splits import load_splits, make_splits, save_splits
+from torchmdnet.data.splits import digest_in, load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.base import FramesDataset, atomref_table
 from torchmdnet.datasets.files import progress
@@ -63,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "splits": None,
     "split_by": None,
     "split_gap": 0,
+    "accept_changed_data": False,
     "standardize": False,
     "prior_model": None,
     "remove_ref_energy": False,
@@ -116,6 +118,7 @@ class DataModule(LightningDataModule):
         self._std: Tensor | None = None
         self._energies: dict[int, float] | None = None
         self._elements: dict[str, list[int]] = {}
+        self._digest: dict[str, Any] | None = None
         self._loaders: dict[str, Loader] = {}
 
     # ------------------------------------------------------------------------------------------------ building
@@ -134,8 +137,7 @@ class DataModule(LightningDataModule):
         """
         if self._is_set_up:
             return
-        if self.dataset is None:
-            self.dataset = self._build()
+        self.open()
         self._check_dataset()
         self._divide()
         self._check_labels()
@@ -144,6 +146,18 @@ class DataModule(LightningDataModule):
         if self.options["standardize"]:
             self._standardize()
         self._is_set_up = True
+
+    def open(self) -> Any:
+        """The data set, built if need be; :meth:`setup` divides it."""
+        if self.dataset is None:
+            self.dataset = self._build()
+        return self.dataset
+
+    def digest(self) -> dict[str, Any]:
+        """What tells these data from others, see :func:`torchmdnet.data.digest.digest_by_field`; read once."""
+        if self._digest is None:
+            self._digest = digest_by_field(self.open())
+        return self._digest
 
     def _build(self) -> Any:
         kind, positional, keywords = self.source()
@@ -207,6 +221,8 @@ class DataModule(LightningDataModule):
                     f"splits: 'dataset' is asked for, but {type(self.dataset).__name__} publishes no split. "
                     "Give sizes, or an .npz file with idx_train, idx_val and idx_test."
                 )
+        elif splits is not None and not isinstance(splits, Mapping):
+            self._check_splits_file(splits)
         path = None if options["log_dir"] is None else Path(options["log_dir"]) / "splits.npz"
         sizes = [options[f"{part}_size"] for part in ("train", "val", "test")]
         by = options["split_by"]
@@ -217,7 +233,7 @@ class DataModule(LightningDataModule):
             _check_against_stated(parts, stated, options["splits"])
         if path is not None and _is_first_process():
             self._compare_with_earlier(path, parts, total)
-            save_splits(path, parts[0].numpy(), parts[1].numpy(), parts[2].numpy())
+            self.write_splits(path, parts)
         self.idx_train, self.idx_val, self.idx_test = parts
         self.train_dataset, self.val_dataset, self.test_dataset = (IndexedSubset(self.dataset, p) for p in parts)
         if _is_first_process():
@@ -227,6 +243,24 @@ class DataModule(LightningDataModule):
             logger.info("%s%s", ", ".join(numbers), f", in brackets groups by {by}" if by else "")
             if splits is None and by is None and stated is None:
                 self._look_for_a_trajectory(parts)
+
+    def write_splits(self, path: Path, parts: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+        """Write which samples train, validate and test, with the digest of the data."""
+        parts = (self.idx_train, self.idx_val, self.idx_test) if parts is None else parts
+        save_splits(path, parts[0].numpy(), parts[1].numpy(), parts[2].numpy(), self.digest())
+
+    def _check_splits_file(self, path: Any) -> None:
+        """Refuse the division of other structures: labels may be new ones, as of another level of theory."""
+        before = digest_in(path)
+        if before is None or self.options["accept_changed_data"]:
+            return
+        changed = differences(before, self.digest(), structures_only=True)
+        if changed:
+            raise DataError(
+                f"splits: {path} divides other data: {changed}, so its test samples may be training samples now. "
+                "Restore the data, or leave splits out for another division; --accept-changed-data uses the file all "
+                "the same."
+            )
 
     def _look_for_a_trajectory(self, parts: tuple[Tensor, Tensor, Tensor]) -> None:
         """Warn if a random division puts neighbours of test samples into training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import numbers
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchmdnet.errors import DataError, SplitError
 from torchmdnet.files import draft_of
 
-__all__ = ["load_splits", "make_splits", "save_splits", "train_val_test_split"]
+__all__ = ["digest_in", "load_splits", "make_splits", "save_splits", "train_val_test_split"]
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +186,34 @@ def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len:
     return arrays
 
 
-def save_splits(filename: str | os.PathLike[str], train: np.ndarray, val: np.ndarray, test: np.ndarray) -> None:
-    """Write a split; the file appears complete or not at all, and its folder is made if need be."""
+def save_splits(
+    filename: str | os.PathLike[str],
+    train: np.ndarray,
+    val: np.ndarray,
+    test: np.ndarray,
+    digest: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a split; the file appears complete or not at all, and its folder is made if need be.
+
+    Args:
+        filename: The file.
+        train: Indices of the training samples; ``val`` and ``test`` likewise.
+        val: Likewise.
+        test: Likewise.
+        digest: Of the data that are divided, see :func:`torchmdnet.data.digest.digest_by_field`.
+    """
+    told: dict[str, Any] = {} if digest is None else {"data_digest": np.array(json.dumps(digest))}
     with draft_of(filename) as draft, draft.open("wb") as file:
-        np.savez(file, idx_train=train, idx_val=val, idx_test=test)
+        np.savez(file, idx_train=train, idx_val=val, idx_test=test, **told)
+
+
+def digest_in(filename: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The digest of the data for which a file of :func:`save_splits` was made; None if it states none."""
+    try:
+        with np.load(os.path.expanduser(filename), allow_pickle=False) as file:
+            return json.loads(str(file["data_digest"])) if "data_digest" in file else None
+    except Exception:  # what is wrong with the file is told where its indices are read
+        return None
 
 
 def _counts(total: int, sizes: Mapping[str, Size]) -> list[int]:

@@ -186,6 +186,8 @@ class LNNP(LightningModule):
         self.keep_latest = False
         #: Facts about the data that travel with the weights: units, elements, level of theory.
         self.provenance: dict[str, Any] = {}
+        #: What tells the data from others, for a run that continues.
+        self.data_digest: dict[str, Any] | None = None
         #: Whether a parameter update has begun whose step is not yet counted; such a state must not be saved.
         self.is_updating = False
         self.plateau: ReduceLROnPlateau | None = None
@@ -692,6 +694,7 @@ class LNNP(LightningModule):
                     term: {name: mean.state_dict(self._sum_over_processes) for name, mean in by_name.items()}
                     for term, by_name in self.losses.get("train", {}).items()
                 },
+                "data_digest": self.data_digest,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device).cpu() if self.device.type == "cuda" else None,
             },

@@ -49,7 +49,15 @@ from torchmdnet.training.report import (
     write_report,
     write_summary,
 )
-from torchmdnet.training.start import TOO_FAR, Alignment, check_continued, origin_of, reference_prior, start_from
+from torchmdnet.training.start import (
+    TOO_FAR,
+    Alignment,
+    check_continued,
+    check_same_data,
+    origin_of,
+    reference_prior,
+    start_from,
+)
 from torchmdnet.training.terminal import Terminal, Units, console_for, counted, duration, significant
 
 __all__ = ["train"]
@@ -98,6 +106,8 @@ def _train(args: Namespace) -> Path:
         args.prior_model = add_reference_prior(args.prior_model)
     data = DataModule(hyper_parameters(args))
     data.prepare_data()
+    if resumed is not None:
+        check_same_data(resumed.data_digest, data, args)  # before its division is written
     data.setup("fit")
     train_facts = facts_of(read_batches(data.dataset, data.idx_train), data.targets)
     _check_data(args, data, train_facts)
@@ -105,6 +115,8 @@ def _train(args: Namespace) -> Path:
 
     module, alignment = _module(args, data, resumed, train_facts)
     module.complete = data.complete
+    if is_main_process():
+        module.data_digest = data.digest()
     energy, length = (getattr(data.dataset, name, None) for name in ("energy_unit", "length_unit"))
     units = Units(energy, length, {term: target.unit(energy, length) for term, target in data.targets.items()})
     module.provenance = {**_provenance(data), **_references(module, data, args, resumed, alignment)}
@@ -272,6 +284,9 @@ class _Resumed:
     def __init__(self, checkpoint: Mapping[str, Any], path: str) -> None:
         self.options = hyper_parameters_of(checkpoint, path) if checkpoint.get("hyper_parameters") else {}
         self.origin = origin_of(checkpoint, path)
+        state = (checkpoint.get("torchmdnet") or {}).get("state") or {}
+        #: What told its data from others; None in files of earlier versions.
+        self.data_digest: Mapping[str, Any] | None = state.get("data_digest")
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         epochs = loop.get("epoch_progress", {}).get("current", {"ready": 0, "processed": 0})
         batches = loop.get("epoch_loop.batch_progress", {})

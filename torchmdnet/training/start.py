@@ -31,6 +31,7 @@ from torchmdnet.checkpoint import hyper_parameters_of, migrate, read_checkpoint
 from torchmdnet.checkpoint.load import load_weights
 from torchmdnet.config.values import prior_entries
 from torchmdnet.data import DataModule
+from torchmdnet.data.digest import differences
 from torchmdnet.data.loader import collect
 from torchmdnet.data.module import count_atoms
 from torchmdnet.datasets.reference_energies import fit_energies
@@ -42,7 +43,7 @@ from torchmdnet.training.evaluate import SplitFacts
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.units import normalise_unit
 
-__all__ = ["Alignment", "Origin", "check_continued", "origin_of", "reference_prior", "start_from"]
+__all__ = ["Alignment", "Origin", "check_continued", "check_same_data", "origin_of", "reference_prior", "start_from"]
 
 log = logging.getLogger(__name__)
 
@@ -287,6 +288,28 @@ def _other_priors(prior_model: Any) -> list[str]:
 
 def _box(box: Any) -> list[list[float]] | None:
     return None if box is None or not np.any(box) else np.asarray(box, dtype=np.float64).tolist()
+
+
+def check_same_data(before: Mapping[str, Any] | None, data: DataModule, args: Namespace) -> None:
+    """See that the systems of a run that is continued, their labels and their order are those it began with.
+
+    Args:
+        before: The digest in its checkpoint; None in files of earlier versions, which are not compared.
+        data: The data of this run; they need not be divided yet.
+        args: The settings.
+
+    Raises:
+        ConfigError: Saying what differs, unless ``accept_changed_data`` is set.
+    """
+    changed = differences(before, data.digest()) if before else ""
+    if changed and args.accept_changed_data:
+        log.warning("accept_changed_data: the run of %s goes on with other data: %s.", args.load_model, changed)
+    elif changed:
+        raise ConfigError(
+            f"load_model: the data are no longer those of the run of {args.load_model}: {changed}. Systems that were "
+            "trained on could become test systems. Restore the data, or continue all the same with "
+            "--accept-changed-data. To train its network on other data, use --load-weights."
+        )
 
 
 def check_continued(origin: Origin, data: DataModule, args: Namespace, table: Tensor | None, facts: SplitFacts) -> None:
