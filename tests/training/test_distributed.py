@@ -1,5 +1,6 @@
 """Several processes on this machine, as one node each."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from toy_runs import finish, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
@@ -409,3 +411,50 @@ def test_torchrun_on_one_machine_trains_once(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [int(row["step"]) for row in rows(tmp_path / "run") if "lr" in row] == [2, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_no_process_outlives_the_one_that_started_it(tmp_path, launcher):
+    """Not even in the middle of a batch that takes a minute, in which nothing is heard of the other processes."""
+    settings(tmp_path / "run", dataset="toy_data:Stuck", batch_size=4)
+    train = ["torchmdnet.scripts.train", "--conf", str(tmp_path / "run.yaml")]
+    if launcher == "lightning":
+        command, count = [sys.executable, "-m", *train, "--ngpus", "2"], 1
+    else:
+        run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", _free_port(), "-m"]
+        command, count = [sys.executable, "-m", *run, *train], 2
+    path = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "READING": str(tmp_path / "reading")}
+    parent = psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    family = []
+    try:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("reading*"))) < count:
+            assert parent.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        family = parent.children(recursive=True)
+        assert len(family) >= count
+        parent.kill()
+        parent.wait()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+    finally:
+        for process in [parent, *family]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@pytest.mark.parametrize(
+    ("variables", "ends"),
+    [({}, False), ({"TORCHMDNET_LAUNCHER": "{parent}"}, True), ({"TORCHMDNET_LAUNCHER": "1{parent}"}, False),
+     ({"LOCAL_RANK": "1", "NODE_RANK": "1"}, False), ({"TORCHELASTIC_RUN_ID": "none"}, True)],
+)  # fmt: skip
+def test_only_what_the_run_has_started_ends_with_its_parent(bare, variables, ends):
+    watched = []
+    bare.setattr(distributed, "end_with_parent", lambda: watched.append(True))
+    for name, value in variables.items():
+        bare.setenv(name, value.format(parent=os.getppid()))
+    distributed.end_with_launcher()
+    assert bool(watched) == ends

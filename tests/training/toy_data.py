@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -49,4 +51,14 @@ class Toy(FramesDataset):
     def batch(self, indices):
         if self.delay:
             time.sleep(self.delay)
+        return super().batch(indices)
+
+
+class Stuck(Toy):
+    """A process that was started by another reads its first batch for a minute, and leaves a file that says so."""
+
+    def batch(self, indices):
+        if "LOCAL_RANK" in os.environ:
+            Path(f"{os.environ['READING']}{os.getpid()}").touch()
+            time.sleep(60)
         return super().batch(indices)

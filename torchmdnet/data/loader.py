@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from torchmdnet.memory import total_memory
+from torchmdnet.processes import end_with_parent
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -151,7 +152,7 @@ class Loader(DataLoader):
 
     A data set that collects batches at memory speed (``gathers_in_process``) is read in this process: handing batches
     from worker to worker would cost more than making them. Others, and data larger than memory, for which the disk has
-    to be waited for, get ``num_workers`` workers. The batches are the same either way.
+    to be waited for, get ``num_workers`` workers, which end with this process. The batches are the same either way.
 
     Args:
         dataset: Gives samples, or batches through ``batch(indices)``.
@@ -172,6 +173,7 @@ class Loader(DataLoader):
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            worker_init_fn=end_with_parent if workers else None,
             generator=torch.Generator().manual_seed(batch_sampler.seed),  # not a draw from the global one
         )
 

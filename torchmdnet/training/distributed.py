@@ -17,8 +17,17 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed import PrefixStore, TCPStore
 
 from torchmdnet.errors import ConfigError, PeerError
+from torchmdnet.processes import end_with_parent
 
-__all__ = ["BoundedDDPStrategy", "World", "choose_strategy", "choose_world", "launched_world", "rendezvous_seconds"]
+__all__ = [
+    "BoundedDDPStrategy",
+    "World",
+    "choose_strategy",
+    "choose_world",
+    "end_with_launcher",
+    "launched_world",
+    "rendezvous_seconds",
+]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +36,9 @@ WAIT_SECONDS = 120.0
 
 #: Seconds between two signs of life of a process.
 BEAT_SECONDS = 1.0
+
+#: The process that started this one as part of its run, an environment variable.
+_LAUNCHER = "TORCHMDNET_LAUNCHER"
 
 _T = TypeVar("_T")
 
@@ -128,6 +140,15 @@ def rendezvous_seconds() -> float:
     return seconds
 
 
+def end_with_launcher() -> None:
+    """Let this process end with the one that started it, if that is another process of the run, or torchrun's agent.
+
+    Processes that a user has started one by one do not depend on the shell in which that was.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(_LAUNCHER) == str(os.getppid()):
+        end_with_parent()
+
+
 def choose_strategy(world: World, facts: Mapping[str, Any]) -> Strategy | str:
     """One process needs no strategy; several share gradients, and wait a bounded time for each other.
 
@@ -137,6 +158,8 @@ def choose_strategy(world: World, facts: Mapping[str, Any]) -> Strategy | str:
     """
     if world.devices * world.num_nodes == 1:
         return "auto"
+    if launched_world() is None:
+        os.environ[_LAUNCHER] = str(os.getpid())  # for processes that Lightning starts
     return BoundedDDPStrategy(rendezvous_seconds(), facts)
 
 

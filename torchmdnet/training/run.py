@@ -35,7 +35,13 @@ from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError
 from torchmdnet.priors.atomref import Atomref
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
-from torchmdnet.training.distributed import BoundedDDPStrategy, World, choose_strategy, choose_world
+from torchmdnet.training.distributed import (
+    BoundedDDPStrategy,
+    World,
+    choose_strategy,
+    choose_world,
+    end_with_launcher,
+)
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
@@ -82,6 +88,7 @@ def train(args: Namespace) -> Path:
         DivergenceError: If the loss or the weights are not numbers any more; what is known is written then.
         PeerError: If another process of the same run is gone or no longer answers.
     """
+    end_with_launcher()
     claim_log_dir(args.log_dir)
     try:
         with warnings.catch_warnings():
