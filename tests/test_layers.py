@@ -13,7 +13,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchmdnet"
 
 #: From the ground up; parts of one layer may only know each other where a pair says so.
 LAYERS = [
-    {"_version", "errors", "elements", "files", "loop_cache", "memory", "page", "processes", "tracing", "typing"},
+    {
+        "_version",
+        "errors",
+        "elements",
+        "files",
+        "loop_cache",
+        "memory",
+        "page",
+        "parse",
+        "processes",
+        "tracing",
+        "typing",
+    },
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
     {"nn", "recording"},
@@ -25,6 +37,9 @@ LAYERS = [
 NEIGHBOURS = {
     ("elements", "errors"),
     ("memory", "errors"),
+    ("parse", "errors"),
+    ("files", "errors"),
+    ("files", "parse"),
     ("graph", "neighbors"),
     ("ops", "graph"),  # kernels run along edges
     ("neighbors", "ops"),  # loops are compiled in one place

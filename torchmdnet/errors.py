@@ -15,6 +15,7 @@ __all__ = [
     "ResultError",
     "SplitError",
     "did_you_mean",
+    "shown",
 ]
 
 
@@ -57,3 +58,9 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
     if not close and len(str(word)) > 1:
         close = [option for option in options if option.startswith(str(word))]
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def shown(error: BaseException, most: int = 3000) -> str:
+    """What a program prints of an error: its message, of which a very long value does not fill the screen."""
+    text = str(error) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from torchmdnet._version import __version__
 from torchmdnet.errors import ConfigError
+from torchmdnet.files import check_target
 from torchmdnet.graph import Graph, Pairs, guard_of_edges
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.neighbors import CLOSEST, apart, length
@@ -85,7 +86,7 @@ def export_model(
     Raises:
         ConfigError: If the model has a part that looks for positions or pairs itself, or there is no C++ compiler.
     """
-    path = Path(path).expanduser()
+    path = check_target(path, "package")
     if path.suffix != ".pt2":
         raise ConfigError(f"{path}: a package ends in .pt2. Name it {path.with_suffix('.pt2').name}.")
     if inputs not in INPUTS:

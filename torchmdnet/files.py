@@ -7,7 +7,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["draft_of"]
+from torchmdnet.errors import ConfigError
+from torchmdnet.parse import check_text
+
+__all__ = ["check_target", "draft_of", "expanded"]
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` filled in, as far as there is such a user."""
+    return Path(os.path.expanduser(os.fspath(path)))
+
+
+def check_target(path: str | os.PathLike[str], key: str) -> Path:
+    """A file that can be written, found out before the work whose result it will hold.
+
+    Folders above it that are not there yet are not made, but whether they could be is looked at.
+
+    Args:
+        path: The file.
+        key: What names it; it opens the message of an error.
+
+    Returns:
+        The path with ``~`` filled in.
+
+    Raises:
+        ConfigError: If it is a folder or no regular file, or if nothing can be written beside it.
+    """
+    path = expanded(check_text(os.fspath(path), key))
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{key}: {str(path)!r} is a folder. Name a file.")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{key}: {str(path)!r} is no regular file, so it cannot be replaced. Name another.")
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        trial = folder / _draft_name(path)
+        with open(trial, "wb"):
+            pass
+        trial.unlink(missing_ok=True)
+    except OSError as error:
+        where = error.strerror or str(error)
+        raise ConfigError(f"{key}: {str(path)[:200]!r} cannot be written: {where}. Choose another.") from error
+    return path
 
 
 @contextmanager
@@ -15,7 +57,7 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path that replaces ``path`` when the block ends well; otherwise ``path`` stays as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(_draft_name(path))
     try:
         yield draft
         with draft.open("rb") as file:
@@ -23,3 +65,7 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_name(path: Path) -> str:
+    return f".{path.name}.{os.getpid()}.tmp"

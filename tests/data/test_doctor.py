@@ -18,7 +18,7 @@ from torchmdnet.config import resolve
 from torchmdnet.data.doctor import examine, open_configured, open_files, open_named
 from torchmdnet.data.doctor.cost import measure_cost
 from torchmdnet.data.doctor.neighbours import duplicates, work_between
-from torchmdnet.data.doctor.repair import check_target, plan_repair, write_cleaned
+from torchmdnet.data.doctor.repair import check_copy, plan_repair, write_cleaned
 from torchmdnet.data.doctor.samples import Measured, Samples
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError
@@ -424,9 +424,9 @@ def test_the_original_is_never_the_target(tmp_path: Path) -> None:
     path = tmp_path / "frames.extxyz"
     path.write_text("")
     with pytest.raises(ConfigError, match="is the original, which is never changed"):
-        check_target(path, [path])
+        check_copy(path, [path])
     with pytest.raises(ConfigError, match="does not end in"):
-        check_target(tmp_path / "clean.json", [path])
+        check_copy(tmp_path / "clean.json", [path])
 
 
 # --------------------------------------------------------------------------------------------------- real data

@@ -182,8 +182,8 @@ def test_normal_modes_start_from_the_minimum(tmp_path):
     [
         (["-m", "mc"], "method: 'mc' is not available. Choose from md, modes, rattle"),
         (["-m", "md"], "calculator: sampling by md needs one"),
-        (["-m", "rattle", "--stdev", "0"], "stdev: 0 must be above zero"),
-        (["-m", "rattle", "-n", "-3"], "count: -3 must be above zero"),
+        (["-m", "rattle", "--stdev", "0"], "argument --stdev: '0' is not a finite number above zero"),
+        (["-m", "rattle", "-n", "-3"], "argument -n/--count: '-3' is not a whole number from 1"),
         (["-m", "rattle", "-o", "out.h5"], "out.h5 should end in .extxyz"),
         (["-m", "rattle", "--option", "a=1"], "Pass --calculator"),
     ],

@@ -14,6 +14,7 @@ from torch import nn
 
 from torchmdnet.calculators.loading import members_of
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.files import expanded
 
 __all__ = ["default_structures", "known_elements", "read_structure", "water_box"]
 
@@ -95,9 +96,9 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
     """
     from ase.io import iread, read
 
-    if not Path(path).expanduser().exists():
+    if not expanded(path).exists():
         raise FileNotFoundError(f"{path} does not exist. Name a file with a structure, .xyz, .cif, .pdb or the like.")
-    path = str(Path(path).expanduser())
+    path = str(expanded(path))
     try:
         atoms = read(path, index=index)
     except Exception as error:  # readers of many formats, and as many ways to fail

@@ -14,6 +14,7 @@ from torchmdnet.checkpoint.load import unpack_ensemble
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout, migrate, strip_module_prefix
 from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
 from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.files import expanded
 from torchmdnet.potential import TorchMD_Net
 
 __all__ = ["describe"]
@@ -34,7 +35,7 @@ def describe(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged, was changed, or is no model file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix == ".zip" and path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             members = [_describe_one(copy, weights_only) for copy in unpack_ensemble(path, folder)]

@@ -19,6 +19,7 @@ from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
 from torchmdnet.errors import CheckpointError, did_you_mean
+from torchmdnet.files import expanded
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.potential import Ensemble, TorchMD_Net
 from torchmdnet.priors.atomref import Atomref
@@ -247,7 +248,7 @@ def unpack_ensemble(filepath: str | Path, folder: str | Path) -> list[Path]:
     Raises:
         CheckpointError: If the zip is damaged or holds no model.
     """
-    path = Path(str(filepath)).expanduser()
+    path = expanded(filepath)
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is missing or no zip file.")
     copies = []

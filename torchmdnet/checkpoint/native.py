@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torchmdnet.errors import CheckpointError
 from torchmdnet.files import draft_of
+from torchmdnet.parse import check_plain, parse_json
 
 __all__ = ["CARD_KEY", "FORMAT", "card_digest", "is_native", "read_native", "tensor_digest", "write_native"]
 
@@ -97,10 +98,8 @@ def _card_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             f"{path} holds tensors, but no card of this package (metadata {CARD_KEY!r}), so it says nothing of the "
             "model they belong to. It was written by another program."
         )
-    try:
-        card = json.loads(metadata[CARD_KEY])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: the card of the file is no JSON; the file is damaged ({error}).") from error
+    card = parse_json(metadata[CARD_KEY], f"{path} is damaged: the card of the file is no JSON", CheckpointError)
+    check_plain(card, f"{path}: the card of the file", CheckpointError)
     version = card.get("format") if isinstance(card, dict) else None
     if not isinstance(version, int) or version < 1:
         raise CheckpointError(f"{path}: the card of the file does not state its format; the file is damaged.")

@@ -19,6 +19,8 @@ import torch
 from torchmdnet.checkpoint.card import provenance_of
 from torchmdnet.checkpoint.native import is_native, read_native
 from torchmdnet.errors import CheckpointError
+from torchmdnet.files import expanded
+from torchmdnet.parse import check_plain
 
 __all__ = ["hyper_parameters_of", "model_file", "read_checkpoint"]
 
@@ -49,7 +51,7 @@ def model_file(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is none of them in the folder.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_dir():
         return path
     names = ("potential.safetensors", "best.ckpt", "last.ckpt")
@@ -144,7 +146,9 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error says, unless it is PyTorch's advice to read the file without care."""
+    line = (str(error).splitlines() or [""])[0]
+    return "its content cannot be read" if "weights" in line.lower() else line or type(error).__name__
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
@@ -156,7 +160,8 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
         return _damaged(path, "its content cannot be read")
     return CheckpointError(
         f"{path} is refused: beside tensors it holds {', '.join(names)}, and loading such objects can run code. "
-        "If you trust the file like a program, pass weights_only=False."
+        "If you trust the file like a program, bring it into another format with `torchmd-net convert --trust`, or in "
+        "Python pass weights_only=False."
     )
 
 
@@ -175,4 +180,5 @@ def hyper_parameters_of(checkpoint: Mapping[str, Any], path: str | Path = "the c
         stored = vars(stored)
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{path} holds no hyper_parameters, so the model cannot be rebuilt. Pass args=.")
-    return dict(stored)
+    check_plain(stored, f"{path}: hyper_parameters", CheckpointError)
+    return {str(key): value for key, value in stored.items()}

@@ -19,7 +19,7 @@ from torchmdnet.checkpoint.card import count_parameters, make_card, model_option
 from torchmdnet.checkpoint.golden import Example, default_examples, deviation_from, golden_numbers
 from torchmdnet.checkpoint.native import write_native
 from torchmdnet.errors import CheckpointError, ConfigError
-from torchmdnet.files import draft_of
+from torchmdnet.files import draft_of, expanded
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.potential import Ensemble, TorchMD_Net
 from torchmdnet.priors import PRIORS
@@ -59,7 +59,7 @@ def save_model(
         ConfigError: If the name does not say the format, or the options of the model are not known.
         CheckpointError: If what was written does not give the model back.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix not in (".safetensors", ".zip", ".ckpt"):
         raise ConfigError(f"{path}: the name of a model file ends in .safetensors, .zip (an ensemble) or .ckpt.")
     if isinstance(model, Ensemble) != (path.suffix == ".zip"):

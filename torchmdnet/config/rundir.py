@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import datetime
 import errno
-import json
 import logging
 import os
 import platform
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 
 from torchmdnet.config.reader import write_yaml
 from torchmdnet.errors import ConfigError
+from torchmdnet.parse import parse_yaml
 
 __all__ = [
     "Tee",
@@ -208,7 +208,7 @@ def save_argparse(
     left_out = {exclude} if isinstance(exclude, str) else set(exclude or ())
     values: dict[str, Any] = {key: value for key, value in vars(args).items() if key not in left_out}
     if isinstance(values.get("dataset_arg"), str):
-        values["dataset_arg"] = json.loads(values["dataset_arg"])
+        values["dataset_arg"] = parse_yaml(values["dataset_arg"], "dataset_arg")
     write_yaml(filename, values)
 
 

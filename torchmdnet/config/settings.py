@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import copy
 import datetime
-import json
 import logging
 import os
 import re
@@ -24,6 +23,8 @@ from torchmdnet.config.reader import Setting, plain, read_yaml
 from torchmdnet.config.rundir import companion
 from torchmdnet.config.values import as_truth, coerce, number, prior_entries, takes_truth
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
+from torchmdnet.files import expanded
+from torchmdnet.parse import parse_json
 
 __all__ = [
     "add_reference_prior",
@@ -158,7 +159,7 @@ def _adopt(found: Mapping[str, Setting]) -> tuple[dict[str, Setting], dict[str, 
         if key in RENAMED:
             logger.warning("%s: %s is now spelt %s.", source, key, RENAMED[key])
             key = RENAMED[key]
-        if key == "model" and value in _FORMER_MODELS:
+        if key == "model" and isinstance(value, str) and value in _FORMER_MODELS:
             value = _FORMER_MODELS[value]
         if key in RETIRED:
             logger.warning("%s: %s is set aside: %s.", source, key, RETIRED[key])
@@ -205,7 +206,7 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
         ConfigError: There is no such file, or it holds no settings.
         CheckpointError: The file cannot be read, or asks for more than plain values.
     """
-    path = Path(checkpoint).expanduser()
+    path = expanded(checkpoint)
     if not path.is_file():
         raise ConfigError(f"load_model: there is no file {str(path)!r}.")
     from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
@@ -255,7 +256,7 @@ def _comparable(value: Any) -> Any:
     """A value without what writing it to a file can change."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            return _comparable(json.loads(value))
+            return _comparable(parse_json(value, "setting"))
     if isinstance(value, Mapping):
         return {str(key): _comparable(item) for key, item in value.items()}
     return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else value

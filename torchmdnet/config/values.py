@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from torchmdnet.config.flags import OPTIONS, Option
-from torchmdnet.config.reader import FALSE_WORDS, TRUE_WORDS, Loader, plain
+from torchmdnet.config.reader import FALSE_WORDS, TRUE_WORDS, plain
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.files import expanded
+from torchmdnet.parse import check_plain, parse_yaml
 
 __all__ = ["as_truth", "coerce", "number", "with_truths"]
 
@@ -104,13 +107,27 @@ def _text(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
-    return str(Path(value).expanduser()) if isinstance(value, (str, Path)) and str(value) else value
+    return _usable(str(expanded(value))) if isinstance(value, (str, Path)) and str(value) else value
+
+
+def _usable(path: str) -> str:
+    """A path, refused if no file system has names as long."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"a path of {len(path)} characters is too long") from None
+    return path
 
 
 def _paths(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return str(value[0]) if len(value) == 1 else [str(item) for item in value]
-    return _text(value)
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, (str, int, float, Path)):
+                raise ValueError(f"{item!r} in the list is no path")
+        words = [_usable(str(item)) for item in value]
+        return words[0] if len(words) == 1 else words
+    return _usable(_text(value)) if isinstance(value, (str, Path)) else _text(value)
 
 
 def _structure(value: Any) -> Any:
@@ -120,11 +137,11 @@ def _structure(value: Any) -> Any:
         return plain(value)
     if all("=" in word and word.lstrip()[:1] not in ("{", "[") for word in words):
         pairs = (word.split("=", 1) for word in words)
-        return {key.strip(): yaml.load(text, Loader) for key, text in pairs}
+        return {key.strip(): parse_yaml(text) for key, text in pairs}
     try:
-        return yaml.load(" ".join(words), Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"it is neither JSON nor YAML ({' '.join(str(error).split())})") from error
+        return parse_yaml(" ".join(words))
+    except ConfigError as error:
+        raise ValueError(f"it is neither JSON nor YAML ({str(error).rstrip('.')})") from error
 
 
 def _properties(value: Any) -> Any:
@@ -137,7 +154,9 @@ def _properties(value: Any) -> Any:
             return _structure(words)
         merged: dict[str, Any] = {}
         for item in words:
-            merged |= _properties(item) if isinstance(item, (str, Mapping)) else {item: None}
+            if not isinstance(item, (str, Mapping)):
+                raise ValueError(f"{item!r} is neither a name nor a mapping")
+            merged |= _properties(item)
         return merged
     return {value: None} if isinstance(value, str) else plain(value)
 
@@ -258,6 +277,7 @@ def coerce(key: str, value: Any, source: str) -> Any:
         ConfigError: The value does not fit; the message lists the accepted values.
     """
     option = OPTIONS[key]
+    check_plain(value, f"{source}: {key}")
     word = value[0] if isinstance(value, list) and len(value) == 1 else value
     if value is None or (isinstance(word, str) and option.takes_none and word in _NONE_WORDS):
         if option.takes_none:
@@ -292,8 +312,9 @@ def _reasons(error: ValidationError) -> str:
 
 def _refusal(option: Option, value: Any, source: str, reason: str) -> ConfigError:
     shown = " ".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
+    shown = repr(shown) if len(repr(shown)) <= 300 else f"{repr(shown)[:300]}..."
     why = f" ({reason})" if reason else ""
-    return ConfigError(f"{source}: {option.key}={shown!r} is not valid{why}. It takes {option.expects}.")
+    return ConfigError(f"{source}: {option.key}={shown} is not valid{why}. It takes {option.expects}.")
 
 
 def _check_name(option: Option, name: Any, source: str) -> None:
@@ -301,6 +322,7 @@ def _check_name(option: Option, name: Any, source: str) -> None:
     if not names or name in names or (option.takes_address and isinstance(name, str) and ":" in name):
         return
     listed = ", ".join(map(str, names)) + (", or give 'my_package.module:Class'" if option.takes_address else "")
+    shown = repr(name) if len(repr(name)) <= 300 else f"{repr(name)[:300]}..."
     raise ConfigError(
-        f"{source}: {option.key}: {name!r} is not available.{did_you_mean(name, map(str, names))} Choose from {listed}."
+        f"{source}: {option.key}: {shown} is not available.{did_you_mean(name, map(str, names))} Choose from {listed}."
     )

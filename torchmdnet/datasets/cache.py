@@ -21,6 +21,8 @@ from typing import Any
 
 from torchmdnet.datasets.frames import FORMAT, Frames
 from torchmdnet.errors import DataError
+from torchmdnet.files import expanded
+from torchmdnet.parse import parse_json
 
 __all__ = ["cache_folder", "cached_frames", "digest"]
 
@@ -36,8 +38,8 @@ def cache_folder() -> Path:
     """``$TORCHMDNET_CACHE``, else ``torchmdnet`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     own = os.environ.get("TORCHMDNET_CACHE")
     if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchmdnet"
+        return expanded(own)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torchmdnet"
 
 
 def digest(files: Iterable[str | Path], arguments: dict[str, Any]) -> str:
@@ -89,7 +91,7 @@ def _open(entry: Path, quiet: bool = False) -> tuple[Frames, dict[str, Any]] | N
         return None
     try:
         frames = Frames.open(entry, verify=True)
-        notes = json.loads((entry / "notes.json").read_text())
+        notes = parse_json((entry / "notes.json").read_bytes(), str(entry))
         if frames.nbytes < IN_MEMORY_BYTES:
             frames = Frames.open(entry, in_memory=True)
         return frames, notes

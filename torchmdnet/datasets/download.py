@@ -31,6 +31,7 @@ from typing import IO, Any, NamedTuple
 from torchmdnet._version import __version__
 from torchmdnet.datasets.files import expand
 from torchmdnet.errors import DataError
+from torchmdnet.parse import parse_json
 
 __all__ = ["FULL", "Remote", "damaged", "disk_full", "fetch", "locked", "noted", "sha256", "unpack", "verify"]
 
@@ -441,7 +442,7 @@ def _size(path: Path) -> int:
 def _read_state(part: Path, url: str) -> dict[str, Any]:
     """What is known of a part from an earlier run; a part from another address is dropped."""
     try:
-        state = json.loads(part.with_name(part.name + ".json").read_text())
+        state = parse_json(part.with_name(part.name + ".json").read_bytes(), str(part))
         if isinstance(state, dict) and state.get("url") == url:
             return state
     except (OSError, ValueError):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.errors import DataError
+from torchmdnet.parse import parse_json
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
@@ -299,7 +300,7 @@ class Frames:
         """
         path = Path(folder)
         try:
-            manifest = json.loads((path / "frames.json").read_text())
+            manifest = parse_json((path / "frames.json").read_bytes(), "frames.json")
             entries: dict[str, dict[str, Any]] = manifest["arrays"]
             if manifest["format"] != FORMAT:
                 raise DataError(f"{path}: layout {manifest['format']} is not the current one, {FORMAT}.")

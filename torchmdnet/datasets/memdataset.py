@@ -39,6 +39,7 @@ from torchmdnet.datasets.download import FULL, Remote, damaged, disk_full, fetch
 from torchmdnet.datasets.files import expand
 from torchmdnet.datasets.frames import Field, Frames, Indices, JoinedFrames
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.parse import parse_json
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
@@ -569,7 +570,7 @@ def _tensor(name: str, values: Any) -> torch.Tensor:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

@@ -7,7 +7,6 @@ structure, so that labels are found in them as in any other file.
 from __future__ import annotations
 
 import importlib
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.parse import parse_json
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -120,9 +120,10 @@ def _decoded(value: bytes, where: str) -> Any:
         )
     try:
         text = value if value[:1] in (b"{", b"[") else zlib.decompress(value)
-        return json.loads(text, object_hook=_with_arrays)
-    except (zlib.error, ValueError, TypeError) as error:
-        raise DataError(f"{where}: the row is no JSON compressed with zlib ({error}). The file is damaged.") from error
+        return parse_json(text, "the row", object_hook=_with_arrays)
+    except (zlib.error, ValueError) as error:
+        reason = str(error).removesuffix(".")
+        raise DataError(f"{where}: the row is no JSON compressed with zlib ({reason}). The file is damaged.") from error
 
 
 def _with_arrays(node: dict[str, Any]) -> Any:

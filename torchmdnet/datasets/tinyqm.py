@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from torchmdnet.datasets.files import expand
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.elements import ATOMIC_NUMBERS
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.parse import parse_json
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -97,7 +97,7 @@ class TinyQM(FramesDataset):
         transform: Callable[[Data], Data] | None = None,
     ) -> None:
         folder = _folder(root)
-        levels: dict[str, dict[str, Any]] = json.loads((folder / "manifest.json").read_text())["levels"]
+        levels = _levels(folder)
         name = _find_level(level, levels)
         entry = levels[name]
         stored = _read(folder, entry)
@@ -136,7 +136,16 @@ class TinyQM(FramesDataset):
 
 def levels(root: str | Path | None = None) -> list[str]:
     """The levels of theory there are."""
-    return list(json.loads((_folder(root) / "manifest.json").read_text())["levels"])
+    return list(_levels(_folder(root)))
+
+
+def _levels(folder: Any) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each level."""
+    manifest = parse_json((folder / "manifest.json").read_bytes(), f"{folder}: manifest.json", DataError)
+    levels = manifest.get("levels") if isinstance(manifest, dict) else None
+    if not isinstance(levels, dict) or not all(isinstance(entry, dict) for entry in levels.values()):
+        raise DataError(f"{folder}: manifest.json has no table of levels; the file is damaged.")
+    return levels
 
 
 def _folder(root: str | Path | None) -> Any:

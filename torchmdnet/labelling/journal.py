@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchmdnet.errors import DataError
+from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.parse import parse_json
 
 __all__ = ["Journal"]
 
@@ -104,7 +105,7 @@ class Journal:
     def __getitem__(self, key: str) -> dict[str, Any]:
         """The outcome for a key: ``result``, or ``error`` and, where known, ``source``."""
         self._file.seek(self._places[key][0])
-        return json.loads(self._file.readline())
+        return parse_json(self._file.readline(), f"{self.path}: it was changed while it was read", DataError)
 
     def append(self, key: str, outcome: Mapping[str, Any]) -> None:
         """Note an outcome, ``{"result": {...}}`` or ``{"error": "..."}``; a later one replaces an earlier one."""
@@ -145,7 +146,7 @@ class Journal:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = parse_json(line, "journal")
+    except ConfigError:
         return None
     return entry if isinstance(entry, dict) else None

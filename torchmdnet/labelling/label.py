@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.files import check_target
 from torchmdnet.labelling.journal import Journal
 from torchmdnet.labelling.methods import PROPERTIES, Method, charge_and_unpaired
 from torchmdnet.labelling.output import writer_for
@@ -95,7 +96,7 @@ def label(
     from torchmdnet.datasets.files import find_files
 
     files = find_files([str(source) for source in sources], "structures")
-    output = Path(output).expanduser()
+    output = check_target(output, "output")
     write = writer_for(output)
     for name in properties:
         if name not in PROPERTIES:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchmdnet.catalogue import Catalogue
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.labelling.sound import check_structure
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -164,6 +165,7 @@ class Calculators:
 
     def attach(self, atoms: Atoms) -> Atoms:
         """Give a structure its calculator."""
+        check_structure(atoms)
         charge, unpaired = charge_and_unpaired(atoms)
         atoms.calc = self.get(charge, unpaired)
         return atoms

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.files import check_target
 from torchmdnet.labelling.label import Summary, collect, failures, key_of, open_journal, read_all, told, without_labels
 from torchmdnet.labelling.methods import Calculators, Method
 from torchmdnet.labelling.output import writer_for
+from torchmdnet.labelling.sound import check_structure
 from torchmdnet.labelling.workers import run
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 200
 #: Modes softer than this are left out, in 1/cm: they are imaginary, or are rotations by numerical error.
 SOFTEST = 10.0
+#: Steps of dynamics, and structures, for one start; more would never end.
+MOST_STEPS = 1e9
 #: Displacement for finite differences of forces, in Å.
 STEP = 0.005
 
@@ -77,8 +81,16 @@ class Sampling:
         for name in (*positive, "strain", "min_distance", "equilibration", "temperatures"):
             value = getattr(self, name)
             smallest = min(value) if isinstance(value, tuple) else value
-            if smallest < 0 or (smallest == 0 and name in (*positive, "temperatures")):
-                raise ConfigError(f"{name}: {smallest:g} must be above zero.")
+            is_above = smallest > 0 or (smallest == 0 and name not in (*positive, "temperatures"))
+            if not is_above or not np.isfinite(value).all():
+                shown = value if isinstance(value, tuple) else f"{value:g}"
+                raise ConfigError(f"{name}: {shown} must be finite and above zero.")
+        steps = self.equilibration / self.timestep + self.count * (self.interval / self.timestep)
+        if max(steps, self.count) > MOST_STEPS:
+            raise ConfigError(
+                f"count: {self.count:,} are {max(steps, self.count):.2g} steps of {self.timestep:g} fs, "
+                f"more than {MOST_STEPS:g}. Take fewer, a shorter interval and equilibration, or a longer timestep."
+            )
 
 
 def sample(
@@ -116,7 +128,7 @@ def sample(
     if needs_calculator and method is None:
         raise ConfigError(f"calculator: sampling by {sampling.method} needs one. Choose gfn2-xtb, emt or the like.")
     files = find_files([str(source) for source in sources], "structures")
-    output = Path(output).expanduser()
+    output = check_target(output, "output")
     write = writer_for(output)
     if output.suffix not in (".extxyz", ".xyz"):
         raise ConfigError(f"output: {output.name} should end in .extxyz; HDF5 is for labelled structures.")
@@ -186,6 +198,7 @@ class _Sampler:
 
         def sampled(piece: tuple[Atoms, list[int], float]) -> dict[str, Any]:
             atoms, seed, kelvin = piece
+            check_structure(atoms)
             atoms.set_constraint()
             if self.sampling.relax or self.sampling.method == "modes":
                 assert calculators is not None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.scripts.numbers import finite, index, positive
 from torchmdnet.scripts.progress import Steps
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="?",
         help="any file ASE reads (default: a molecule and a box of water, as far as the model knows their elements)",
     )
-    parser.add_argument("--index", type=int, default=-1, help="which frame of the file (default: the last)")
-    parser.add_argument("--charge", type=float, help="total charge in e, if not the one in the file")
-    parser.add_argument("--spin", type=float, help="spin, in the convention of the training data")
+    parser.add_argument("--index", type=index, default=-1, help="which frame of the file (default: the last)")
+    parser.add_argument("--charge", type=finite, help="total charge in e, if not the one in the file")
+    parser.add_argument("--spin", type=finite, help="spin, in the convention of the training data")
     parser.add_argument(
         "--through", help="call, ase, external, graph (default: call,ase; on CUDA all of them); commas between several"
     )
@@ -90,10 +91,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", help="numbers of threads, 1,2,4 (default: 1 and the cores of the machine)")
     parser.add_argument("--device", help="cpu, cuda (default: both, as far as they are there)")
     parser.add_argument(
-        "--timestep", type=float, default=1.0, help="length of a step in fs, for ns/day (default: %(default)s)"
+        "--timestep", type=positive, default=1.0, help="length of a step in fs, for ns/day (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="how long each route is timed, warm-up apart (default: %(default)s)"
+        "--seconds",
+        type=positive,
+        default=2.0,
+        help="how long each route is timed, warm-up apart (default: %(default)s)",
     )
     parser.add_argument(
         "--replicate", help="1,2,3 repeats a periodic structure so often along each of its periodic vectors: how time "
@@ -113,8 +117,8 @@ class _Request:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         for name in ("seconds", "timestep"):
-            if not 0 < getattr(args, name) < 1e6:
-                raise ConfigError(f"--{name}: {getattr(args, name):g} is not available. Give a positive number.")
+            if getattr(args, name) > 1e6:
+                raise ConfigError(f"--{name}: {getattr(args, name):g} is not available. Give a number up to 1e6.")
         dtypes = _choices("dtype", args.dtype, ("float32", "float64", "tf32", "bf16"))
         radial = _choices("radial", args.radial, ("grid", "exact"))
         self.replicate = _counts("replicate", args.replicate) if args.replicate else []
@@ -189,7 +193,7 @@ def _choices(name: str, text: str, available: Sequence[str]) -> list[str]:
 
 def _counts(name: str, text: str) -> list[int]:
     words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() and 0 < int(word) < 10_000 for word in words):
+    if not words or not all(word.isdecimal() and len(word) < 5 and int(word) for word in words):
         raise ConfigError(f"--{name}: {text!r} is not available. Give positive numbers with commas between: 1,2.")
     return sorted({int(word) for word in words})
 

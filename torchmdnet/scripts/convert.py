@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.files import check_target
 
 if TYPE_CHECKING:
     from torchmdnet.potential import Ensemble, TorchMD_Net
@@ -94,7 +95,7 @@ def convert(
     """
     from torchmdnet.checkpoint import load_model, save_model
 
-    target = Path(new).expanduser()
+    target = check_target(new, "new")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists. Pass --overwrite to replace it, or choose another name.")
     if not target.parent.is_dir():

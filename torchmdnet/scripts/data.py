@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.files import check_target, draft_of
+from torchmdnet.parse import parse_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = get_parser().parse_args(argv)
     _check(args)
-    if args.html and not Path(args.html).expanduser().resolve().parent.is_dir():
-        raise ConfigError(f"--html: there is no folder {Path(args.html).expanduser().resolve().parent}.")
+    html = check_target(args.html, "--html") if args.html else None
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"--html: there is no folder {html.absolute().parent}.")
+    if args.fix is not None:
+        check_target(args.fix, "--fix")
     level = logging.getLogger("torchmdnet").level
     logging.getLogger("torchmdnet").setLevel(logging.WARNING)  # the tables say it all
     try:
@@ -42,19 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(_unreadable(args, error)) from None
 
         from torchmdnet.data.doctor import examine
-        from torchmdnet.data.doctor.repair import check_target, plan_repair, write_cleaned
+        from torchmdnet.data.doctor.repair import check_copy, plan_repair, write_cleaned
         from torchmdnet.data.doctor.report import html_report
-        from torchmdnet.files import draft_of
 
-        target = None if args.fix is None else check_target(args.fix, _sources(samples))
+        target = None if args.fix is None else check_copy(args.fix, _sources(samples))
         diagnosis = examine(samples)
         lines: list[str] = []
         if target is not None:
             plan = plan_repair(diagnosis)
             number = write_cleaned(diagnosis, plan, target)
             lines = [*plan.words(), f"{number:,} samples written to {target}"]
-        if args.html:
-            with draft_of(Path(args.html).expanduser()) as draft:
+        if html is not None:
+            with draft_of(html) as draft:
                 draft.write_text(html_report(diagnosis), encoding="utf-8")
         if args.json:
             print(json.dumps(_plain({**diagnosis.as_dict(), "fix": lines}), indent=2, ensure_ascii=False))
@@ -83,7 +87,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="a data set by name, such as QM9, with --dataset-root")
     parser.add_argument("--dataset-root", help="its folder or files")
     parser.add_argument(
-        "--dataset-arg", type=json.loads, default={}, metavar="JSON",
+        "--dataset-arg", type=_dataset_arg, default={}, metavar="JSON",
         help='arguments of the data set: \'{"energy_key": "scf_energy", "energy_unit": "Hartree"}\'',
     )  # fmt: skip
     parser.add_argument(
@@ -94,6 +98,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="end with status 1 if there are warnings")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser
+
+
+def _dataset_arg(text: str) -> Any:
+    return parse_yaml(text, "--dataset-arg")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from torchmdnet.errors import ConfigError
+from torchmdnet.files import check_target
 from torchmdnet.scripts.progress import Steps
 
 __all__ = ["get_parser", "main"]
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         CheckpointError: If the model cannot be read.
     """
     args = get_parser().parse_args(argv)
-    target = Path(args.package).expanduser()
+    target = check_target(args.package, "package")
     if target.exists() and not args.overwrite:
         raise ConfigError(f"{target} exists. Pass --overwrite to replace it, or choose another name.")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError
+from torchmdnet.scripts.numbers import limit, positive, processes
 
 if TYPE_CHECKING:
     from torchmdnet.labelling.label import Summary
@@ -82,17 +83,17 @@ def add_calculator_options(parser: argparse.ArgumentParser, *, required: bool, t
     )  # fmt: skip
     parser.add_argument("--level-of-theory", help="what to call it in the data (default: name and options)")
     parser.add_argument(
-        "-p", "--processes", type=_count, default=1, help="how many structures at once; 0: one for each core (default: "
-        "%(default)s)"
+        "-p", "--processes", type=processes, default=1, help="how many structures at once; 0: one for each core "
+        "(default: %(default)s)"
     )  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="try again what failed before")
     days = f"{timeout / 86400:g} {'day' if timeout == 86400 else 'days'}"
     parser.add_argument(
-        "--timeout", type=_above_zero, default=timeout, metavar="SECONDS", help=f"after which {piece} counts as "
+        "--timeout", type=limit, default=timeout, metavar="SECONDS", help=f"after which {piece} counts as "
         f"failed; inf: never (default: {timeout:.0f}, {days})"
     )  # fmt: skip
     parser.add_argument(
-        "--memory", type=_above_zero, metavar="GB", help="that all processes may use together; beyond, the largest one "
+        "--memory", type=positive, metavar="GB", help="that all processes may use together; beyond, the largest one "
         f"is ended and its work, {piece}, counts as failed (default: nine tenths of what is available at the start)"
     )  # fmt: skip
 
@@ -106,16 +107,20 @@ def method_of(args: argparse.Namespace) -> Method:
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
     """``accuracy=0.1`` as ``{"accuracy": 0.1}``; values as in YAML."""
-    import yaml
-
-    from torchmdnet.config.reader import Loader
+    from torchmdnet.parse import check_text, parse_yaml
 
     options: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"--option {word}: should be KEY=VALUE, such as accuracy=0.1.")
-        options[key] = yaml.load(value, Loader)
+        options[key] = parse_yaml(check_text(value, "--option"), f"--option {key}")
+        try:
+            json.dumps(options[key], allow_nan=False)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"--option {word}: the value is not made of text, finite numbers, true, false, lists and mappings."
+            ) from None
     return options
 
 
@@ -144,17 +149,3 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("a number of processes, or 0 for one for each core")
-    return number or os.cpu_count() or 1
-
-
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return number

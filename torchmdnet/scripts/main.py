@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from torchmdnet._version import __version__
-from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean, shown
 
 __all__ = ["COMMANDS", "main"]
 
@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _show_notices()
         module, _, function = COMMANDS[words[0]][1].partition(":")
         getattr(importlib.import_module(module), function)(words[1:])
-    except (ConfigError, DataError, CheckpointError, FileNotFoundError) as error:
+    except (ConfigError, DataError, CheckpointError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.scripts.label import add_calculator_options, bytes_of, interruptible, method_of, tell_failed
+from torchmdnet.scripts.numbers import count, non_negative, positive, seed
 
 __all__ = ["get_parser", "main"]
 
@@ -70,32 +71,37 @@ def get_parser() -> argparse.ArgumentParser:
         "displacements"
     )  # fmt: skip
     parser.add_argument(
-        "-n", "--count", type=int, default=10, help="structures for each one given and each temperature (default: "
+        "-n", "--count", type=count, default=10, help="structures for each one given and each temperature (default: "
         "%(default)s)"
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of all random numbers (default: %(default)s)")
     parser.add_argument("--relax", action="store_true", help="relax the atoms first, as modes always does")
     parser.add_argument(
-        "--min-distance", type=float, default=0.6, help="of two atoms, as a fraction of the sum of their covalent "
-        "radii; modes and rattle (default: %(default)s)"
+        "--min-distance", type=non_negative, default=0.6, help="of two atoms, as a fraction of the sum of their "
+        "covalent radii; modes and rattle (default: %(default)s)"
     )  # fmt: skip
     heat = parser.add_argument_group("md and modes")
     heat.add_argument(
-        "-t", "--temperature", type=float, nargs="+", default=[300.0], help="one or more, in K (default: 300)"
+        "-t", "--temperature", type=positive, nargs="+", default=[300.0], help="one or more, in K (default: 300)"
     )
     motion = parser.add_argument_group("md")
-    motion.add_argument("--timestep", type=float, default=0.5, help="in fs (default: %(default)s)")
-    motion.add_argument("--interval", type=float, default=50.0, help="between structures, in fs (default: %(default)s)")
+    motion.add_argument("--timestep", type=positive, default=0.5, help="in fs (default: %(default)s)")
     motion.add_argument(
-        "--equilibration", type=float, default=200.0, help="before the first one, in fs (default: %(default)s)"
+        "--interval", type=positive, default=50.0, help="between structures, in fs (default: %(default)s)"
     )
-    motion.add_argument("--friction", type=float, default=0.02, help="in 1/fs (default: %(default)s)")
+    motion.add_argument(
+        "--equilibration", type=non_negative, default=200.0, help="before the first one, in fs (default: %(default)s)"
+    )
+    motion.add_argument("--friction", type=positive, default=0.02, help="in 1/fs (default: %(default)s)")
     random = parser.add_argument_group("rattle")
     random.add_argument(
-        "--stdev", type=float, default=0.05, help="standard deviation along each axis, in Å (default: %(default)s)"
+        "--stdev", type=positive, default=0.05, help="standard deviation along each axis, in Å (default: %(default)s)"
     )
     random.add_argument(
-        "--strain", type=float, default=0.0, help="standard deviation of the strain of cells (default: %(default)s)"
+        "--strain",
+        type=non_negative,
+        default=0.0,
+        help="standard deviation of the strain of cells (default: %(default)s)",
     )
     add_calculator_options(parser, required=False, timeout=604800.0, piece="a starting structure at a temperature")
     return parser

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchmdnet._version import __version__
 from torchmdnet.config.parser import get_argparse
-from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError
+from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError, shown
 
 __all__ = ["fix_state_dict", "get_argparse", "get_args", "main"]
 
@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from torchmdnet.training.run import train
 
         train(args)
-    except (ConfigError, DataError, CheckpointError, PeerError, ResultError) as error:
+    except (ConfigError, DataError, CheckpointError, PeerError, ResultError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     except KeyboardInterrupt:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):

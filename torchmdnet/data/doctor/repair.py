@@ -12,12 +12,12 @@ import numpy as np
 from torchmdnet.data.doctor.diagnosis import Diagnosis
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
-from torchmdnet.files import draft_of
+from torchmdnet.files import check_target, draft_of
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Plan", "check_target", "plan_repair", "write_cleaned"]
+__all__ = ["Plan", "check_copy", "plan_repair", "write_cleaned"]
 
 SUFFIXES = (".extxyz", ".xyz", ".h5", ".hdf5")
 #: Fields of a sample in a structure file: name, and whether ASE keeps it among results.
@@ -41,13 +41,13 @@ class Plan(NamedTuple):
         ]
 
 
-def check_target(target: str | os.PathLike[str], sources: list[Path]) -> Path:
+def check_copy(target: str | os.PathLike[str], sources: list[Path]) -> Path:
     """The file to write, if it can be.
 
     Raises:
         ConfigError: If it exists, is one of the sources, or has a suffix that is not known.
     """
-    path = Path(target).expanduser()
+    path = check_target(target, "--fix")
     if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"--fix: {target} does not end in {', '.join(SUFFIXES)}, the formats a cleaned copy can have."
