@@ -40,6 +40,7 @@ NEIGHBOURS = {
     ("parse", "errors"),
     ("files", "errors"),
     ("files", "parse"),
+    ("loop_cache", "files"),
     ("graph", "neighbors"),
     ("ops", "graph"),  # kernels run along edges
     ("neighbors", "ops"),  # loops are compiled in one place

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import WITHOUT_RIGHTS
 from numba.core import event
 
 from torchmdnet import loop_cache
@@ -35,8 +37,16 @@ def fill(x):
     return double(x)
 """
 CALL_PLAIN = """
+import os, threading
 from torchmdnet_example import fill
-print(fill(1.0), "compiled" if sum(fill.stats.cache_misses.values()) else "loaded")
+found = []
+threads = [threading.Thread(target=lambda: found.append(fill(1.0))) for _ in range(int(os.environ["THREADS"]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert found == [2 * 1.0] * len(threads) or found == [3.0]
+print(found[0], "compiled" if sum(fill.stats.cache_misses.values()) else "loaded")
 """
 LOOPS = """
 import numba
@@ -81,12 +91,13 @@ def call(tmp_path: Path) -> Call:
     for name, source in (("helper", HELPER), ("example", PLAIN), ("loops", LOOPS)):
         (code / f"torchmdnet_{name}.py").write_text(source)
 
-    def run(*sizes: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(*sizes: str, threads: int = 1, **environment: str) -> subprocess.CompletedProcess:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA_", "OMP_"))}
         path = os.pathsep.join([str(code), *sys.path])
         settings = {"PYTHONPATH": path, "NUMBA_NUM_THREADS": "2", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        settings["THREADS"] = str(threads)
         return subprocess.run(
-            [sys.executable, "-c", CALL_LOOPS if sizes else CALL_PLAIN, *sizes],
+            [*WITHOUT_RIGHTS, sys.executable, "-c", CALL_LOOPS if sizes else CALL_PLAIN, *sizes],
             env=kept | settings | environment,
             capture_output=True,
             text=True,
@@ -128,22 +139,73 @@ def test_an_edited_helper_is_compiled_again_and_the_old_code_goes(call: Call, tm
     assert not set(after) & set(before)
 
 
-def test_a_damaged_file_counts_as_none(call: Call, tmp_path: Path) -> None:
-    told(call())
-    helper, function = sorted(entries(tmp_path), key=lambda path: "helper" not in path.name)
-    helper.write_bytes(helper.read_bytes()[:-7])
-    content = bytearray(function.read_bytes())
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[99] ^= 1
-    function.write_bytes(bytes(content))
+    path.write_bytes(bytes(content))
+
+
+def put_a_folder_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nothing"))
+
+
+#: What may have happened to an entry of the cache.
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "cut off after its digest": lambda path: path.write_bytes(path.read_bytes()[:32]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zero-filled": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a bit flipped": flip_a_bit,
+    "a link to nothing": link_to_nothing,
+    "locked by a process that was killed": lambda path: path.unlink() or path.with_name(f"{path.name}.lock").touch(),
+}
+#: What a user can meet who may not replace it.
+OBSTACLES: dict[str, Callable[[Path], Any]] = {
+    "unreadable": lambda path: path.chmod(0),
+    "in an unreadable folder": lambda path: path.parent.chmod(0),
+    "in a folder that cannot be written": lambda path: (path.write_bytes(b""), path.parent.chmod(0o555)),
+    "a folder": put_a_folder_in_its_place,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_counts_as_none(call: Call, tmp_path: Path, damage: str) -> None:
+    told(call())
+    for path in entries(tmp_path):
+        DAMAGE[damage](path)
     assert told(call()) == "2.0 compiled"
     assert told(call()) == "2.0 loaded"
+    assert not entries(tmp_path, "*.lock")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root loses its rights by a program of Linux")
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_cannot_be_replaced_is_compiled_all_the_same(call: Call, tmp_path: Path, obstacle: str) -> None:
+    told(call())
+    for path in entries(tmp_path):
+        OBSTACLES[obstacle](path)
+    try:
+        assert told(call(TMPDIR=str(tmp_path))) == "2.0 compiled"
+    finally:
+        for folder in (tmp_path / "cache").rglob("*"):
+            folder.chmod(0o755)
 
 
 def test_processes_that_start_together_compile_once(call: Call, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        ends = sorted(told(end) for end in pool.map(lambda _: call(), range(3)))
-    assert ends == ["2.0 compiled", "2.0 loaded", "2.0 loaded"]
-    assert not entries(tmp_path, "*.lock")
+    """Each in two threads, with a cache that is cold, then with one whose entries are all damaged."""
+    for _ in range(2):
+        with ThreadPoolExecutor(4) as pool:
+            ends = sorted(told(end) for end in pool.map(lambda _: call(threads=2), range(4)))
+        assert ends == ["2.0 compiled", "2.0 loaded", "2.0 loaded", "2.0 loaded"]
+        assert not entries(tmp_path, "*.lock")
+        for path in entries(tmp_path):
+            path.write_bytes(bytes(path.stat().st_size))
 
 
 def test_code_goes_to_the_cache_of_the_user_where_the_package_cannot_be_written(

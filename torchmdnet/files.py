@@ -1,8 +1,10 @@
-"""Files that are whole or not there: written beside their place and moved into it."""
+"""Files that are whole or not there, written beside their place and moved into it; and folders of a user alone."""
 
 from __future__ import annotations
 
+import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 from torchmdnet.errors import ConfigError
 from torchmdnet.parse import check_text
 
-__all__ = ["check_target", "draft_of", "expanded"]
+__all__ = ["check_target", "draft_of", "ensure_home", "expanded", "private_temporary_folder"]
+
+log = logging.getLogger(__name__)
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -69,3 +73,31 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _draft_name(path: Path) -> str:
     return f".{path.name}.{os.getpid()}.tmp"
+
+
+def private_temporary_folder() -> Path | None:
+    """A temporary folder of this user's alone, into which others cannot put anything; None where there can be none."""
+    try:
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        folder = Path(tempfile.gettempdir()) / f"torchmdnet-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.stat(follow_symlinks=False)
+        is_private = not hasattr(os, "getuid") or (status.st_uid == user and status.st_mode & 0o777 == 0o700)
+        return folder if is_private else None
+    except OSError:  # no temporary folder
+        return None
+
+
+def ensure_home() -> None:
+    """Give a user without a home folder, as in many containers, a temporary one: ASE cannot be imported without.
+
+    Raises:
+        ConfigError: If there cannot be one.
+    """
+    if os.path.expanduser("~") != "~":
+        return
+    folder = private_temporary_folder()
+    if folder is None:
+        raise ConfigError("HOME: it is not set, and this user has no home folder. Set HOME to a folder.")
+    os.environ["HOME"] = str(folder)
+    log.warning("This user has no home folder: %s takes its place. Set HOME to a folder that is kept.", folder)

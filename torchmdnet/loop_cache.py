@@ -39,6 +39,8 @@ from filelock import FileLock, Timeout
 from numba.core import event, serialize
 from numba.core.compiler import CompileResult
 
+from torchmdnet.files import private_temporary_folder
+
 __all__ = ["LoopCache", "folders", "jit"]
 
 log = logging.getLogger(__name__)
@@ -234,17 +236,9 @@ def _can_write(folder: Path) -> bool:
 
 
 def _temporary_folder() -> Path | None:
-    """A folder of this user's alone: machine code that others could put there would be run."""
-    try:
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        folder = Path(tempfile.gettempdir()) / f"torchmdnet-{user}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.stat(follow_symlinks=False)
-        is_private = not hasattr(os, "getuid") or (status.st_uid == user and status.st_mode & 0o777 == 0o700)
-        own = folder / _short(_PACKAGE)
-        return own if is_private and _can_write(own) else None
-    except OSError:  # no temporary folder
-        return None
+    folder = private_temporary_folder()
+    own = None if folder is None else folder / _short(_PACKAGE)
+    return own if own is not None and _can_write(own) else None
 
 
 def _prune(folder: Path) -> None:

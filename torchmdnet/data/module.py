@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import inspect
 import logging
 import os
@@ -161,7 +162,15 @@ class DataModule(LightningDataModule):
 
     def _build(self) -> Any:
         kind, positional, keywords = self.source()
-        return kind(*positional, **keywords)
+        try:
+            return kind(*positional, **keywords)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise DataError(
+                f"{kind.__name__}: no access to {error.filename} ({error.strerror}). Choose another folder or file "
+                "with dataset_root, or have its owner allow it."
+            ) from error
 
     def source(self) -> tuple[Any, list[Any], dict[str, Any]]:
         """The class of the data set that the options ask for, and its arguments.

@@ -67,10 +67,10 @@ def cached_frames(kind: str, key: str, build: Build) -> tuple[Frames, dict[str, 
         The frames and the notes.
     """
     entry = cache_folder() / kind / key[:40]
-    found = _open(entry)
-    if found is not None:
-        return found
     try:
+        found = _open(entry)
+        if found is not None:
+            return found
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(entry.parent)
         with _turn(entry.with_suffix(".lock")):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torchmdnet._version import __version__
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean, shown
+from torchmdnet.files import ensure_home
 
 __all__ = ["COMMANDS", "main"]
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
         _show_notices()
+        ensure_home()
         module, _, function = COMMANDS[words[0]][1].partition(":")
         getattr(importlib.import_module(module), function)(words[1:])
     except (ConfigError, DataError, CheckpointError, OSError, MemoryError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 from torchmdnet._version import __version__
 from torchmdnet.config.parser import get_argparse
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError, shown
+from torchmdnet.files import ensure_home
 
 __all__ = ["fix_state_dict", "get_argparse", "get_args", "main"]
 
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     streams = sys.stdout, sys.stderr
     _show_notices()
     try:
+        ensure_home()
         args = get_args(words)
 
         from torchmdnet.training.run import train
