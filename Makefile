@@ -9,9 +9,9 @@ VENV ?= .venv
 REFERENCE_PYTHON ?=
 
 BIN := $(VENV)/bin
-# one worker a core, and one thread a worker
+# one worker a core, one thread a worker, and each with neighbouring tests, which share what they have trained
 WORKERS ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow lint bench interop docs clean

@@ -63,10 +63,11 @@ def check_all(name: str, systems: list[str], **options) -> CompiledPotential:
     return quick
 
 
-def test_compiled_training_gives_the_same_gradients() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_training_gives_the_same_gradients(backend: str) -> None:
     """One program serves batches of all sizes, odd ones included."""
     model = tiny_model("graph-network", num_layers=1, neighbor_embedding=False, activation="tanh", rbf_type="gauss")
-    quick = CompiledPotential(model)
+    quick = CompiledPotential(model, backend=backend)
     molecules = MANY["molecules"]
     kept = molecules.batch < 2  # nine atoms
     fewer = molecules._replace(

@@ -161,7 +161,7 @@ def test_sides_take_turns_until_the_budget_is_spent():
 # Processes
 
 
-@pytest.mark.parametrize("task", ["forces", "train"])
+@pytest.mark.parametrize("task", ["forces", pytest.param("train", marks=pytest.mark.slow)])
 def test_equal_packages_agree_exactly(task, tiny_options, twins, tmp_path):
     row = compare.compare_workload(workloads.computing("tensornet", "benzene", task), 1, twins, QUICK, tmp_path)
     assert [times.failed for times in row.sides.values()] == [None, None]
@@ -173,6 +173,7 @@ def test_equal_packages_agree_exactly(task, tiny_options, twins, tmp_path):
     json.dumps(row.as_json())
 
 
+@pytest.mark.slow
 def test_loaders_serve_every_sample(tmp_path):
     row = compare.compare_workload(workloads.loading(256), 1, [sides.ours()], QUICK, tmp_path)
     assert row.sides["ours"].failed is None
@@ -203,6 +204,7 @@ def test_start_up_measures_the_processor_time_of_the_process():
         sides.ours().start_up(["-c", "import time; time.sleep(30)"], timeout=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["dynamics", "external"])
 def test_equal_packages_agree_exactly_through_calculators(task, tiny_options, twins, tmp_path):
     row = compare.compare_workload(workloads.computing("tensornet", "dipeptide", task), 1, twins, QUICK, tmp_path)
@@ -214,6 +216,7 @@ def test_equal_packages_agree_exactly_through_calculators(task, tiny_options, tw
 # Growth
 
 
+@pytest.mark.slow
 def test_growth_is_told_for_each_size(tiny_options, tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "MANY_ATOMS", 100)  # memory of few atoms tells nothing
     sizes = ("dipeptide", "192-water")

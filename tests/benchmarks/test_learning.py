@@ -27,6 +27,7 @@ def test_the_page_shows_the_latest_result():
     assert learning.table(json.loads(RESULTS[-1].read_text())) in page
 
 
+@pytest.mark.slow
 def test_a_run_writes_errors_of_each_epoch_and_a_figure(tmp_path, monkeypatch):
     small = {"splits": None, "train_size": 32, "val_size": 16, "test_size": 16}
     monkeypatch.setattr(learning, "SHARED", {**learning.SHARED, **small})

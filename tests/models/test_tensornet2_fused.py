@@ -151,6 +151,7 @@ def test_copies_and_pickles_work_on(monkeypatch) -> None:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.slow  # copies of the loops for several threads take longest to compile
 @pytest.mark.parametrize("kept", [0, 10**6])
 def test_several_threads_give_the_numbers_of_one(kept: int, monkeypatch) -> None:
     monkeypatch.setattr(tensornet2_fused, "KEPT", kept)

@@ -86,6 +86,7 @@ def test_first_derivatives_share_one_pass(has_vectors: bool, vectors_fade: bool,
     assert_agree(*gradients)
 
 
+@pytest.mark.slow  # copies of the loops for several threads take longest to compile
 @pytest.mark.parametrize("is_final", [False, True])
 def test_several_threads_give_the_numbers_of_one(is_final: bool) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -51,6 +51,7 @@ def test_values_and_gradients_are_those_of_the_definition(
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow  # copies of the loops for several threads take longest to compile
 @pytest.mark.parametrize("kept", [0, 10**6])
 def test_two_threads_find_what_one_finds(kept: int, monkeypatch) -> None:
     monkeypatch.setattr(edge_network, "KEPT", kept)

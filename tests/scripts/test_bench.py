@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import re
@@ -51,6 +53,14 @@ def bench(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.fixture(scope="module")
+def every_route(model, crystal) -> dict[str, Any]:
+    """What is said of the crystal when nothing else is asked for."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main(["bench", model, crystal, *QUICK, "--json"])
+    return json.loads(out.getvalue())
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit):
         main(["bench", *words, *QUICK])
@@ -62,9 +72,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 # ------------------------------------------------------------------------------------------------------- what is found
 
 
-def test_every_route_is_timed_and_compared(model, crystal, capsys) -> None:
-    found = bench(capsys, model, crystal)
-    (structure,) = found["structures"]
+def test_every_route_is_timed_and_compared(every_route) -> None:
+    (structure,) = every_route["structures"]
     assert (structure["formula"], structure["num_atoms"], structure["pbc"]) == ("CO", 2, [True, True, False])
     rows = structure["routes"]
     assert [(row["through"], row["dtype"], row["radial"]) for row in rows] == [
@@ -79,8 +88,8 @@ def test_every_route_is_timed_and_compared(model, crystal, capsys) -> None:
         assert row["num_steps"] >= 1
 
 
-def test_exact_float64_deviates_by_nothing_and_every_route_by_the_rounding_of_its_precision(model, crystal, capsys):
-    for row in bench(capsys, model, crystal)["structures"][0]["routes"]:
+def test_exact_float64_deviates_by_nothing_and_every_route_by_the_rounding_of_its_precision(every_route) -> None:
+    for row in every_route["structures"][0]["routes"]:
         limit = 1e-4 if row["dtype"] == "float32" else 1e-9
         for error in (row["energy_error_ev_per_atom"], row["force_error_ev_per_angstrom"]):
             assert error <= limit
@@ -237,13 +246,15 @@ def test_growth_ends_where_memory_would(model, crystal, capsys, monkeypatch) -> 
 
 def test_ensembles_are_timed_as_one(tmp_path, crystal, capsys) -> None:
     save_model(Ensemble([tiny_model("tensornet", seed=seed) for seed in range(2)]), tmp_path / "two.zip")
-    rows = bench(capsys, str(tmp_path / "two.zip"), crystal, "--radial", "exact", "--units", "eV")
+    words = ["--radial", "exact", "--dtype", "float32", "--units", "eV"]
+    rows = bench(capsys, str(tmp_path / "two.zip"), crystal, *words)
     errors = [row["force_error_ev_per_angstrom"] for row in rows["structures"][0]["routes"]]
     assert max(errors) < 1e-4
 
 
 def test_the_table_says_how_and_on_what(model, crystal, capsys) -> None:
-    main(["bench", model, crystal, *QUICK, "--timestep", "0.25", "--replicate", "1"])
+    few = ["--through", "ase", "--dtype", "float32", "--radial", "exact"]
+    main(["bench", model, crystal, *QUICK, *few, "--timestep", "0.25", "--replicate", "1"])
     printed = " ".join(capsys.readouterr().out.split())
     for words in ("CO, 2 atoms, periodic", "eV/atom", "steps of 0.25 fs", "µs/atom", torch.__version__, "cores"):
         assert words in printed
@@ -252,11 +263,15 @@ def test_the_table_says_how_and_on_what(model, crystal, capsys) -> None:
 def test_the_table_fits_a_narrow_terminal_and_a_pipe_without_a_word_cut(model, crystal, monkeypatch, capsys) -> None:
     """On 80 columns ``steps/s`` goes; progress is written to standard error, a line for each route."""
     words = ["bench", model, crystal, *QUICK, "--through", "call,external", "--timestep", "0.25", "--radial", "exact"]
+    rows: list[Measured] = []
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: rows.append(measure(*args, **options)) or rows[-1])
     main(words)
     printed = capsys.readouterr()
     assert re.findall(r"^(\d) of 4: .*(float32|float64), exact, 1 thread$", printed.err, re.MULTILINE)[-1][0] == "4"
     assert " of 4: " not in printed.out
     assert "…" not in printed.out
+    replay = iter(2 * rows)
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: next(replay))  # only the width changes
     assert re.search(r"through +dtype +radial +threads .*steps/s +ns/day", " ".join(printed.out.split()))
     for width in (80, 60):
         monkeypatch.setattr(rich.console.Console, "size", rich.console.ConsoleDimensions(width, 40))
