@@ -14,6 +14,7 @@ __all__ = [
     "PeerError",
     "ResultError",
     "SplitError",
+    "WriteError",
     "did_you_mean",
     "shown",
 ]
@@ -37,6 +38,19 @@ class CheckpointError(ValueError):
 
 class ResultError(RuntimeError):
     """A file that a finished run promises and could not write; everything else of the run is in its folder."""
+
+
+class WriteError(OSError):
+    """A file that could not be written: a full disk, a folder that went or is read-only; an earlier file stays.
+
+    Args:
+        message: What happened.
+        number: The ``errno`` behind it, if it is known.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
 
 
 class DivergenceError(ResultError):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, WriteError
 from torchmdnet.parse import check_text
 
-__all__ = ["check_target", "draft_of", "ensure_home", "expanded", "private_temporary_folder"]
+__all__ = ["STORAGE_ERRORS", "check_target", "draft_of", "ensure_home", "expanded", "private_temporary_folder"]
 
 log = logging.getLogger(__name__)
+
+#: What the system says of a full, broken, lost or protected disk.
+STORAGE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+    | {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
+)
+#: Bytes left on a disk below which it counts as full.
+_FULL = 1 << 20
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -58,17 +68,47 @@ def check_target(path: str | os.PathLike[str], key: str) -> Path:
 
 @contextmanager
 def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` when the block ends well; otherwise ``path`` stays as it was."""
+    """A temporary path that replaces ``path`` when the block ends well; otherwise ``path`` stays as it was.
+
+    Raises:
+        WriteError: If the disk is full or the folder cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(_draft_name(path))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except (OSError, RuntimeError) as error:
+        number = _storage_error(error, path, draft)
+        if number is None:
+            raise
+        reason = os.strerror(number) if number else str(error).strip().splitlines()[0]
+        left = "The file that was there is unchanged." if path.exists() else "Nothing is left of it."
+        raise WriteError(f"{path} could not be written: {reason}. {left}", number or None) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that went or is read-only
+            draft.unlink(missing_ok=True)
+
+
+def _storage_error(error: OSError | RuntimeError, path: Path, draft: Path) -> int | None:
+    """The ``errno`` of an error in writing a draft, 0 if it is not known, None of any other error."""
+    if isinstance(error, WriteError):
+        return None
+    if isinstance(error, OSError):
+        ours = {os.fspath(name) for name in (draft, path, path.parent)}
+        if error.errno in STORAGE_ERRORS:
+            return error.errno if error.filename is None or os.fspath(error.filename) in ours else None
+        return error.errno if error.filename is not None and os.fspath(error.filename) in ours else None
+    text = str(error)  # PyTorch writes with streams of C++, which keep no number
+    if not any(sign in text for sign in ("PytorchStreamWriter", "inline_container", os.fspath(draft))):
+        return None
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < _FULL:
+            return errno.ENOSPC
+    return 0
 
 
 def _draft_name(path: Path) -> str:

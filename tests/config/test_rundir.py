@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import subprocess
 import sys
@@ -12,14 +13,17 @@ import yaml
 
 from torchmdnet.config import get_argparse, is_main_process, prepare_log_dir, resolve
 from torchmdnet.config.rundir import (
+    Tee,
     check_logs,
     claim_log_dir,
     companion,
+    holds_log_dir,
+    reclaim_log_dir,
     redirect,
     release_log_dir,
     save_argparse,
 )
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, WriteError
 
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 
@@ -268,3 +272,33 @@ def test_a_folder_that_another_run_writes_to_is_refused_until_that_run_ends_or_i
             holder.kill()
     prepare_log_dir(given("--log-dir", "run"))
     prepare_log_dir(given("--log-dir", "run"))  # a second run of the same process, as scripts do
+
+
+def test_a_log_that_cannot_be_written_leaves_the_terminal_alone(capsys):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    tee = Tee(sys.stdout, Full())
+    tee.write("error: the disk is full\n")
+    assert capsys.readouterr().out == "error: the disk is full\n"
+
+
+def test_a_folder_that_goes_is_noticed_and_claimed_again(here):
+    claim_log_dir("run")
+    assert holds_log_dir("run")
+    (here / "run").rename(here / "elsewhere")
+    assert not holds_log_dir("run")
+    reclaim_log_dir("run")
+    assert holds_log_dir("run")
+    release_log_dir("run")
+    assert not list((here / "run").iterdir())
+
+
+def test_settings_that_cannot_be_written_leave_the_old_ones(here, monkeypatch):
+    save_argparse(argparse.Namespace(lr=1.0), "input.yaml")
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(WriteError, match=r"input.yaml could not be written: No space left on device. The file"):
+        save_argparse(argparse.Namespace(lr=2.0), "input.yaml")
+    assert (here / "input.yaml").read_text() == "lr: 1.0\n"
+    assert [path.name for path in here.iterdir()] == ["input.yaml"]

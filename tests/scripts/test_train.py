@@ -69,12 +69,13 @@ def test_what_cannot_work_is_said_in_one_line(training, capsys, failure, status)
     assert capsys.readouterr().err.splitlines()[-1] == "error: the reason"
 
 
-def test_an_interrupt_outside_of_training_ends_in_one_word(training, capsys):
+def test_an_interrupt_outside_of_training_ends_in_one_line(training, capsys):
     training.failure = KeyboardInterrupt()
     with pytest.raises(SystemExit) as end:
         program.main(["--dataset", "QM9", "-l", "run"])
     assert end.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "Interrupted."
+    said = "SIGINT: stopped before anything was saved. Start the same command again."
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_a_traceback_can_be_asked_for(training, monkeypatch):

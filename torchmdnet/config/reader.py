@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from torchmdnet.errors import ConfigError
-from torchmdnet.files import expanded
+from torchmdnet.files import draft_of, expanded
 from torchmdnet.parse import EXPONENT, check_text, parse_yaml_mapping, read_text
 
 __all__ = ["FALSE_WORDS", "TRUE_WORDS", "Setting", "plain", "read_yaml", "write_yaml"]
@@ -58,16 +57,9 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Setting]:
 
 def write_yaml(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Write a YAML file with sorted keys, whole or not at all."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(
-            yaml.dump(plain(values), Dumper=_Dumper, default_flow_style=False, width=120, allow_unicode=True),
-            encoding="utf-8",
-        )
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    text = yaml.dump(plain(values), Dumper=_Dumper, default_flow_style=False, width=120, allow_unicode=True)
+    with draft_of(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

@@ -25,8 +25,10 @@ __all__ = [
     "check_logs",
     "claim_log_dir",
     "companion",
+    "holds_log_dir",
     "is_main_process",
     "prepare_log_dir",
+    "reclaim_log_dir",
     "redirect",
     "release_log_dir",
     "save_argparse",
@@ -136,6 +138,30 @@ def claim_log_dir(folder: str | os.PathLike[str]) -> None:
     _claimed[folder.resolve()] = file
 
 
+def holds_log_dir(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder that this process claimed is still where it was; True also where nothing can be locked."""
+    file = _claimed.get(Path(folder).resolve())
+    if file is None:
+        return Path(folder).is_dir()
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except OSError:
+        return False
+
+
+def reclaim_log_dir(folder: str | os.PathLike[str]) -> None:
+    """Make a folder that was deleted or renamed again, and hold it.
+
+    Raises:
+        ConfigError: Another process holds it by now.
+    """
+    file = _claimed.pop(Path(folder).resolve(), None)
+    if file is not None:
+        file.close()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    claim_log_dir(folder)
+
+
 def _make_room(folder: Path, args: argparse.Namespace) -> None:
     earlier = sorted({path for pattern in _OUTPUT for path in folder.glob(pattern)})
     if not any(path.suffix == ".ckpt" or path.name == "metrics.csv" for path in earlier):
@@ -238,8 +264,9 @@ class Tee:
     def _log(self, line: str) -> None:
         # A progress bar draws over itself after each "\r"; its last state is what the reader would have seen.
         shown = line.rstrip("\r\n").rpartition("\r")[2]
-        self.log.write(self._COLOURS.sub("", shown) + "\n")
-        self.log.flush()
+        with contextlib.suppress(OSError):  # a full disk stops no words on the terminal, which may be about it
+            self.log.write(self._COLOURS.sub("", shown) + "\n")
+            self.log.flush()
 
     def flush(self) -> None:
         """Flush the terminal."""
@@ -275,7 +302,8 @@ def redirect(log_dir: str | os.PathLike[str]) -> Callable[[], None]:
             tee.finish()
         sys.stdout, sys.stderr = out, err
         _move_handlers({id(tees[0]): out, id(tees[1]): err})
-        log.close()
+        with contextlib.suppress(OSError):
+            log.close()
 
     return restore
 

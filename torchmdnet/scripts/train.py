@@ -12,6 +12,7 @@ from typing import Any
 
 from torchmdnet._version import __version__
 from torchmdnet.config.parser import get_argparse
+from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError, shown
 from torchmdnet.files import ensure_home
 
@@ -68,22 +69,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     streams = sys.stdout, sys.stderr
     _show_notices()
     try:
-        ensure_home()
-        args = get_args(words)
+        with stop_signals():
+            ensure_home()
+            args = get_args(words)
 
-        from torchmdnet.training.run import train
+            from torchmdnet.training.run import train
 
-        train(args)
+            train(args)
     except (ConfigError, DataError, CheckpointError, PeerError, ResultError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
         print(f"error: {shown(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
-        print("Interrupted.", file=sys.stderr)
-        raise SystemExit(130) from None
+        stop = stop if isinstance(stop, Stopped) else Stopped()
+        print(f"{stop.name}: stopped before anything was saved. Start the same command again.", file=sys.stderr)
+        raise SystemExit(stop.status) from None
     finally:
         sys.stdout, sys.stderr = streams
 

@@ -16,6 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from torchmdnet.config.stopping import STOPS
+from torchmdnet.errors import WriteError
 from torchmdnet.training.files import copy_file
 
 __all__ = ["Checkpoints", "ContinueRun", "PoliteStop", "StopRequested", "patient_stop"]
@@ -38,6 +40,7 @@ class Checkpoints(Checkpoint):
         keep: Number of ranked files; 0 for none.
         mark_test: Whether there is a test set, so that names speak of its loss.
         is_continued: Whether the run continues one in this folder; its later epochs are then written over.
+        look: Called with the trainer before anything is written, to see that the folder is still there.
         before: Called with trainer and module when an epoch has ended, before its files are written.
         then: Called with trainer, module and whether it was the best so far, after an epoch's files are written.
     """
@@ -51,6 +54,7 @@ class Checkpoints(Checkpoint):
         *,
         mark_test: bool = True,
         is_continued: bool = False,
+        look: Callable[[Trainer], None] | None = None,
         before: Sequence[Callable[[Trainer, Any], None]] = (),
         then: Sequence[Callable[[Trainer, Any, bool], None]] = (),
     ) -> None:
@@ -60,6 +64,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.mark_test = mark_test
         self.is_continued = is_continued
+        self.look = look
         self.before = list(before)
         self.then = list(then)
         self.ranked: dict[str, float] = {}  # file name -> loss
@@ -138,6 +143,8 @@ class Checkpoints(Checkpoint):
         ``last.ckpt`` comes last, after the tables too: a run that is killed in between repeats the epoch and writes the
         others again. Weights that are not finite never become so again: they are not saved, and training ends.
         """
+        if self.look is not None:
+            self.look(trainer)
         for call in self.before:
             call(trainer, pl_module)
         if not all(bool(torch.isfinite(weights).all()) for weights in pl_module.parameters()):
@@ -167,21 +174,31 @@ class Checkpoints(Checkpoint):
 
     def save_inside_epoch(self, trainer: Trainer) -> None:
         """Write ``last.ckpt`` between two steps of an epoch."""
+        if self.look is not None:
+            self.look(trainer)
         self._save(trainer, self.last_path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Rescue the steps since the last checkpoint, where the state is consistent and may be continued from."""
         is_updating = getattr(pl_module, "is_updating", False)
         inside = 0 < batches_done(trainer) < _batches(trainer)
-        if isinstance(exception, StopRequested) or trainer.world_size > 1 or not trainer.training:
+        if isinstance(exception, (StopRequested, WriteError)) or trainer.world_size > 1 or not trainer.training:
             return
         if not inside or is_updating or trainer.global_step == self.saved_step or not can_continue_inside(trainer):
             return
         try:
             self._save(trainer, self.last_path)
             log.warning("The state after step %d is saved in %s.", trainer.global_step, self.last_path)
-        except Exception:
-            log.exception("The state after step %d could not be saved.", trainer.global_step)
+        except Exception as error:
+            log.warning("The state after step %d could not be saved (%s).", trainer.global_step, error)
+
+    def forget_lost_files(self) -> bool:
+        """Rank no file that is gone; whether ``best.ckpt`` is, so that the next epoch becomes the best."""
+        self.ranked = {name: score for name, score in self.ranked.items() if (self.folder / name).exists()}
+        is_lost = self.best_score < math.inf and not self.best_path.exists()
+        if is_lost:
+            self.best_score, self.best_epoch = math.inf, None
+        return is_lost
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         trainer.save_checkpoint(path, weights_only=False)
@@ -301,9 +318,6 @@ def patient_stop(monitor: str, patience: int) -> EarlyStopping:
 # ---------------------------------------------------------------------------------------------- stopping
 
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
 class StopRequested(Exception):
     """The user or the system asked the run to stop, and everything is saved."""
 
@@ -328,7 +342,7 @@ class PoliteStop(Callback):
     def listening(self) -> Iterator[None]:
         """Handle the signals in this block; only the main thread can."""
         try:
-            previous = {number: signal.signal(number, self._note) for number in _STOPS}
+            previous = {number: signal.signal(number, self._note) for number in STOPS}
         except ValueError:
             yield
             return
@@ -343,7 +357,7 @@ class PoliteStop(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take SIGTERM back: Lightning's own handler waits for the other processes, which may wait for this one."""
         if self.listens:
-            for number in _STOPS:
+            for number in STOPS:
                 signal.signal(number, self._note)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,6 +34,7 @@ class RunLogger(Logger):
     def __init__(self, folder: str | Path, keep_until: int = 0) -> None:
         super().__init__()
         self.folder = Path(folder)
+        self.hparams: dict[str, Any] | None = None
         self.metrics = _earlier(self.folder / "metrics.csv", keep_until)
         self.errors = _earlier(self.folder / "errors.csv", keep_until)
 
@@ -60,7 +61,26 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Write ``hparams.yaml``."""
-        write_yaml(self.folder / "hparams.yaml", vars(params) if isinstance(params, Namespace) else params)
+        self.hparams = dict(vars(params) if isinstance(params, Namespace) else params)
+        self.write_hyperparams()
+
+    def write_hyperparams(self) -> bool:
+        """Write ``hparams.yaml``, if there is something to write; whether there was."""
+        if self.hparams is not None:
+            write_yaml(self.folder / "hparams.yaml", self.hparams)
+        return self.hparams is not None
+
+    def write_metrics(self) -> bool:
+        """Write ``metrics.csv``, if there is something to write; whether there was."""
+        if self.metrics:
+            _write(self.folder / "metrics.csv", self.metrics)
+        return bool(self.metrics)
+
+    def write_errors(self) -> bool:
+        """Write ``errors.csv``, if there is something to write; whether there was."""
+        if self.errors:
+            _write(self.folder / "errors.csv", self.errors, sort=False)
+        return bool(self.errors)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -69,13 +89,13 @@ class RunLogger(Logger):
         if self.metrics and _place(self.metrics[-1]) == _place(row):
             self.metrics.pop()
         self.metrics.append(row)
-        _write(self.folder / "metrics.csv", self.metrics)
+        self.write_metrics()
 
     @rank_zero_only
     def log_errors(self, row: Mapping[str, Any]) -> None:
         """Add a row to ``errors.csv``."""
         self.errors.append(dict(row))
-        _write(self.folder / "errors.csv", self.errors, sort=False)
+        self.write_errors()
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

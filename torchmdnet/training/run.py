@@ -28,11 +28,13 @@ from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
+from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.data import DataModule
 from torchmdnet.data.digest import data_digest
 from torchmdnet.data.labels import LARGEST_LABEL, too_large
 from torchmdnet.elements import symbols
-from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError
+from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError, WriteError
+from torchmdnet.files import STORAGE_ERRORS
 from torchmdnet.priors.atomref import Atomref
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
 from torchmdnet.training.distributed import (
@@ -44,6 +46,7 @@ from torchmdnet.training.distributed import (
 )
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
 from torchmdnet.training.files import SafeCheckpointIO
+from torchmdnet.training.folder import RunFolder, command
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.logger import FINAL_TEST, RunLogger
 from torchmdnet.training.losses import loss_name
@@ -84,21 +87,31 @@ def train(args: Namespace) -> Path:
         ConfigError: If settings cannot work together or with the data; nothing is trained then.
         CheckpointError: If a checkpoint to start from cannot be used.
         DataError: If the data cannot be used.
-        ResultError: If a file the run promises could not be written; the training is complete then.
+        ResultError: If a file the run promises could not be written, at the end or, as on a full disk, before it.
         DivergenceError: If the loss or the weights are not numbers any more; what is known is written then.
         PeerError: If another process of the same run is gone or no longer answers.
+        SystemExit: After Ctrl-C or SIGTERM, with the status that shells expect.
     """
     end_with_launcher()
     claim_log_dir(args.log_dir)
+    folder = RunFolder(args)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stop_signals():
             _quiet_lightning()
-            return _train(args)
+            return _train(args, folder)
+    except Stopped as stop:
+        if is_main_process():
+            log.warning("%s: stopped %s. %s", stop.name, folder.stage, folder.how_to_continue)
+        raise SystemExit(stop.status) from None
+    except OSError as error:
+        if not isinstance(error, WriteError) and error.errno not in STORAGE_ERRORS:
+            raise
+        raise ResultError(f"The run ended {folder.stage}: {error} {folder.how_to_continue}") from error
     finally:
         release_log_dir(args.log_dir)
 
 
-def _train(args: Namespace) -> Path:
+def _train(args: Namespace, watched: RunFolder) -> Path:
     began = time.monotonic()
     if not is_main_process():
         setattr(rank_zero_only, "rank", 1)  # noqa: B010 (the true number is known when the processes have met)
@@ -144,9 +157,11 @@ def _train(args: Namespace) -> Path:
         keep=args.keep_checkpoints,
         mark_test=splits["test"] > 0,
         is_continued=is_continued,
+        look=watched.look,
         before=[_write_tables(logger)],
         then=[terminal.epoch_line],
     )
+    watched.data, watched.logger, watched.checkpoints = data, logger, checkpoints
     polite = PoliteStop(checkpoints)
     callbacks = [terminal, polite, checkpoints]
     if stop_monitor is not None:
@@ -179,7 +194,9 @@ def _train(args: Namespace) -> Path:
         _clear_drafts(folder)
         _introduce(terminal, args, data, splits, module, trainer)
     with _explained(trainer, checkpoints):
-        stopped, is_lost = _fit(trainer, module, data, args.load_model if resumed else None, polite, checkpoints)
+        stopped, is_lost = _fit(trainer, module, data, args.load_model if resumed else None, polite, watched)
+        watched.stage = "in the final test"
+        watched.look(trainer)
         tested, tested_epoch, tested_step = _load_best(trainer, module, checkpoints)
         evaluation = _evaluate(trainer, module, data, train_facts, splits)
 
@@ -188,6 +205,8 @@ def _train(args: Namespace) -> Path:
         return folder
     if evaluation is not None and evaluation.split == "test":
         _log_test(trainer, module, evaluation, tested_epoch, tested_step)
+    watched.stage = "while its results were written"
+    watched.look(trainer)
     facts = RunFacts(
         folder=folder,
         options=hyper_parameters(args),
@@ -433,7 +452,7 @@ def _trackers(args: Namespace, folder: Path) -> list[Any]:
 
 def _clear_drafts(folder: Path) -> None:
     """Remove what a run that was killed while writing left behind."""
-    for pattern in (".*.tmp", ".splits.npz-*.npz"):  # the second as earlier versions named it
+    for pattern in (".*.tmp", ".splits.npz-*.npz", ".*.yaml.[0-9]*"):  # the last two as earlier versions named them
         for draft in folder.glob(pattern):
             draft.unlink(missing_ok=True)
 
@@ -472,7 +491,7 @@ def _explained(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[None]:
             raise
         advice = "Nothing is saved yet; start all of them again."
         if trainer.is_global_zero and checkpoints.last_path.exists():
-            advice = f"Start all of them again with: torchmd-train --load-model {checkpoints.last_path}"
+            advice = f"Start all of them again with: {command(checkpoints.last_path)}"
         elif not trainer.is_global_zero:
             advice = (
                 "Start all of them again, with --load-model and the last.ckpt that process 0 keeps, if there is one."
@@ -507,7 +526,7 @@ def _fit(
     data: DataModule,
     checkpoint: str | None,
     polite: PoliteStop,
-    checkpoints: Checkpoints,
+    watched: RunFolder,
 ) -> tuple[str, bool]:
     """Train; returns in words why it ended before the last epoch, or nothing, and whether it diverged.
 
@@ -516,21 +535,21 @@ def _fit(
     """
     # Older releases of Lightning read checkpoints by themselves; since 2.6 they want to be told, though ours decides.
     options = {"weights_only": True} if "weights_only" in inspect.signature(trainer.fit).parameters else {}
+    checkpoints = polite.checkpoints
+    watched.stage = "in the training"
     try:
         with polite.listening():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, **options)
     except StopRequested:
         number = polite.signal or signal.SIGTERM
         if trainer.is_global_zero:
-            log.warning("Stopped. Continue with: torchmd-train --load-model %s", checkpoints.last_path)
+            log.warning("Stopped. Continue with: %s", command(checkpoints.last_path))
         raise SystemExit(128 + number) from None
     except (KeyboardInterrupt, SystemExit):  # asked a second time; Lightning makes an exit of it
         if polite.signal is None:
             raise
-        if trainer.is_global_zero and checkpoints.last_path.exists():
-            log.warning("Stopped at once. Continue with: torchmd-train --load-model %s", checkpoints.last_path)
-        elif trainer.is_global_zero:
-            log.warning("Stopped at once, before the first checkpoint.")
+        if trainer.is_global_zero:
+            log.warning("Stopped at once. %s", watched.how_to_continue)
         raise SystemExit(128 + polite.signal) from None
     return _why_stopped(trainer, module, checkpoints)
 

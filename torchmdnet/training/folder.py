@@ -1,0 +1,103 @@
+"""The folder of a run while it runs: what is in it, what to do if it goes, and how a run that ends there continues."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from torchmdnet.config.rundir import holds_log_dir, reclaim_log_dir
+from torchmdnet.data import DataModule
+from torchmdnet.training.callbacks import Checkpoints
+from torchmdnet.training.files import draft_of
+from torchmdnet.training.logger import RunLogger
+
+__all__ = ["RunFolder"]
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Watch over ``log_dir``.
+
+    A folder that was deleted or renamed under a run is made again, with its settings, division and tables; checkpoints
+    come with the epoch. Missing files are written again likewise.
+
+    Args:
+        args: The settings of the run.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self.path = Path(args.log_dir)
+        self.load_model: str | None = args.load_model
+        #: What the run is doing, in words.
+        self.stage = "before the first step"
+        self.checkpoints: Checkpoints | None = None
+        self.logger: RunLogger | None = None
+        self.data: DataModule | None = None
+        settings = self.path / "input.yaml"
+        self._settings = settings.read_bytes() if settings.is_file() else None
+
+    @property
+    def how_to_continue(self) -> str:
+        """What is saved, and the command that goes on, in words."""
+        if self.checkpoints is not None and self.checkpoints.saved_step >= 0 and self.checkpoints.last_path.exists():
+            last = self.checkpoints.last_path
+            return f"{last} holds the state after step {self.checkpoints.saved_step}. Continue with: " + command(last)
+        if self.load_model:
+            return f"Nothing new is saved, and {self.load_model} is as it was: start the same command again."
+        return "Nothing is saved yet: start the same command again."
+
+    def look(self, trainer: Trainer) -> None:
+        """Write again what is missing from the folder.
+
+        Raises:
+            WriteError: If that is impossible.
+            ConfigError: If another run has the folder by now.
+        """
+        if not trainer.is_global_zero or self.data is None or self.logger is None or self.checkpoints is None:
+            return
+        is_gone = not holds_log_dir(self.path)
+        if is_gone:
+            reclaim_log_dir(self.path)
+        written = [name for name, write in self._contents().items() if not (self.path / name).exists() and write()]
+        is_best_lost = self.checkpoints.forget_lost_files()
+        if is_gone or written or is_best_lost:
+            log.warning(
+                "log_dir: %s %s while the run was going%s%s.",
+                self.path,
+                "was deleted or renamed" if is_gone else "lost files",
+                f"; {', '.join(written)} are written again" if written else "",
+                "; best.ckpt cannot be, and the best epoch is chosen from those to come" if is_best_lost else "",
+            )
+
+    def _contents(self) -> dict[str, Callable[[], bool]]:
+        assert self.data is not None
+        assert self.logger is not None
+        data, logger = self.data, self.logger
+
+        def settings() -> bool:
+            if self._settings is not None:
+                with draft_of(self.path / "input.yaml") as draft:
+                    draft.write_bytes(self._settings)
+            return self._settings is not None
+
+        def division() -> bool:
+            data.write_splits(self.path / "splits.npz")
+            return True
+
+        return {
+            "input.yaml": settings,
+            "splits.npz": division,
+            "hparams.yaml": logger.write_hyperparams,
+            "metrics.csv": logger.write_metrics,
+            "errors.csv": logger.write_errors,
+        }
+
+
+def command(checkpoint: Path) -> str:
+    """The command that continues a run."""
+    return f"torchmd-train --load-model {checkpoint}"
