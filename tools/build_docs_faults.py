@@ -143,6 +143,9 @@ FAULTS: dict[str, list[Fault]] = {
                 ],
                 "datasets/test_memdataset.py": ["test_a_full_disk_while_storing_leaves_no_arrays_and_says_so"],
                 "training/test_run.py": ["test_a_result_that_cannot_be_written_costs_no_other_and_is_an_error"],
+                "training/test_folder.py": [
+                    "test_a_disk_that_is_full_from_the_start_is_told_before_anything_is_trained"
+                ],
                 "labelling/test_label.py": ["test_a_full_disk_keeps_what_was_computed"],
             },
         ),
@@ -193,6 +196,10 @@ FAULTS: dict[str, list[Fault]] = {
                 "training/test_run.py": [
                     "test_an_exception_inside_an_epoch_leaves_the_steps_so_far",
                     "test_an_exception_in_the_middle_of_an_update_keeps_the_last_whole_state",
+                ],
+                "training/test_folder.py": [
+                    "test_a_signal_outside_of_the_loop_ends_the_run_and_tells_how_to_go_on",
+                    "test_a_signal_before_a_resumed_run_begins_points_to_the_checkpoint",
                 ],
             },
         ),
