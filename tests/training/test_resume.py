@@ -211,6 +211,30 @@ def test_a_run_killed_again_and_again_still_arrives(tmp_path, uninterrupted):
     _assert_same(folder, uninterrupted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("val_size", [8, 0])
+def test_a_run_killed_at_random_moments_ends_with_the_tables_of_one_that_was_not(val_size, tmp_path):
+    options = {"num_epochs": 12, "val_size": val_size, "save_interval": 3}
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    for each in (whole, folder):
+        settings(each, **options)
+    assert finish(start(["--conf", whole.with_name("whole.yaml")])) == 0
+    rng = np.random.default_rng(val_size)
+    for _ in range(8):
+        last = folder / "last.ckpt"
+        before = last.stat().st_mtime_ns if last.exists() else None
+        process = start(["--load-model", last] if before else ["--conf", folder.with_name("run.yaml")])
+        while process.is_alive() and (last.stat().st_mtime_ns if last.exists() else None) == before:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        assert finish(process) in (0, -signal.SIGKILL)
+    assert finish(start(["--load-model", last])) == 0
+    for name in ("metrics.csv", "errors.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------ stopped
 
 

@@ -28,10 +28,13 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         ConfigError: With the place, the key, the value, and the accepted values. Nothing has been written then.
     """
+    from torchmdnet.config.launcher import check_launcher, check_numbers
     from torchmdnet.config.rundir import is_main_process, prepare_log_dir, redirect
     from torchmdnet.config.settings import resolve
 
+    check_numbers()
     args = resolve(argv)
+    check_launcher(args.num_nodes)
     prepare_log_dir(args)
     if args.redirect and is_main_process():
         atexit.register(redirect(args.log_dir))

@@ -26,6 +26,7 @@ from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 from torchmdnet.checkpoint.card import count_parameters
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.launcher import check_launcher
 from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.config.stopping import Stopped, stop_signals
@@ -249,6 +250,7 @@ def _quiet_lightning() -> None:
 
 
 def _check(args: Namespace) -> None:
+    check_launcher(int(args.num_nodes))
     if args.precision == 16:
         raise ConfigError(
             "precision: 16 cannot train a potential: distances and the second derivatives behind force training need "
