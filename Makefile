@@ -6,6 +6,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# how long `make fuzz` tries odd settings, structures and model files
+FUZZ_SECONDS ?= 300
 REFERENCE_PYTHON ?=
 
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint bench interop docs clean
+.PHONY: help quickstart test test-slow fuzz lint bench interop docs clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
@@ -38,6 +40,9 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(PYTEST) -m slow
+
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +93,7 @@ def create_model(
     architecture = ARCHITECTURES[_required(args, "model")]
     if "system_embedding" in representation_arguments(architecture):
         args["system_embedding"] = system_embedding_of(architecture, args)
+    _check_kinds(architecture, args)
     representation = architecture(**_arguments(architecture, args, dtype))
     if args.get("atom_filter", -1) is not None and int(args.get("atom_filter", -1)) > -1:
         if args.get("derivative"):
@@ -182,6 +185,46 @@ def _arguments(architecture: type[nn.Module], args: Mapping[str, Any], dtype: to
         elif key in args or key in WHEN_MISSING:
             chosen[name] = _converted(key, args.get(key, WHEN_MISSING.get(key)), dtype)
     return chosen
+
+
+#: Kinds of values by the annotation of a parameter, and what to call them.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((numbers.Integral,), "a whole number"),
+    "float": ((numbers.Real,), "a finite number"),
+    "str": ((str,), "text"),
+    "bool": ((bool, numbers.Integral), "true or false"),
+}
+
+
+def _check_kinds(architecture: type[nn.Module], args: Mapping[str, Any]) -> None:
+    """Refuse values that are of another kind than the annotation of their parameter says.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if "embedding_dimension" not in args:
+        raise ConfigError("embedding_dimension: missing from the model configuration.")
+    for key, parameter in representation_arguments(architecture).items():
+        is_many = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        is_known = key in args or key in WHEN_MISSING or key == "output_charges"
+        if not is_many and not is_known and parameter.default is parameter.empty:
+            raise ConfigError(f"{key}: missing from the model configuration.")
+        annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
+        names = [name.strip() for name in str(annotation).split("|")]
+        if key not in args or not all(name in _KINDS or name == "None" for name in names):
+            continue
+        value = args[key]
+        if value is None and ("None" in names or key in WHEN_MISSING):
+            continue
+        kinds = tuple(kind for name in names if name in _KINDS for kind in _KINDS[name][0])
+        is_float = isinstance(value, float)
+        whole = is_float and value.is_integer() and "int" in names
+        fits = (isinstance(value, kinds) and (not is_float or math.isfinite(value))) or whole
+        if isinstance(value, bool) and "bool" not in names:
+            fits = False
+        if not fits:
+            what = " or ".join(_KINDS[name][1] for name in names if name in _KINDS)
+            raise ConfigError(f"{key}: {str(value)[:60]!r} is not valid. It takes {what}.")
 
 
 def _converted(key: str, value: Any, dtype: torch.dtype) -> Any:

@@ -12,7 +12,7 @@ from torchmdnet.build import create_model
 from torchmdnet.checkpoint.card import count_parameters, make_card
 from torchmdnet.checkpoint.load import unpack_ensemble
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout, migrate, strip_module_prefix
-from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
+from torchmdnet.checkpoint.read import as_model_file, check_sizes, hyper_parameters_of, read_checkpoint
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.files import expanded
 from torchmdnet.potential import TorchMD_Net
@@ -47,29 +47,33 @@ def _describe_one(path: Path, weights_only: bool) -> dict[str, Any]:
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     if "card" in checkpoint:
         return {"kind": "native", **checkpoint["card"]}
-    options = hyper_parameters_of(checkpoint, path)
-    if "model" not in options:
-        raise CheckpointError(f"{path}: the hyper_parameters do not name a model, so this is no file of this package.")
-    facts = {key: value for key, value in (checkpoint.get("torchmdnet") or {}).items() if key != "state"}
-    state, _ = strip_module_prefix(checkpoint["state_dict"], {})
-    is_old = has_old_tensor_layout(state, options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the layout is told in another way
-        _, options = migrate(checkpoint["state_dict"], options)
-    model = _build(options)
-    card = make_card(
-        options,
-        facts,
-        num_parameters=0 if model is None else count_parameters(model),
-        priors=_prior_names(options),
-    )
-    if model is None:
-        card["num_parameters"] = None
-    card["written_by"] = _writer(checkpoint, facts)
-    card["training"] = {**_progress(checkpoint), **card["training"]}
-    if is_old:
-        card["layout"] = "of releases before 3.0; brought up to date on loading"
-    return {"kind": "checkpoint", **card}
+    with as_model_file(path):
+        options = hyper_parameters_of(checkpoint, path)
+        if "model" not in options:
+            raise CheckpointError(
+                f"{path}: the hyper_parameters do not name a model, so this is no file of this package."
+            )
+        facts = {key: value for key, value in (checkpoint.get("torchmdnet") or {}).items() if key != "state"}
+        state, _ = strip_module_prefix(checkpoint["state_dict"], {})
+        is_old = has_old_tensor_layout(state, options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the layout is told in another way
+            _, options = migrate(checkpoint["state_dict"], options)
+        check_sizes(options, checkpoint["state_dict"], path)
+        model = _build(options)
+        card = make_card(
+            options,
+            facts,
+            num_parameters=0 if model is None else count_parameters(model),
+            priors=_prior_names(options),
+        )
+        if model is None:
+            card["num_parameters"] = None
+        card["written_by"] = _writer(checkpoint, facts)
+        card["training"] = {**_progress(checkpoint), **card["training"]}
+        if is_old:
+            card["layout"] = "of releases before 3.0; brought up to date on loading"
+        return {"kind": "checkpoint", **card}
 
 
 def _build(options: Mapping[str, Any]) -> TorchMD_Net | None:

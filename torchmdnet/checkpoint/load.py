@@ -17,14 +17,14 @@ import torch
 from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precision_of, representation_arguments
 from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
-from torchmdnet.checkpoint.read import hyper_parameters_of, read_checkpoint
-from torchmdnet.errors import CheckpointError, did_you_mean
+from torchmdnet.checkpoint.read import as_model_file, check_sizes, hyper_parameters_of, read_checkpoint
+from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.potential import Ensemble, TorchMD_Net
 from torchmdnet.priors.atomref import Atomref
 
-__all__ = ["load_ensemble", "load_model", "load_weights"]
+__all__ = ["load_ensemble", "load_model", "load_weights", "usable_device"]
 
 log = logging.getLogger(__name__)
 
@@ -74,35 +74,64 @@ def load_model(
             filepath, args=args, device=device, return_std=return_std, weights_only=weights_only, check=check, **kwargs
         )
     assert isinstance(filepath, (str, Path))
+    device = usable_device(device)
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
-    stored = hyper_parameters_of(checkpoint, filepath) if args is None else dict(args)
-    if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
-        stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
-    card = checkpoint.get("card")
-    stored.pop("radial", None)  # how filters are evaluated is chosen when the model is run
-    overrides = _overrides(stored, kwargs)
-    if card is not None:
-        overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says
-    state, chosen = migrate(checkpoint["state_dict"], {**stored, **overrides})
-    if "box_vecs" in kwargs:
-        box = box_from_config(kwargs["box_vecs"], precision_of(chosen))
-        state[f"{representation_prefix(state)}distance.box"] = torch.zeros(3, 3) if box is None else box
-    model = create_model(chosen)
-    _load_state(model, state, filepath)
-    if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:
-        _add_reference_energies(model, filepath)
-    chosen = {**chosen, **{key: model.hyper_parameters[key] for key in _RESOLVED & model.hyper_parameters.keys()}}
-    model.hyper_parameters = chosen
-    if chosen.get("spin") and "spin" not in getattr(model.representation_model, "reads", {"spin"}):
-        log.warning(
-            "spin: %s was trained with spin: true by a release that made no use of it; the spin has no effect.",
-            filepath,
-        )
-    model.provenance = {k: v for k, v in (checkpoint.get("torchmdnet") or {}).items() if k != "state"}
-    model.eval()
-    if check and card is not None and card.get("golden") and args is None and not _changes(stored, kwargs):
-        check_golden(model, card["golden"], filepath)
+    with as_model_file(filepath):
+        stored = hyper_parameters_of(checkpoint, filepath) if args is None else dict(args)
+        if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
+            stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
+        card = checkpoint.get("card")
+        stored.pop("radial", None)  # how filters are evaluated is chosen when the model is run
+        overrides = _overrides(stored, kwargs)
+        if card is not None:
+            overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says
+        state, chosen = migrate(checkpoint["state_dict"], {**stored, **overrides})
+        if "box_vecs" in kwargs:
+            box = box_from_config(kwargs["box_vecs"], precision_of(chosen))
+            state[f"{representation_prefix(state)}distance.box"] = torch.zeros(3, 3) if box is None else box
+        check_sizes(chosen, state, filepath)
+        model = create_model(chosen)
+        _load_state(model, state, filepath)
+        if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:
+            _add_reference_energies(model, filepath)
+        chosen = {**chosen, **{key: model.hyper_parameters[key] for key in _RESOLVED & model.hyper_parameters.keys()}}
+        model.hyper_parameters = chosen
+        if chosen.get("spin") and "spin" not in getattr(model.representation_model, "reads", {"spin"}):
+            log.warning(
+                "spin: %s was trained with spin: true by a release that made no use of it; the spin has no effect.",
+                filepath,
+            )
+        model.provenance = {k: v for k, v in (checkpoint.get("torchmdnet") or {}).items() if k != "state"}
+        model.eval()
+        if check and card is not None and card.get("golden") and args is None and not _changes(stored, kwargs):
+            check_golden(model, card["golden"], filepath)
     return model.to(device)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by name, found out to be there before anything is read or computed.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device: {str(device)[:60]!r} is not available. Choose from cpu, cuda, cuda:0, ..."
+        ) from error
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device: {found} is not available: PyTorch finds no CUDA device here. Choose cpu.")
+        if found.index is not None and found.index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device: {found} is not available: PyTorch finds {torch.cuda.device_count()} devices, from cuda:0 on."
+            )
+    elif found.type not in ("cpu", "meta"):
+        module = getattr(torch, found.type, None)
+        if module is None or not getattr(module, "is_available", lambda: False)():
+            raise ConfigError(f"device: {found} is not available here. Choose cpu.")
+    return found
 
 
 def load_weights(
@@ -124,20 +153,21 @@ def load_weights(
         CheckpointError: If the file is damaged, untrusted, or holds another architecture.
     """
     checkpoint = read_checkpoint(filepath, weights_only=weights_only)
-    args = hyper_parameters_of(checkpoint, filepath) if checkpoint.get("hyper_parameters") else {}
-    state, args = migrate(checkpoint["state_dict"], args)
-    own = model.state_dict()
-    if network_only:
-        described = {name: value for name, value in own.items() if not _is_of_network(name)}
-        state = {name: value for name, value in state.items() if _is_of_network(name)} | described
-    prefix = f"{representation_prefix(own)}system_embedding."
-    fresh = {key: value for key, value in own.items() if key.startswith(prefix) and key not in state}
-    if fresh:
-        log.info("load_weights: %s has no embedding of total charge or spin; that of the model is new.", filepath)
-    _load_state(model, {**fresh, **state}, filepath)
-    if "handedness" in args:  # an SO(3) model of an old layout, or trained on from one
-        model.representation_model.tensor_embedding.handedness = args["handedness"]
-        model.hyper_parameters["handedness"] = args["handedness"]
+    with as_model_file(filepath):
+        args = hyper_parameters_of(checkpoint, filepath) if checkpoint.get("hyper_parameters") else {}
+        state, args = migrate(checkpoint["state_dict"], args)
+        own = model.state_dict()
+        if network_only:
+            described = {name: value for name, value in own.items() if not _is_of_network(name)}
+            state = {name: value for name, value in state.items() if _is_of_network(name)} | described
+        prefix = f"{representation_prefix(own)}system_embedding."
+        fresh = {key: value for key, value in own.items() if key.startswith(prefix) and key not in state}
+        if fresh:
+            log.info("load_weights: %s has no embedding of total charge or spin; that of the model is new.", filepath)
+        _load_state(model, {**fresh, **state}, filepath)
+        if "handedness" in args:  # an SO(3) model of an old layout, or trained on from one
+            model.representation_model.tensor_embedding.handedness = args["handedness"]
+            model.hyper_parameters["handedness"] = args["handedness"]
 
 
 def _is_of_network(name: str) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import collections
 import logging
+import math
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from torchmdnet.checkpoint.card import provenance_of
 from torchmdnet.checkpoint.native import is_native, read_native
-from torchmdnet.errors import CheckpointError
+from torchmdnet.errors import CheckpointError, ConfigError, DataError
 from torchmdnet.files import expanded
 from torchmdnet.parse import check_plain
 
@@ -163,6 +164,50 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
         "If you trust the file like a program, bring it into another format with `torchmd-net convert --trust`, or in "
         "Python pass weights_only=False."
     )
+
+
+@contextmanager
+def as_model_file(path: str | Path) -> Iterator[None]:
+    """Turn whatever building a model from the content of a file runs into, into an error that names the file.
+
+    Options and weights can be anything: a file may lack what its model needs, or hold values of another kind.
+
+    Raises:
+        CheckpointError: Naming the file, and the option or tensor that is missing.
+    """
+    try:
+        yield
+    except (CheckpointError, ConfigError, DataError, OSError, MemoryError, ImportError):
+        raise
+    except KeyError as error:
+        what = error.args[0] if error.args else "something"
+        raise CheckpointError(
+            f"{path}: {what!r} is missing among its hyper_parameters or tensors, so the model cannot be rebuilt."
+        ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise CheckpointError(
+            f"{path}: its hyper_parameters and tensors do not make a model ({reason}). The file is damaged, or another "
+            "program wrote it."
+        ) from error
+
+
+def check_sizes(options: Mapping[str, Any], state: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse options that describe a model much larger than the weights in the file, before it is built.
+
+    Raises:
+        CheckpointError: Naming the option.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: its state_dict is no table of tensors, so it is not a model file.")
+    numbers = max(sum(value.numel() for value in state.values()), 1)
+    for key in ("embedding_dimension", "num_layers", "num_rbf", "max_z", "num_heads", "num_filters"):
+        size = options.get(key)
+        most = 2 * math.isqrt(numbers) if key == "embedding_dimension" else numbers
+        if isinstance(size, int) and size > most:
+            raise CheckpointError(
+                f"{path}: {key}={size} describes a larger model than the file holds, which has {numbers:,} numbers."
+            )
 
 
 def hyper_parameters_of(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> dict[str, Any]:

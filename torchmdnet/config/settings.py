@@ -266,6 +266,11 @@ def _without_reference_prior(found: dict[str, Setting]) -> dict[str, Setting]:
     """Undo :func:`add_reference_prior`, however often earlier releases applied it."""
     names = found.get("prior_model", Setting(None, "")).value
     arguments = found.get("prior_args", Setting(None, "")).value
+    source = found.get("prior_model", Setting(None, "")).source
+    if names is not None:
+        coerce("prior_model", names, source)  # a file may hold anything
+    if arguments is not None:
+        coerce("prior_args", arguments, found["prior_args"].source)
     priors = prior_entries(names)
     if arguments is not None:
         arguments = [arguments] if isinstance(arguments, Mapping) else list(arguments)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torchmdnet.datasets.faults import faults_are_refused
 from torchmdnet.datasets.files import find_files, progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames, Indices, JoinedFrames, as_tensor, checked_indices
 from torchmdnet.datasets.labels import Absence, LabelKind, Labels, LabelShape, find_label, suggested_names
-from torchmdnet.errors import DataError
+from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.units import normalise_unit
 
 __all__ = ["HDF5"]
@@ -102,7 +103,7 @@ class HDF5(FramesDataset):
         preload = sum(path.stat().st_size for path in self.files) <= dataset_preload_limit * 1024**2
         groups: list[_Group] = []
         for path in self.files:
-            with _open(path) as file:
+            with _open(path) as file, _readable(path):
                 self._read_metadata(file, path)
                 self._read_facts(file, path)
                 groups += [_Group(path, name, file[name], labels or {}) for name in file if name != METADATA]
@@ -259,17 +260,18 @@ class _Group:
 
     def read(self, key: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Samples of one dataset, (b, ...), finite."""
-        dataset = self._group()[key]
-        if key in self.shared:
-            one = dataset[()]
-            found = np.broadcast_to(
-                one, (len(range(self.num)[rows]) if isinstance(rows, slice) else len(rows), *one.shape)
-            )
-        elif isinstance(rows, slice):
-            found = dataset[rows]
-        else:
-            unique, inverse = np.unique(rows, return_inverse=True)  # HDF5 wants ascending numbers
-            found = dataset[unique][inverse]
+        with _readable(self.path):
+            dataset = self._group()[key]
+            if key in self.shared:
+                one = dataset[()]
+                found = np.broadcast_to(
+                    one, (len(range(self.num)[rows]) if isinstance(rows, slice) else len(rows), *one.shape)
+                )
+            elif isinstance(rows, slice):
+                found = dataset[rows]
+            else:
+                unique, inverse = np.unique(rows, return_inverse=True)  # HDF5 wants ascending numbers
+                found = dataset[unique][inverse]
         is_checked = found.dtype.kind == "f" and key not in (*self.labels, "stress") and faults_are_refused()
         if is_checked and not np.isfinite(found).all():
             first = int(np.argwhere(~np.isfinite(found))[0][0])
@@ -303,8 +305,9 @@ class _Group:
         return {name: value for name, value in out.items() if name not in ("batch", "ptr")}
 
     def elements(self) -> np.ndarray:
-        types = self._group()["types"]
-        return np.unique(np.asarray(types, dtype=np.int64))
+        with _readable(self.path):
+            types = np.asarray(self._group()["types"], dtype=np.int64)
+        return np.unique(types)
 
     def composition(self, indices: Indices | None = None) -> tuple[np.ndarray, np.ndarray]:
         z, elements = self.read("types"), self.elements()
@@ -319,6 +322,22 @@ def _open(path: Path) -> Any:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read as HDF5 ({error}). Is it complete?") from error
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Turn what HDF5 raises for a damaged file, in many kinds, into an error that names the file.
+
+    Raises:
+        DataError: Naming it.
+    """
+    try:
+        yield
+    except (ConfigError, DataError, FileNotFoundError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: the file cannot be read as HDF5 ({reason}). Is it complete?") from error
 
 
 def _check_alike(groups: Sequence[_Group], files: Sequence[Path]) -> None:

@@ -25,6 +25,8 @@ __all__ = ["ALL", "Index", "count_structures", "index_text", "read_structures"]
 
 #: A frame number, or the start, stop and step of a slice.
 Index = tuple[int | None, int | None, int | None] | int
+#: No structure has as many atoms.
+MOST_ATOMS = 10**12
 ALL: Index = (None, None, None)
 
 
@@ -114,6 +116,11 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}, frame {frame}: line {line_number} should be a number of atoms, "
                         f"but it is {header.strip()[:60]!r}."
                     ) from error
+                if not 0 <= num < MOST_ATOMS:
+                    raise DataError(
+                        f"{path}, frame {frame}: line {line_number} should be a number of atoms, "
+                        f"but it is {header.strip()[:60]!r}."
+                    )
                 body = list(itertools.islice(file, num + 1))
                 if len(body) < num + 1:
                     raise DataError(
@@ -146,7 +153,7 @@ def _is_cut(body: list[str]) -> bool:
         return False
     listed = re.search(r'Properties="?([^"\s]+)', body[0])
     counts = listed[1].split(":")[2::3] if listed else []
-    columns = sum(map(int, counts)) if all(map(str.isdigit, counts)) else 0
+    columns = sum(map(int, counts)) if all(re.fullmatch("[0-9]{1,6}", count) for count in counts) else 0
     if not columns and others:
         columns = min(len(line.split()) for line in others)
     widths = {len(line.rstrip()) for line in others}  # one width is a column format, in which a digit can be missed

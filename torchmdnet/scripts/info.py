@@ -21,14 +21,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
 
     from torchmdnet.checkpoint import describe
+    from torchmdnet.checkpoint.read import as_model_file
 
     card = describe(args.file)
-    if args.check:
-        card["check"] = _check(args.file, card)
-    if args.json:
-        print(json.dumps(card, indent=2, ensure_ascii=False))
-        return
-    _print(card)
+    with as_model_file(args.file):
+        if args.check:
+            card["check"] = _check(args.file, card)
+        if args.json:
+            print(json.dumps(card, indent=2, ensure_ascii=False))
+            return
+        _print(card)
 
 
 def get_parser() -> argparse.ArgumentParser:

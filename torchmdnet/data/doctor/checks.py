@@ -427,6 +427,20 @@ def large_forces(d: Diagnosis) -> Iterator[Finding]:
 TOO_CLOSE, MISTAKE = 0.55, 0.42
 
 
+def cells(d: Diagnosis) -> Iterator[Finding]:
+    """Cells without volume, or so flat that training refuses them."""
+    flat = np.flatnonzero(d.measured.is_flat)
+    if not len(flat):
+        return
+    rows = d.samples.take(flat[:1]).box[0].tolist()
+    yield Finding(
+        "cells", "error",
+        f"{_many(len(flat), 'sample has', 'samples have')} a cell without volume, or so flat that an atom has more "
+        f"periodic images in reach than a search looks at, such as {rows}.",
+        {"flat": len(flat)}, flat, "Check the unit of the cell; a row of zeros is an open direction.", DROP,
+    )  # fmt: skip
+
+
 def contacts(d: Diagnosis) -> Iterator[Finding]:
     """Atoms closer than chemistry allows."""
     m = d.measured
@@ -877,6 +891,7 @@ CHECKS: dict[str, Callable[[Diagnosis], Iterable[Finding]]] = {
     "net force": net_force,
     "torque": torque,
     "large forces": large_forces,
+    "cells": cells,
     "close contacts": contacts,
     "duplicates": repeated,
     "odd energies": odd_energies,

@@ -20,6 +20,7 @@ from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Indices
 from torchmdnet.datasets.labels import LabelKind
 from torchmdnet.neighbors import pairs_within
+from torchmdnet.neighbors.lattice import is_too_flat
 
 __all__ = ["HISTOGRAM", "REACH", "Block", "Measured", "Samples", "covalent_radii", "draw"]
 
@@ -88,6 +89,10 @@ class Samples:
             yield self.take(rows[first:last])
 
 
+#: Coordinates beyond this have squares that overflow, and belong to no structure.
+FARTHEST = 1e12
+
+
 class Block:
     """Some samples as arrays.
 
@@ -124,19 +129,32 @@ class Block:
         sums = [np.bincount(self.batch, weights=column, minlength=len(self)) for column in columns]
         return np.stack(sums, axis=1).reshape(len(self), *values.shape[1:])
 
-    def pairs(self, cutoff: float, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs within a cutoff, each once: i, j (P,) and the vectors from i to j (P, 3) in Å.
+    def is_flat(self, cutoff: float, scale: float = 1.0) -> np.ndarray:
+        """Samples (B,) in a cell without volume, or with more images in reach than a search will look at.
 
         Args:
             cutoff: In Å.
             scale: Å per unit of length of the data.
         """
-        usable = np.asarray(np.isfinite(self.pos).all(axis=1))
-        fine = np.ones(len(self), dtype=bool)
+        box = torch.from_numpy(self.box * scale)
+        return (is_too_flat(box, cutoff) & box.ne(0).flatten(1).any(dim=1)).numpy()
+
+    def pairs(self, cutoff: float, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs within a cutoff, each once: i, j (P,) and the vectors from i to j (P, 3) in Å.
+
+        Samples without a place for every atom, and those in cells that are too flat, have none.
+
+        Args:
+            cutoff: In Å.
+            scale: Å per unit of length of the data.
+        """
+        usable = np.asarray((np.abs(self.pos) < FARTHEST).all(axis=1))  # NaN is not below either
+        box = torch.from_numpy(self.box * scale)
+        fine = ~self.is_flat(cutoff, scale)
         fine[self.batch[~usable]] = False
         pos = np.where(usable[:, None], self.pos, 0.0) * scale
         atoms = np.flatnonzero(fine[self.batch])
-        box = torch.from_numpy(self.box * scale)
+        box[torch.from_numpy(~fine)] = 0.0
         i, j, shifts = pairs_within(
             torch.from_numpy(pos[atoms]), torch.from_numpy(self.batch[atoms]), box, len(self), cutoff
         )
@@ -184,6 +202,7 @@ class Measured:
         self.fingerprint = np.zeros((size, len(CENTERS)))
         self.sequence = np.zeros(size, dtype=np.uint64)  # of the atomic numbers, in their order
         self.is_periodic = np.zeros(size, dtype=bool)
+        self.is_flat = np.zeros(size, dtype=bool)
         self.charge_sum = np.full(size, np.nan)
         #: Samples in which a quantity is missing (all of it NaN) or partly not finite.
         self.missing: dict[str, list[np.ndarray]] = {}
@@ -222,6 +241,7 @@ class Measured:
 
     def _sizes(self, block: Block) -> None:
         self.is_periodic[block.rows] = block.box.any(axis=(1, 2))
+        self.is_flat[block.rows] = block.is_flat(REACH, self.scale)
         place = np.arange(len(block.z)) - block.ptr[:-1][block.batch]
         words = self._words[place % 4096] * (block.z.astype(np.uint64) + np.uint64(place.max(initial=0) // 4096 + 1))
         starts = np.minimum(block.ptr[:-1], max(len(words) - 1, 0))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from torchmdnet.data.doctor.neighbours import nearest
-from torchmdnet.data.doctor.samples import Measured, Samples, covalent_radii, draw
+from torchmdnet.data.doctor.samples import FARTHEST, Measured, Samples, covalent_radii, draw
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.units import energy_factor, length_factor
 
@@ -127,7 +127,7 @@ def _nearest(samples: Samples, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
         for number in range(len(block)):
             part = slice(block.ptr[number], block.ptr[number + 1])
             pos, z, box = block.pos[part], block.z[part], block.box[number]
-            if not np.isfinite(pos).all() or z.max(initial=0) >= len(SYMBOLS):
+            if not (np.abs(pos) < FARTHEST).all() or z.max(initial=0) >= len(SYMBOLS):  # NaN is not below either
                 continue
             if box.any():
                 edges = box[np.abs(box).sum(axis=1) > 0]

@@ -1,0 +1,102 @@
+"""A model file whose options are missing or of another kind is refused with its name and the option."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchmdnet.build import create_model
+from torchmdnet.checkpoint import describe, load_model, save_model
+from torchmdnet.checkpoint.load import load_weights, usable_device
+from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.scripts.main import main
+from torchmdnet.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.ckpt"
+    save_model(tiny_model("tensornet"), path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def changed(content, tmp_path):
+    def write(change):
+        path = tmp_path / "changed.ckpt"
+        stored = dict(content["hyper_parameters"])
+        stored = change(stored) or stored
+        torch.save({**content, "hyper_parameters": stored}, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("key", ["embedding_dimension", "model", "output_model"])
+@pytest.mark.parametrize("words", [["convert", "new.safetensors"], ["export", "new.pt2"]], ids=lambda words: words[0])
+def test_a_command_says_which_option_a_file_lacks(changed, key, words, tmp_path, monkeypatch, capsys):
+    def leave_out(stored):
+        stored.pop(key)
+
+    monkeypatch.chdir(tmp_path)
+    path = changed(leave_out)
+    with pytest.raises(SystemExit) as end:
+        main([words[0], str(path), words[1]])
+    told = capsys.readouterr().err
+    assert end.value.code in (1, 2)
+    assert f"{key}: " in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_a_checkpoint_without_the_number_of_layers_does_not_fit(changed, capsys):
+    def leave_out(stored):
+        stored.pop("num_layers")
+
+    path = changed(leave_out)
+    with pytest.raises(CheckpointError, match=r"changed\.ckpt"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ({"num_layers": "a"}, "num_layers: 'a' is not valid. It takes a whole number"),
+    ({"cutoff_upper": float("nan")}, "cutoff_upper: 'nan' is not valid. It takes a finite number"),
+    ({"activation": ["silu"]}, "activation: .* It takes text"),
+    ({"num_layers": 10**9}, "num_layers=1000000000 describes a larger model than the file holds"),
+    ({"embedding_dimension": 10**6}, "embedding_dimension=1000000 describes a larger model"),
+])  # fmt: skip
+def test_options_of_another_kind_are_refused_by_their_key(changed, option, message):
+    path = changed(lambda stored: stored | option)
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize("stored", [3, "text", [1], None])
+def test_options_that_are_no_mapping_are_refused(changed, content, stored):
+    path = changed(lambda _: None)
+    torch.save({**content, "hyper_parameters": stored}, path)
+    for read in (load_model, describe):
+        with pytest.raises(CheckpointError, match=r"changed\.ckpt"):
+            read(path)
+
+
+def test_weights_that_are_no_tensors_are_refused(content, tmp_path):
+    torch.save({**content, "state_dict": {"model.mean": [1, 2]}}, tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match=r"odd\.ckpt"):
+        load_model(tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match=r"odd\.ckpt"):
+        load_weights(tiny_model("tensornet"), tmp_path / "odd.ckpt")
+
+
+def test_an_option_that_a_new_model_needs_is_named(content):
+    options = {key: value for key, value in content["hyper_parameters"].items() if key != "embedding_dimension"}
+    with pytest.raises(ConfigError, match="embedding_dimension: missing"):
+        create_model(options)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "", "nonsense:x"])
+def test_a_device_that_is_not_there_is_refused_before_the_file_is_read(device):
+    with pytest.raises(ConfigError, match="device: "):
+        usable_device(device)
+    with pytest.raises(ConfigError, match="device: "):
+        load_model("no-such-file.ckpt", device=device)
