@@ -49,13 +49,13 @@ def test_a_command_says_which_option_a_file_lacks(changed, key, words, tmp_path,
     assert not list(tmp_path.glob("new*"))
 
 
-def test_a_checkpoint_without_the_number_of_layers_does_not_fit(changed, capsys):
-    def leave_out(stored):
-        stored.pop("num_layers")
-
-    path = changed(leave_out)
-    with pytest.raises(CheckpointError, match=r"changed\.ckpt"):
-        load_model(path)
+def test_an_old_checkpoint_without_its_number_of_layers_says_so(content, tmp_path):
+    state = {key: value for key, value in content["state_dict"].items() if not key.endswith("distance.box")}
+    options = {key: value for key, value in content["hyper_parameters"].items() if key != "num_layers"}
+    torch.save({"state_dict": state, "hyper_parameters": options}, tmp_path / "old.ckpt")
+    for read in (load_model, describe):
+        with pytest.raises(CheckpointError, match=r"old\.ckpt: 'num_layers' is missing"):
+            read(tmp_path / "old.ckpt")
 
 
 @pytest.mark.parametrize(("option", "message"), [
