@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 from conftest import WITHOUT_RIGHTS
 from numba.core import event
@@ -303,3 +304,33 @@ def test_digest_follows_imports() -> None:
     assert loop_cache.source_digest(nodes.__name__) != loop_cache.source_digest(simd.__name__)
     text = Path(nodes.__file__).read_text()
     assert "\nfrom torchmdnet.ops.kernels.simd import" in text  # in the form that the digest looks for
+
+
+@loop_cache.jit()
+def halved(x):
+    return x / 2
+
+
+@loop_cache.jit()
+def impossible(x):
+    return x.nothing
+
+
+def test_a_lock_is_held_until_the_code_is_written_or_compiling_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    held, write = [], loop_cache._write
+
+    def note(path: Path, payload: bytes) -> None:
+        held.append([Path(lock.lock_file).name for lock in loop_cache._HELD] == [f"{path.name}.lock"])
+        write(path, payload)
+
+    monkeypatch.setattr(loop_cache, "_write", note)
+    monkeypatch.setattr(loop_cache, "writable_folder", lambda: tmp_path)
+    monkeypatch.setattr(loop_cache, "folders", lambda: (tmp_path,))
+    assert halved(3.0) == 1.5
+    assert held == [True]
+    with pytest.raises(numba.TypingError):
+        impossible(3.0)
+    assert loop_cache._HELD == []
+    assert [path.suffix for path in tmp_path.iterdir()] == [".loop"]

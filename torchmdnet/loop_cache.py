@@ -339,7 +339,7 @@ class _Progress(event.Listener):
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
-        if event.is_failed:
+        if event._exc_details is not None:  # event.is_failed is true where nothing failed, and only there
             for lock in reversed(_HELD[-1:]):
                 _release(lock)
         if not self._began or self._depth:
