@@ -21,9 +21,21 @@ POTENTIALS: dict[str, dict] = {name: {"model": name} for name in ARCHITECTURES} 
 }
 
 
+#: Variants of an architecture are tried every day on ions and in boxes of all kinds, which hold the others.
+CASES = [
+    pytest.param(
+        options,
+        systems,
+        id=f"{name}-{which}",
+        marks=pytest.mark.slow if name not in ARCHITECTURES and which in ("molecules", "cell") else [],
+    )
+    for name, options in POTENTIALS.items()
+    for which, systems in SYSTEMS.items()
+]
+
+
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-@pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
-@pytest.mark.parametrize("options", POTENTIALS.values(), ids=POTENTIALS)
+@pytest.mark.parametrize(("options", "systems"), CASES)
 def test_contract(options, systems: Systems, check) -> None:
     module = ARCHITECTURES.addresses[options["model"]].partition(":")[0]
     assert importlib.util.find_spec(module), module

@@ -56,6 +56,11 @@ CASES = [
     for options in OPTIONS
     if reads(model, options)
 ]
+#: Activations know nothing of boxes and charges; that their slopes are right is tried every day.
+RARELY = [
+    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow if "activation" in str(case.id) else [])
+    for case in CASES
+]
 
 
 def four_systems() -> Systems:
@@ -88,7 +93,7 @@ def alone(number: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(("name", "options"), RARELY)
 def test_boxes_charges_and_spins_are_taken_alike(name: str, options: dict[str, Any]) -> None:
     model = tiny_model(name, **options)
     z, pos, batch, box, q = SYSTEMS
