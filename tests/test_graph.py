@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchmdnet.graph import build_graph, sum_to_atoms, sum_to_systems
+from torchmdnet.graph import build_graph, count_systems, sum_to_atoms, sum_to_systems
+from torchmdnet.testing import tiny_model
 
 
 def atoms(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,3 +93,18 @@ def test_charges_take_the_precision_of_the_positions() -> None:
     assert graph.q is not None
     assert graph.q.dtype == torch.float64
     assert graph.q.shape == (1,)
+
+
+def test_a_call_that_is_compiled_for_no_atoms_has_no_systems():
+    from torchmdnet.tracing import recording
+
+    with recording():
+        assert count_systems(torch.zeros(0, dtype=torch.long)) == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_model_answers_for_no_atoms():
+    model = tiny_model("tensornet", derivative=False)
+    nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0, 3, dtype=model.dtype), torch.zeros(0, dtype=torch.long)
+    energy, _ = torch.compile(model, backend="eager")(*nothing)
+    assert energy.shape == model(*nothing)[0].shape

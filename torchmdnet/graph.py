@@ -157,6 +157,8 @@ def count_systems(
             return value.numel()
     if box is not None and box.dim() == 3 and box.shape[0] != 1:
         return box.shape[0]
+    if isinstance(batch.shape[0], int) and batch.shape[0] == 0:  # compiled for no atoms; symbols are not asked
+        return 0
     last: Any = batch.max().item()  # int() would fix the number where a call is exported
     torch._check(last >= 0)
     return last + 1
