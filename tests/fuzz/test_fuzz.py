@@ -72,6 +72,7 @@ STRUCTURES = [
     (b"0\n\n", ".xyz"),
     (b"", ".h5"),
     (targets.hdf5(pos=targets.arrays()["R"], types=targets.arrays()["z"])[:900], ".h5"),
+    (targets.npz(z=targets.arrays()["z"], R=targets.arrays()["R"], pbc=targets.arrays()["R"]), ".npz"),
     (targets.npz(z=targets.arrays()["z"], R=targets.arrays()["R"] * 1e30), ".npz"),
 ]
 

@@ -269,7 +269,14 @@ def _atoms(found: dict[str, Any], columns: Columns, where: str) -> Atoms:
         cell = _numbers(found.pop(names["cell"]), (3, 3), "iuf", f"{where}: {names['cell']}")
     pbc = np.abs(cell).sum(axis=1) > 0  # where the row does not say
     if names["pbc"]:
-        pbc = np.broadcast_to(np.asarray(found.pop(names["pbc"]), dtype=bool), 3)
+        stated = found.pop(names["pbc"])
+        try:
+            pbc = np.broadcast_to(np.asarray(stated, dtype=bool), 3)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{where}: {names['pbc']} is {str(stated)[:60]!r}; it says for each lattice vector, or all, whether "
+                "the structure repeats along it, true or false."
+            ) from error
     if found.get("cauchy_stress_volume_normalized") is False:  # its sign is not stated
         found["cauchy_stress_times_volume"] = found.pop("cauchy_stress", None)
     atoms = Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc)
