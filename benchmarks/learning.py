@@ -92,7 +92,7 @@ def learn(name: str, epochs: int, threads: int) -> dict[str, Any]:
         Its options, errors over the epochs on the validation set, and those of the best epoch on the test set.
     """
     options = {**SHARED, "model": name, **ARCHITECTURES[name], "num_epochs": epochs}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         conf, log_dir = Path(folder) / "conf.yaml", Path(folder) / "run"
         conf.write_text(json.dumps({**options, "log_dir": str(log_dir)}))  # JSON is YAML

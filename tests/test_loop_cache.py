@@ -50,35 +50,25 @@ assert found == [2 * 1.0] * len(threads) or found == [3.0]
 print(found[0], "compiled" if sum(fill.stats.cache_misses.values()) else "loaded")
 """
 LOOPS = """
-import numba
-from torchmdnet.ops.kernels.threads import compiled
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 
 @compiled
-def fill(x, out):
-    for i in numba.prange(x.shape[0]):
+def fill(job, x, out):
+    for i in claimed(job, x.shape[0]):
         out[i] = 2 * x[i]
 """
-#: Does it with a little work and with much, as the arguments say, and tells which copy ran, on which threads.
+#: Does it with a little work and with much, as the arguments say, and tells whether it was compiled.
 CALL_LOOPS = """
 import sys
-import numba, numpy as np, torch
+import numpy as np, torch
 from torchmdnet_loops import fill
 torch.set_num_threads(2)
 x, out = np.arange(1000.0), np.zeros(1000)
-copies = {"serial": fill.serial, "threaded": fill.threaded}
 for size in sys.argv[1:]:
     out[:] = 0
     fill({"small": 1, "large": 10**9}[size], x, out)
     assert (out == 2 * x).all()
-    try:
-        numba.threading_layer()
-        threads = "threads"
-    except ValueError:
-        threads = "no threads"
-    for name, copy in copies.items():
-        for origin, counts in (("compiled", copy.stats.cache_misses), ("loaded", copy.stats.cache_hits)):
-            threads += f", {name} {origin}" if sum(counts.values()) else ""
-    print(f"{size}, {threads}")
+print("compiled" if sum(fill.entry.stats.cache_misses.values()) else "loaded")
 """
 
 Call = Callable[..., subprocess.CompletedProcess]
@@ -95,8 +85,7 @@ def call(tmp_path: Path) -> Call:
     def run(*sizes: str, threads: int = 1, **environment: str) -> subprocess.CompletedProcess:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA_", "OMP_"))}
         path = os.pathsep.join([str(code), *sys.path])
-        settings = {"PYTHONPATH": path, "NUMBA_NUM_THREADS": "2", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-        settings["THREADS"] = str(threads)
+        settings = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "THREADS": str(threads)}
         return subprocess.run(
             [*WITHOUT_RIGHTS, sys.executable, "-c", CALL_LOOPS if sizes else CALL_PLAIN, *sizes],
             env=kept | settings | environment,
@@ -117,16 +106,12 @@ def told(end: subprocess.CompletedProcess) -> str:
     return end.stdout.strip()
 
 
-def test_copies_for_one_and_for_several_threads_are_kept_apart(call: Call) -> None:
-    assert told(call("small")) == "small, no threads, serial compiled"
-    assert told(call("large")) == "large, threads, threaded compiled"
-    both = told(call("small", "large")).splitlines()
-    assert both == ["small, no threads, serial loaded", "large, threads, serial loaded, threaded loaded"]
-
-
-def test_the_large_system_may_come_first(call: Call) -> None:
-    assert told(call("large")) == "large, threads, threaded compiled"
-    assert told(call("small")) == "small, no threads, serial compiled"
+@pytest.mark.parametrize("sizes", [("small", "large"), ("large", "small")])
+def test_one_compilation_serves_one_thread_and_several(sizes: tuple[str, str], call: Call, tmp_path: Path) -> None:
+    assert told(call(sizes[0])) == "compiled"
+    files = entries(tmp_path)
+    assert told(call(sizes[1])) == "loaded"
+    assert entries(tmp_path) == files
 
 
 def test_an_edited_helper_is_compiled_again_and_the_old_code_goes(call: Call, tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """Compiled loops on disk, so that a machine compiles each of them once.
 
-Numba's own cache does not tell a loop compiled for one thread from the same loop compiled for several, does not notice
-that a helper in another file has changed, and raises an error where neither the package's folder nor the home folder
+Numba's own cache does not tell one loop compiled with different options apart, does not notice that a helper in another
+file has changed, and raises an error where neither the package's folder nor the home folder
 can be written. :func:`jit` compiles like ``numba.njit`` and keeps the result here instead.
 
 An entry is one file. Its name holds everything the machine code depends on, so a file either fits or is not looked at:
 
 ============  =====================================================================================================
 function      module and name, readable
-variant       ``serial``, ``parallel`` or ``checked``, readable, and a digest of the options
+options       a digest of what it is compiled with
 machine       a digest of the signature, the processor and its features, and the releases of Numba, llvmlite and Python
 source        a digest of the module's source and of all modules of this package that it imports
 ============  =====================================================================================================
@@ -57,7 +57,7 @@ _DIGEST = hashlib.sha256
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """``numba.njit`` with these options, with machine code kept on disk.
 
-    Two dispatchers of one function with different options, such as ``parallel=True``, are kept apart.
+    Two dispatchers of one function with different options, such as ``boundscheck=True``, are kept apart.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -83,8 +83,6 @@ class LoopCache:
         self._name = f"{function.__module__.removeprefix('torchmdnet.')}.{function.__qualname__}"
         self._name = re.sub(r"[^\w.]", "_", self._name)
         self._options = ", ".join(f"{key}={_sorted(value)}" for key, value in sorted(options.items()))
-        variant = "parallel" if options.get("parallel") else "serial"
-        self._variant = "checked" if options.get("boundscheck") else variant
         self._source = source_digest(function.__module__)
         self._locks: dict[Any, FileLock] = {}
         self._is_enabled = True
@@ -102,7 +100,7 @@ class LoopCache:
 
     def flush(self) -> None:
         for folder in folders():
-            for path in folder.glob(f"{self._name}-{self._variant}-{_short(self._options)}-*"):
+            for path in folder.glob(f"{self._name}-{_short(self._options)}-*"):
                 _delete(path)
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
@@ -148,7 +146,7 @@ class LoopCache:
 
     def _entry(self, sig: Any, target_context: Any) -> str:
         machine = (sig, target_context.codegen().magic_tuple(), _releases(), _settings())
-        return f"{self._name}-{self._variant}-{_short(self._options)}-{_short(machine)}-{self._source}.loop"
+        return f"{self._name}-{_short(self._options)}-{_short(machine)}-{self._source}.loop"
 
 
 def _sorted(value: Any) -> Any:
@@ -171,7 +169,7 @@ def _settings() -> list[Any]:
 
 
 #: Modules without loops of their own. How they compile is in the options.
-_COMPILERS = (__name__, "torchmdnet.ops.kernels.threads")
+_COMPILERS = (__name__, "torchmdnet.ops.kernels.compiling")
 
 
 @functools.cache

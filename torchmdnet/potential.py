@@ -25,6 +25,7 @@ from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.neighbors import can_check, check_finite
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.inference import outside_inference_mode
+from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.stacking import Stack, find_same_edges, moved_copies
@@ -253,12 +254,22 @@ class TorchMD_Net(nn.Module):
             by_atom: Sum the energy in float64 from the contributions of the atoms, and return these; for potentials
                 whose :attr:`is_sum_of_atoms` holds.
         """
-        keep = torch.is_grad_enabled()
         if not (forces or virial):
             energy, values, atomic = self._values(inputs, properties=properties, by_atom=by_atom)
             return Evaluation(energy, None, None, values, atomic)
         if is_abstract():
             return self._evaluate_abstractly(inputs, forces=forces, virial=virial, properties=properties)
+        options = {"forces": forces, "virial": virial, "properties": properties, "by_atom": by_atom}
+        if self.training:
+            return self._evaluate_eagerly(inputs, **options)
+        with cores.for_all():
+            return self._evaluate_eagerly(inputs, **options)
+
+    def _evaluate_eagerly(
+        self, inputs: Inputs, *, forces: bool, virial: bool, properties: bool, by_atom: bool
+    ) -> Evaluation:
+        """:meth:`evaluate` with forces or a virial, where nothing is recorded for later."""
+        keep = torch.is_grad_enabled()
         found = self._evaluate_directly(inputs, virial=virial, properties=properties, by_atom=by_atom)
         if found is not None:
             return found if forces else found._replace(forces=None)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.neighbors import loops, search, vectors, verlet
 from torchmdnet.ops import attention, edge_network, irreps, kernels, messages
-from torchmdnet.ops.kernels import operators, threads
+from torchmdnet.ops.kernels import compiling, operators, sharing
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, rows_of_edges, rows_of_pairs
 from torchmdnet.testing import derivatives, tiny_model
 
@@ -128,7 +128,7 @@ def put_guards() -> None:
     for module in pkgutil.iter_modules(kernels.__path__):
         importlib.import_module(f"{kernels.__name__}.{module.name}")
     of_neighbors = {}
-    for address, loop in threads.LOOPS.items():
+    for address, loop in compiling.LOOPS.items():
         module, name = address.rsplit(".", 1)
         if module == loops.__name__:
             of_neighbors[name] = guards.around(address, loop)
@@ -431,7 +431,8 @@ def drive_parts_of_searches(box: Tensor) -> None:
 def drive(options: dict[str, Any]) -> None:
     torch.set_num_threads(options["num_threads"])
     if options["num_threads"] > 1:
-        threads.WORTH_THREADS = operators.WORTH_THREADS = 0
+        sharing.WORTH_THREADS = operators.WORTH_THREADS = 0
+        sharing.cores.notice = lambda is_late: None  # more than one thread, also where cores are busy
     if options["is_narrow"]:  # as if a caller had forgotten to ask
         operators.lanes_of = lambda itemsize: 1
         guards.may_refuse = True
@@ -458,7 +459,7 @@ def main() -> None:
     drive(options)
     summary = {
         "called": sorted(guards.called),
-        "missing": sorted(set(threads.LOOPS) - set(guards.called)),
+        "missing": sorted(set(compiling.LOOPS) - set(guards.called)),
         "refused": sorted(guards.refused),
         "comparisons": comparisons,
     }

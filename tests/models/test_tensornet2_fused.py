@@ -12,7 +12,7 @@ from torchmdnet.models import tensornet2_fused
 from torchmdnet.models.tensornet2 import TensorNet2
 from torchmdnet.models.tensornet2_fused import FrozenTensorNet2
 from torchmdnet.ops import edge_network
-from torchmdnet.ops.kernels import threads
+from torchmdnet.ops.kernels import sharing
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
 
@@ -155,7 +155,7 @@ def test_copies_and_pickles_work_on(monkeypatch) -> None:
 @pytest.mark.parametrize("kept", [0, 10**6])
 def test_several_threads_give_the_numbers_of_one(kept: int, monkeypatch) -> None:
     monkeypatch.setattr(tensornet2_fused, "KEPT", kept)
-    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    monkeypatch.setattr(sharing, "WORTH_THREADS", 0)
     model, systems = model_of(embedding_dimension=24), SYSTEMS["cell"]
     before, results = torch.get_num_threads(), []
     try:

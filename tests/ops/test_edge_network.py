@@ -9,7 +9,7 @@ import torch
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.ops import edge_network, kernels
 from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
-from torchmdnet.ops.kernels import threads
+from torchmdnet.ops.kernels import sharing
 from torchmdnet.ops.kernels.activation import silu
 
 
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 @pytest.mark.parametrize("kept", [0, 10**6])
 def test_two_threads_find_what_one_finds(kept: int, monkeypatch) -> None:
     monkeypatch.setattr(edge_network, "KEPT", kept)
-    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    monkeypatch.setattr(sharing, "WORTH_THREADS", 0)
     tensors, graph = arguments(40, hidden=24, channels=33)
     results, before = [], torch.get_num_threads()
     try:

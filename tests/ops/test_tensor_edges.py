@@ -213,6 +213,14 @@ def test_derivatives_of_embeddings_along_a_direction_and_their_gradients_are_tho
 
 def test_threads_share_blocks_of_channels_unless_receivers_are_many() -> None:
     assert loops.shares(1, 8, 20) == (1, 1)
-    assert loops.shares(2, 8, 20) == (2, 1)
-    assert loops.shares(20, 8, 20) == (8, 2)
-    assert loops.shares(20, 8, 20 * loops.MANY) == (1, 20)
+    assert loops.shares(2, 8, 20) == (2, 16)
+    assert loops.shares(2, 8, 3) == (2, 3)
+    assert loops.shares(20, 8, 20) == (8, 20)
+    assert loops.shares(20, 8, 20 * loops.MANY) == (1, 320)
+
+
+def test_what_ranges_sum_is_made_once_for_each_thread() -> None:
+    assert loops.shares(1, 8, 20, sums=True) == (1, 1)
+    assert loops.shares(2, 8, 20, sums=True) == (2, 1)
+    assert loops.shares(20, 8, 20, sums=True) == (8, 2)
+    assert loops.shares(20, 8, 20 * loops.MANY, sums=True) == (1, 20)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
 
 from torchmdnet.neighbors.lattice import Lattice
+from torchmdnet.ops.kernels.threads import cores
 
 __all__ = ["vesin_pairs", "without_transforms"]
 
@@ -18,7 +19,7 @@ def vesin_pairs(
     """See :func:`torchmdnet.neighbors.pairs_within`; one call of vesin per system, on the CPU."""
     from vesin import NeighborList
 
-    search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=torch.get_num_threads())
+    search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=cores.for_loops())
     points = without_transforms(pos.detach().to("cpu", torch.float64))
     systems = without_transforms(batch.cpu())
     is_sorted = bool((systems[1:] >= systems[:-1]).all())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchmdnet.ops.kernels.threads import exact
+from torchmdnet.ops.kernels.compiling import exact
 
 __all__ = [
     "close_images",

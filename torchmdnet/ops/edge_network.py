@@ -242,7 +242,7 @@ class EdgeRun:
 
     def _blocks(self) -> Iterator[_Block]:
         """Receivers with about :data:`BLOCK` edges at a time."""
-        lower, num_atoms, threads = 0, self.graph.num_atoms, torch.get_num_threads()
+        lower, num_atoms, threads = 0, self.graph.num_atoms, kernels.cores.count()
         size = BLOCK if threads == 1 else SHARED * threads
         while lower < num_atoms:
             upper = int(np.searchsorted(self.row_start, self.row_start[lower] + size, side="right")) - 1
@@ -304,7 +304,7 @@ class EdgeRun:
         found = EdgeInputs(*(torch.zeros_like(x) for x in inputs))
         layers = zip(self.weights, (bias.tensor for bias in self.biases[1:]), strict=True)
         of_network = [torch.zeros_like(x) for layer in layers for x in layer] if of_weights else []
-        loops, groups = kernels.edge_network_loops(), PORTIONS * torch.get_num_threads()
+        loops, groups = kernels.edge_network_loops(), PORTIONS * kernels.cores.count()
         O, inputs, out = grad.numpy(), inputs.arrays(), found.arrays()
         per_edge = np.empty((groups, self.longest), O.dtype)
         rooms = [self._take(self.longest, self.widths) for _ in range(3)]
@@ -319,7 +319,7 @@ class EdgeRun:
             self.activation.both(before[-1], self.biases[-1], weight, g)
             arrays = (weight.array, g.array, inputs.envelope, O, inputs.X, *self._where(block), out.X, g.array, along)
             loops.message_backward(9 * weight.array.size, *arrays)
-            loops.add_along(along.size, along, self.pair, block.edges.start, out.envelope)
+            loops.add_along(along, self.pair, block.edges.start, out.envelope)
             for k in reversed(range(len(self.weights))):
                 if of_weights:
                     self.activation.value(before[k], self.biases[k], after[k])

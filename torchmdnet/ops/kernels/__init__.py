@@ -23,6 +23,7 @@ from torchmdnet.ops.kernels.operators import (
     tensor_edge_loops,
     vector_edge_loops,
 )
+from torchmdnet.ops.kernels.threads import cores
 
 __all__ = [
     "TWINS",
@@ -31,6 +32,7 @@ __all__ = [
     "can_loop",
     "can_pass",
     "can_run",
+    "cores",
     "edge_loops",
     "edge_network_loops",
     "embed",

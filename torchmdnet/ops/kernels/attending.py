@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import Form
 from torchmdnet.ops.kernels.operators import EdgeLayout, _array, _flat, _fold, can_loop
+from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.ops.kernels.work import WORTH_THREADS, lanes_of
 
 __all__ = ["CONTRACTION", "AttentionLayout", "attend_gradients", "attend_value", "contract_edges", "contract_receivers"]
@@ -86,7 +87,7 @@ def _tensors(q: Tensor, k: Tensor, X: Tensor, u: Tensor, coef: Tensor, fade: Ten
 
 def _num_ranges(work: int) -> int:
     """Ranges of atoms for threads to share; a few more than threads, as atoms differ."""
-    threads = torch.get_num_threads()
+    threads = cores.count()
     return 4 * threads if threads > 1 and work >= WORTH_THREADS else 1
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from torchmdnet.ops.kernels.compiling import inlined
 from torchmdnet.ops.kernels.edges import clear, interpolate, project, scatter
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import lanes_that_divide, lanes_that_fit, load, splat, store, total
-from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
     "attend",
@@ -50,12 +50,12 @@ def spread_heads(total, num_heads, s):
 
 
 @compiled
-def contract_edges(coef, cell, table, q, k, sender, row, row_start, out):
+def contract_edges(job, coef, cell, table, q, k, sender, row, row_start, out):
     """out_ijh = Σ_d q_i k_j w_ij."""
     num_atoms, F = q.shape
     W = lanes_that_fit(q, F)
     num_heads = out.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(F, q.dtype)
         mine = q[i]
         for e in range(row_start[i], row_start[i + 1]):
@@ -67,12 +67,12 @@ def contract_edges(coef, cell, table, q, k, sender, row, row_start, out):
 
 
 @compiled
-def contract_receivers(coef, cell, table, S, k, sender, row, row_start, out):
+def contract_receivers(job, coef, cell, table, S, k, sender, row, row_start, out):
     """out_i = Σ_j S_ij k_j w_ij."""
     num_atoms, F = k.shape
     W = lanes_that_fit(k, F)
     num_heads = S.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w, s = np.empty(F, k.dtype), np.empty(F, k.dtype)
         here = out[i]
         clear(here)
@@ -85,12 +85,12 @@ def contract_receivers(coef, cell, table, S, k, sender, row, row_start, out):
 
 
 @compiled
-def contract_coef(cell, table, S, q, k, sender, row, row_start, out_edge):
+def contract_coef(job, cell, table, S, q, k, sender, row, row_start, out_edge):
     """The derivatives in the coefficients of every edge, Σ_f table[cell + k] S_ij q_i k_j."""
     num_atoms, F = q.shape
     W = lanes_that_fit(q, F)
     num_heads, num = S.shape[1], out_edge.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         s = np.empty(F, q.dtype)
         mine = q[i]
         for e in range(row_start[i], row_start[i + 1]):
@@ -102,11 +102,11 @@ def contract_coef(cell, table, S, q, k, sender, row, row_start, out_edge):
 
 
 @compiled
-def contract_table(coef, cell, S, q, k, sender, row, row_start, out):
+def contract_table(job, coef, cell, S, q, k, sender, row, row_start, out):
     """out[cell + k] = Σ_e coef_k S_ij q_i k_j; ``out`` (T, R, F) has one table for each of T groups of atoms."""
     num_atoms, F = q.shape
     num_heads, groups = S.shape[1], out.shape[0]
-    for group in numba.prange(groups):
+    for group in claimed(job, groups):
         table = out[group]
         for r in range(table.shape[0]):
             clear(table[r])
@@ -127,7 +127,23 @@ def contract_table(coef, cell, S, q, k, sender, row, row_start, out):
 
 @compiled
 def attend(
-    coef, cell, table, fade, q, k, X, u, sender, row, reverse, row_start, num_heads, vectors_fade, num_ranges, out
+    job,
+    coef,
+    cell,
+    table,
+    fade,
+    q,
+    k,
+    X,
+    u,
+    sender,
+    row,
+    reverse,
+    row_start,
+    num_heads,
+    vectors_fade,
+    num_ranges,
+    out,
 ):
     """See :func:`torchmdnet.ops.attention.attend`."""
     num_atoms, F = q.shape
@@ -136,7 +152,7 @@ def attend(
     blocks = F // W // num_heads
     U, O = u.reshape(-1), out.reshape(-1)
     Q, K, V = q.reshape(-1), k.reshape(-1), X.reshape(-1)
-    for part in numba.prange(num_ranges):
+    for part in claimed(job, num_ranges):
         w, a = np.empty(size, q.dtype), np.empty(num_heads, q.dtype)
         one = w.dtype.type(1)
         first, last = part * num_atoms // num_ranges, (part + 1) * num_atoms // num_ranges
@@ -182,8 +198,8 @@ def attend(
 
 @compiled
 def attend_backward(
-    coef, cell, table, fade, q, k, X, u, grad, sender, row, reverse, row_start, num_heads, vectors_fade, num_ranges,
-    of_q, of_k, of_X, of_u, of_edge,
+    job, coef, cell, table, fade, q, k, X, u, grad, sender, row, reverse, row_start, num_heads, vectors_fade,
+    num_ranges, of_q, of_k, of_X, of_u, of_edge,
 ):  # fmt: skip
     """Gradients of :func:`attend`, given that of its result; of_edge (E, K + 1) holds those of coef and of fade."""
     num_atoms, F = q.shape
@@ -193,7 +209,7 @@ def attend_backward(
     U, G = u.reshape(-1), grad.reshape(-1)
     Q, K, V = q.reshape(-1), k.reshape(-1), X.reshape(-1)
     dQ, dK, dV, dU = of_q.reshape(-1), of_k.reshape(-1), of_X.reshape(-1), of_u.reshape(-1)
-    for part in numba.prange(num_ranges):
+    for part in claimed(job, num_ranges):
         w, dw = np.empty(size, q.dtype), np.empty(size, q.dtype)
         a, b = np.empty(num_heads, q.dtype), np.empty(num_heads, q.dtype)
         zero, one = w.dtype.type(0), w.dtype.type(1)

@@ -8,11 +8,10 @@ They work on the edges of a block of receivers, ``lower`` to ``upper``. Edges ar
 
 from __future__ import annotations
 
-import numba
-
+from torchmdnet.ops.kernels.compiling import called, inlined
 from torchmdnet.ops.kernels.nodes import components, put
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import exp, fit, lanes_that_fit, load, num_lanes, repeat, splat, store, total
-from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
     "add_along",
@@ -30,12 +29,12 @@ __all__ = [
 
 
 @compiled
-def read(coef, cell, table, out):
+def read(job, coef, cell, table, out):
     """out_p = Σ_k coef_pk table[cell_p + k]: a function of distance at each pair, (P, K)."""
     K, num = table.shape[1], coef.shape[1]
     W = lanes_that_fit(table, K)
     t, c, o = table.reshape(-1), coef.reshape(-1), out.reshape(-1)
-    for p in numba.prange(out.shape[0]):
+    for p in claimed(job, out.shape[0]):
         for block in range(0, K, W):
             f = fit(block, K, W)
             value = repeat(c, p * num) * load(t, cell[p] * K + f)
@@ -45,12 +44,12 @@ def read(coef, cell, table, out):
 
 
 @compiled
-def read_backward(cell, table, grad, out):
+def read_backward(job, cell, table, grad, out):
     """The gradient of :func:`read` in the coefficients."""
     K, W = table.shape[1], num_lanes(table)
     t, g = table.reshape(-1), grad.reshape(-1)
     whole = K - K % W
-    for p in numba.prange(out.shape[0]):
+    for p in claimed(job, out.shape[0]):
         for k in range(out.shape[1]):
             at = (cell[p] + k) * K
             along = splat(t, 0.0)
@@ -63,12 +62,13 @@ def read_backward(cell, table, grad, out):
 
 
 @compiled
-def join(radial, receiving, sending, pair, sender, row_start, lower, upper, out):
+def join(job, radial, receiving, sending, pair, sender, row_start, lower, upper, out):
     """out_ij = R_p + A_i + B_j: (P, K), (N, K), (N, K) -> (E, K)."""
     K = radial.shape[1]
     W = lanes_that_fit(radial, K)
     R, A, B, o = radial.reshape(-1), receiving.reshape(-1), sending.reshape(-1), out.reshape(-1)
-    for i in numba.prange(lower, upper):
+    for n in claimed(job, upper - lower):
+        i = lower + n
         for e in range(row_start[i], row_start[i + 1]):
             r, b, at = pair[e] * K, sender[e] * K, (e - row_start[lower]) * K
             for block in range(0, K, W):
@@ -77,11 +77,11 @@ def join(radial, receiving, sending, pair, sender, row_start, lower, upper, out)
 
 
 @compiled
-def join_backward(grad, pair, sender, row_start, lower, upper, groups, out_radial, out_receiving, out_sending):
+def join_backward(job, grad, pair, sender, row_start, lower, upper, groups, out_radial, out_receiving, out_sending):
     """What :func:`join` read grows by its gradients; threads share the channels."""
     K, W = out_radial.shape[1], num_lanes(grad)
     g, R, A, B = grad.reshape(-1), out_radial.reshape(-1), out_receiving.reshape(-1), out_sending.reshape(-1)
-    for group in numba.prange(groups):
+    for group in claimed(job, groups):
         first, last, end = share(group, groups, K, W)
         for i in range(lower, upper):
             for e in range(row_start[i], row_start[i + 1]):
@@ -112,13 +112,13 @@ def sigmoid(x, zero, one):
 
 
 @compiled
-def silu(x, bias, out):
+def silu(job, x, bias, out):
     """SiLU of x + bias: (E, K), (K,) -> (E, K)."""
     E, K = x.shape
     W = lanes_that_fit(x, K)
     flat, o = x.reshape(-1), out.reshape(-1)
     zero, one = splat(flat, 0.0), splat(flat, 1.0)
-    for e in numba.prange(E):
+    for e in claimed(job, E):
         for block in range(0, K, W):
             f = fit(block, K, W)
             v = load(flat, e * K + f) + load(bias, f)
@@ -126,13 +126,13 @@ def silu(x, bias, out):
 
 
 @compiled
-def silu_both(x, bias, out, out_slope):
+def silu_both(job, x, bias, out, out_slope):
     """SiLU and its derivative."""
     E, K = x.shape
     W = lanes_that_fit(x, K)
     flat, o, os = x.reshape(-1), out.reshape(-1), out_slope.reshape(-1)
     zero, one = splat(flat, 0.0), splat(flat, 1.0)
-    for e in numba.prange(E):
+    for e in claimed(job, E):
         for block in range(0, K, W):
             f = fit(block, K, W)
             v = load(flat, e * K + f) + load(bias, f)
@@ -143,13 +143,13 @@ def silu_both(x, bias, out, out_slope):
 
 
 @compiled
-def silu_backward(x, bias, grad, out):
+def silu_backward(job, x, bias, grad, out):
     """The gradient times the derivative of SiLU."""
     E, K = x.shape
     W = lanes_that_fit(x, K)
     flat, g, o = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
     zero, one = splat(flat, 0.0), splat(flat, 1.0)
-    for e in numba.prange(E):
+    for e in claimed(job, E):
         for block in range(0, K, W):
             f = fit(block, K, W)
             v = load(flat, e * K + f) + load(bias, f)
@@ -158,13 +158,13 @@ def silu_backward(x, bias, grad, out):
 
 
 @compiled
-def silu_twice(x, inner, grad, out_x, out_inner):
+def silu_twice(job, x, inner, grad, out_x, out_inner):
     """Gradients of :func:`silu_backward` without bias, in x and in the gradient it was given, ``inner``."""
     E, K = x.shape
     W = lanes_that_fit(x, K)
     flat, g, h, ox, og = x.reshape(-1), inner.reshape(-1), grad.reshape(-1), out_x.reshape(-1), out_inner.reshape(-1)
     zero, one, two = splat(flat, 0.0), splat(flat, 1.0), splat(flat, 2.0)
-    for e in numba.prange(E):
+    for e in claimed(job, E):
         for block in range(0, K, W):
             k = e * K + fit(block, K, W)
             v, change = load(flat, k), load(h, k)
@@ -175,12 +175,13 @@ def silu_twice(x, inner, grad, out_x, out_inner):
 
 
 @compiled
-def message(weight, envelope, X, pair, sender, row_start, lower, upper, out):
+def message(job, weight, envelope, X, pair, sender, row_start, lower, upper, out):
     """out_i = Σ_j c_ij w_ij X_j: (E, 3 F), (P,), (N, 9, F) -> (N, 9, F)."""
     F, W = X.shape[2], num_lanes(X)
     w, x, o = weight.reshape(-1), X.reshape(-1), out.reshape(-1)
     whole = F - F % W
-    for i in numba.prange(lower, upper):
+    for n in claimed(job, upper - lower):
+        i = lower + n
         for k in range(i * 9 * F, (i + 1) * 9 * F):
             o[k] = 0
         for e in range(row_start[i], row_start[i + 1]):
@@ -205,7 +206,7 @@ def message(weight, envelope, X, pair, sender, row_start, lower, upper, out):
 
 @compiled
 def message_backward(
-    weight, slope, envelope, O, X, pair, sender, row_start, lower, upper, out, out_weight, out_envelope
+    job, weight, slope, envelope, O, X, pair, sender, row_start, lower, upper, out, out_weight, out_envelope
 ):
     """Gradients of :func:`message`, for a gradient O in the sums.
 
@@ -217,7 +218,7 @@ def message_backward(
     o, ow = out.reshape(-1), out_weight.reshape(-1)
     groups = out_envelope.shape[0]
     zero = splat(x, 0.0)
-    for group in numba.prange(groups):
+    for group in claimed(job, groups):
         first, last, end = share(group, groups, F, W)
         for i in range(lower, upper):
             for e in range(row_start[i], row_start[i + 1]):
@@ -268,7 +269,7 @@ def cross(g, x, o, here, there, w, s):
     return s
 
 
-@compiled
+@called
 def add_along(per_edge, pair, first, out):
     """out_p += Σ_g of row g for the edges that begin at ``first``: (G, E) -> (P,)."""
     for group in range(per_edge.shape[0]):

@@ -10,11 +10,11 @@ coef (P, K). ``starts`` (L + 1,) says where the components of each part begin. E
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from torchmdnet.ops.kernels.compiling import called, inlined
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store, total
-from torchmdnet.ops.kernels.threads import called, compiled, inlined
 
 __all__ = [
     "embed_both",
@@ -150,13 +150,13 @@ def overlap(here, there, F, parts, s):
 
 
 @compiled
-def message_sum(coef, cell, table, X, sender, row, row_start, starts, out):
+def message_sum(job, coef, cell, table, X, sender, row, row_start, starts, out):
     """out_i = Σ_j w_ij X_j."""
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(X, parts * F)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(parts * F, X.dtype)
         here = out[i]
         clear(here)
@@ -167,14 +167,14 @@ def message_sum(coef, cell, table, X, sender, row, row_start, starts, out):
 
 
 @compiled
-def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, out, out_edge):
+def message_both(job, coef, cell, table, O, X, sender, row, back, row_start, starts, out, out_edge):
     """out_j = Σ_i w_ij O_i, and the derivatives in the coefficients of every edge, Σ_f table[cell + k] O_i X_j."""
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(X, parts * F)
     num = coef.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(parts * F, X.dtype)
         here, mine = out[i], X[i]
         clear(here)
@@ -188,14 +188,14 @@ def message_both(coef, cell, table, O, X, sender, row, back, row_start, starts, 
 
 
 @compiled
-def message_coef(cell, table, O, X, sender, row, row_start, starts, out_edge):
+def message_coef(job, cell, table, O, X, sender, row, row_start, starts, out_edge):
     """The derivatives in the coefficients of every edge, Σ_f table[cell + k] O_i X_j."""
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(X, parts * F)
     num = out_edge.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         s = np.empty(parts * F, X.dtype)
         mine = O[i]
         for e in range(row_start[i], row_start[i + 1]):
@@ -215,13 +215,13 @@ def scatter(s, coef, cell, p, table):
 
 
 @compiled
-def message_table(coef, cell, O, X, sender, row, reverse, row_start, starts, out):
+def message_table(job, coef, cell, O, X, sender, row, reverse, row_start, starts, out):
     """out[cell + k] = Σ_e coef_k O_i X_j; ``out`` (T, R, L F) has one table for each of T groups of atoms."""
     num_atoms, size = X.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     groups = out.shape[0]
-    for group in numba.prange(groups):
+    for group in claimed(job, groups):
         table = out[group]
         for r in range(table.shape[0]):
             clear(table[r])
@@ -251,13 +251,13 @@ def weigh(w, factor_i, factor_j):
 
 
 @compiled
-def embed_sum(coef, cell, table, Y, Z, sender, row, row_start, starts, out):
+def embed_sum(job, coef, cell, table, Y, Z, sender, row, row_start, starts, out):
     """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1)."""
     num_atoms, size = out.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(Z, parts * F)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(parts * F, Z.dtype)
         here = out[i]
         clear(here)
@@ -343,14 +343,14 @@ def across(here, w, F, parts, out):
 
 
 @compiled
-def embed_both(coef, cell, table, O, Y, Z, sender, row, row_start, starts, out_Y, out_edge):
+def embed_both(job, coef, cell, table, O, Y, Z, sender, row, row_start, starts, out_Y, out_edge):
     """The derivatives in Y and in the coefficients of every edge."""
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(O, parts * F)
     num = coef.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(parts * F, O.dtype)
         here = O[i]
         for e in range(row_start[i], row_start[i + 1]):
@@ -364,13 +364,13 @@ def embed_both(coef, cell, table, O, Y, Z, sender, row, row_start, starts, out_Y
 
 
 @compiled
-def embed_direction(coef, cell, table, O, Z, sender, row, row_start, starts, out):
+def embed_direction(job, coef, cell, table, O, Z, sender, row, row_start, starts, out):
     """out_ij,c = Σ_f O_ic w_ij (Z_i0 + Z_j1)."""
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(O, parts * F)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(parts * F, O.dtype)
         for e in range(row_start[i], row_start[i + 1]):
             interpolate(table, coef, cell, row[e], w, W)
@@ -379,14 +379,14 @@ def embed_direction(coef, cell, table, O, Z, sender, row, row_start, starts, out
 
 
 @compiled
-def embed_coef(cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
+def embed_coef(job, cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
     """The derivatives in the coefficients of every edge, Σ_cf table[cell + k] O_ic Y_ijc (Z_i0 + Z_j1)."""
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(O, parts * F)
     num = out_edge.shape[1]
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         s = np.empty(parts * F, O.dtype)
         for e in range(row_start[i], row_start[i + 1]):
             along(O[i], Y[e], F, parts, s)
@@ -395,13 +395,13 @@ def embed_coef(cell, table, O, Y, Z, sender, row, row_start, starts, out_edge):
 
 
 @compiled
-def embed_table(coef, cell, O, Y, Z, sender, row, reverse, row_start, starts, out):
+def embed_table(job, coef, cell, O, Y, Z, sender, row, reverse, row_start, starts, out):
     """out[cell + k] = Σ_e coef_k Σ_c O_ic Y_ijc (Z_i0 + Z_j1), in T tables as in :func:`message_table`."""
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     groups = out.shape[0]
-    for group in numba.prange(groups):
+    for group in claimed(job, groups):
         table = out[group]
         for r in range(table.shape[0]):
             clear(table[r])
@@ -423,13 +423,13 @@ def embed_table(coef, cell, O, Y, Z, sender, row, reverse, row_start, starts, ou
 
 
 @compiled
-def embed_factor(coef, cell, table, O, Y, sender, row, back, reverse, row_start, starts, out):
+def embed_factor(job, coef, cell, table, O, Y, sender, row, back, reverse, row_start, starts, out):
     """out_i0 = Σ_j Σ_c O_ic Y_ijc w_ij and out_i1 = Σ_j Σ_c O_jc Y_jic w_ji."""
     num_atoms, size = O.shape
     parts = starts.shape[0] - 1
     F = size // starts[parts]
     W = lanes_that_fit(O, parts * F)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         w = np.empty(parts * F, O.dtype)
         s = np.empty(parts * F, O.dtype)
         clear(out[i, 0])

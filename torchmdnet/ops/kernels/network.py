@@ -8,21 +8,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
+from torchmdnet.ops.kernels.compiling import called, inlined
 from torchmdnet.ops.kernels.edges import clear
 from torchmdnet.ops.kernels.nodes import add, components, dot, put
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store
-from torchmdnet.ops.kernels.threads import compiled, inlined
 from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = [
     "add_norms_backward",
     "can_pack",
+    "distances_backward",
     "fill_packed",
     "geometry",
-    "geometry_backward",
     "geometry_tangent",
     "mix",
     "pack",
@@ -32,20 +32,21 @@ __all__ = [
     "scale_tangent",
     "squared_norms",
     "squared_norms_tangent",
+    "vectors_backward",
 ]
 
 _R2, _R6 = 2**0.5, 6**-0.5
 
 
 @compiled
-def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, coef, slope, cell):
+def geometry(job, vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, coef, slope, cell):
     """Directions u = vec / dist, their components Y (E, 9), and where distances lie between the rows of a spline.
 
     ``coef`` (P, 6) are the coefficients times the cosine envelope, ``slope`` their derivatives in the distance.
     ``basis`` (6, 6) holds the polynomials of the B-splines. Without cells, each pair has two rows of its own, value and
     slope at its distance, and ``coef`` is (P, 2).
     """
-    for e in numba.prange(vec.shape[0]):
+    for e in claimed(job, vec.shape[0]):
         x, y, z = vec[e, 0], vec[e, 1], vec[e, 2]
         r = dist[row[e]]
         if r > 0:
@@ -58,7 +59,7 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
         here[7] = (x * x - y * y) / _R2
         here[8] = _R6 * (2 * z * z - x * x - y * y)
     step = (upper - lower) / max(num_cells, 1)
-    for p in numba.prange(dist.shape[0]):
+    for p in claimed(job, dist.shape[0], 1):
         r = dist[p]
         fade, steep = 0.0, 0.0
         if r < upper and (lower == 0 or r > lower):
@@ -87,13 +88,12 @@ def geometry(vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, c
 
 
 @compiled
-def geometry_backward(u, dist, row, back, handedness, grad_Y, grad_dist, grad_back, out_vec, out_dist):
-    """Gradients of :func:`geometry` in the vectors (E, 3), and in the distances (P,).
+def vectors_backward(job, u, dist, row, handedness, grad_Y, out_vec):
+    """The gradient of :func:`geometry` in the vectors (E, 3).
 
-    ``grad_Y`` (S, E, 8), of the components beyond the first, and ``grad_dist`` (S, E) are added up, as is ``grad_back``
-    (T, E) of edges in another order, whose pairs are ``back``.
+    ``grad_Y`` (S, E, 8), of the components beyond the first, is added up.
     """
-    for e in numba.prange(u.shape[0]):
+    for e in claimed(job, u.shape[0]):
         r = dist[row[e]]
         x, y, z = u[e, 0], u[e, 1], u[e, 2]
         gx, gy, gz = 0.0, 0.0, 0.0
@@ -106,9 +106,17 @@ def geometry_backward(u, dist, row, back, handedness, grad_Y, grad_dist, grad_ba
             out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = gx / r, gy / r, gz / r
         else:
             out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = 0, 0, 0
+
+
+@called
+def distances_backward(u, row, back, vec, grad_dist, grad_back, out_dist):
+    """The gradient of :func:`geometry` in the distances (P,), when that in the vectors is known.
+
+    ``grad_dist`` (S, E) is added up, as is ``grad_back`` (T, E) of edges in another order, whose pairs are ``back``.
+    """
     clear(out_dist)
     for e in range(u.shape[0]):
-        out_dist[row[e]] -= out_vec[e, 0] * u[e, 0] + out_vec[e, 1] * u[e, 1] + out_vec[e, 2] * u[e, 2]
+        out_dist[row[e]] -= vec[e, 0] * u[e, 0] + vec[e, 1] * u[e, 1] + vec[e, 2] * u[e, 2]
     for t in range(grad_dist.shape[0]):
         for e in range(u.shape[0]):
             out_dist[row[e]] += grad_dist[t, e]
@@ -118,9 +126,9 @@ def geometry_backward(u, dist, row, back, handedness, grad_Y, grad_dist, grad_ba
 
 
 @compiled
-def geometry_tangent(u, dist, row, handedness, slope, dvec, ddist, out_Y, out_coef):
+def geometry_tangent(job, u, dist, row, handedness, slope, dvec, ddist, out_Y, out_coef):
     """Derivatives of :func:`geometry` as vectors and distances change: of the components Y and the coefficients."""
-    for e in numba.prange(u.shape[0]):
+    for e in claimed(job, u.shape[0]):
         r = dist[row[e]]
         x, y, z = u[e, 0], u[e, 1], u[e, 2]
         dx, dy, dz = dvec[e, 0], dvec[e, 1], dvec[e, 2]
@@ -135,7 +143,7 @@ def geometry_tangent(u, dist, row, handedness, slope, dvec, ddist, out_Y, out_co
         d[4], d[5], d[6] = _R2 * (dx * y + x * dy), _R2 * (dy * z + y * dz), _R2 * (dx * z + x * dz)
         d[7] = _R2 * (x * dx - y * dy)
         d[8] = 2 * _R6 * (2 * z * dz - x * dx - y * dy)
-    for p in numba.prange(dist.shape[0]):
+    for p in claimed(job, dist.shape[0], 1):
         for k in range(slope.shape[1]):
             out_coef[p, k] = slope[p, k] * ddist[p]
 
@@ -154,11 +162,11 @@ def pack(W: Any, *, turned: bool) -> Any:
     many = 2 * lanes_of(W.itemsize)
     F, G = W.shape[:0:-1] if turned else W.shape[1:]
     out = np.empty((3, (G + many - 1) // many, F, many), W.dtype)
-    fill_packed(W.size, W, turned, out)
+    fill_packed(W, turned, out)
     return out
 
 
-@compiled
+@called
 def fill_packed(W, turned, out):
     """The loop of :func:`pack`; the last block overlaps the one before."""
     _, blocks, F, _ = out.shape
@@ -186,7 +194,7 @@ def put_two(o, k, W, a, b):
 
 
 @compiled
-def mix(X, packed, out):
+def mix(job, X, packed, out):
     """out_c = X_c W of the part of c: (N, 9, F) -> (N, 9, G), with weights from :func:`pack`.
 
     Six rows times two vectors of channels at a time keep twelve sums in registers; the last rows are made twice.
@@ -196,7 +204,7 @@ def mix(X, packed, out):
     W = lanes_that_fit(X, G, 2)
     x, w, o = X.reshape(-1), packed.reshape(-1), out.reshape(-1)
     zero = splat(x, 0.0)
-    for chunk in numba.prange((num_atoms + CHUNK - 1) // CHUNK):
+    for chunk in claimed(job, (num_atoms + CHUNK - 1) // CHUNK):
         atom = chunk * CHUNK
         for part in range(3):
             c, first = 2 * part + 1, part * part
@@ -236,12 +244,12 @@ def mix(X, packed, out):
 
 
 @compiled
-def squared_norms(X, out):
+def squared_norms(job, X, out):
     """out = |X|², (N, 9, F) -> (N, F)."""
     num_atoms, _, F = X.shape
     lanes = lanes_that_fit(X, F)
     x, o = X.reshape(-1), out.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, lanes):
             f = fit(block, F, lanes)
             v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
@@ -250,24 +258,24 @@ def squared_norms(X, out):
 
 
 @compiled
-def squared_norms_tangent(X, dX, out):
+def squared_norms_tangent(job, X, dX, out):
     """The derivative of :func:`squared_norms`, 2 ⟨X, dX⟩."""
     num_atoms, _, F = X.shape
     lanes = lanes_that_fit(X, F)
     x, dx, o = X.reshape(-1), dX.reshape(-1), out.reshape(-1)
     two = splat(x, 2.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, lanes):
             f = fit(block, F, lanes)
             store(o, n * F + f, two * dot(components(x, n * 9 * F + f, F), components(dx, n * 9 * F + f, F)))
 
 
 @compiled
-def add_norms_backward(X, grad, out):
+def add_norms_backward(job, X, grad, out):
     """out += 2 X grad, the gradient of :func:`squared_norms`."""
     num_atoms, _, F = X.shape
     x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for c in range(9):
             at = n * 9 * F + c * F
             for f in range(F):
@@ -291,12 +299,12 @@ def multiply(a, b):
 
 
 @compiled
-def scale(X, gate, out):
+def scale(job, X, gate, out):
     """out = X times the gate of each part: (N, 9, F), (N, 3 F)."""
     num_atoms, _, F = X.shape
     lanes = lanes_that_fit(X, F)
     x, g, o = X.reshape(-1), gate.reshape(-1), out.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, lanes):
             f = fit(block, F, lanes)
             k = n * 9 * F + f
@@ -304,13 +312,13 @@ def scale(X, gate, out):
 
 
 @compiled
-def scale_backward(X, gate, grad, out_X, out_gate):
+def scale_backward(job, X, gate, grad, out_X, out_gate):
     """Gradients of :func:`scale`."""
     num_atoms, _, F = X.shape
     lanes = lanes_that_fit(X, F)
     x, g, d = X.reshape(-1), gate.reshape(-1), grad.reshape(-1)
     ox, og = out_X.reshape(-1), out_gate.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, lanes):
             f = fit(block, F, lanes)
             at, k = n * 3 * F + f, n * 9 * F + f
@@ -323,12 +331,12 @@ def scale_backward(X, gate, grad, out_X, out_gate):
 
 
 @compiled
-def scale_tangent(X, dX, gate, dgate, out):
+def scale_tangent(job, X, dX, gate, dgate, out):
     """The derivative of :func:`scale`."""
     num_atoms, _, F = X.shape
     lanes = lanes_that_fit(X, F)
     x, dx, g, dg, o = X.reshape(-1), dX.reshape(-1), gate.reshape(-1), dgate.reshape(-1), out.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, lanes):
             f = fit(block, F, lanes)
             at, k = n * 3 * F + f, n * 9 * F + f
@@ -336,13 +344,13 @@ def scale_tangent(X, dX, gate, dgate, out):
 
 
 @compiled
-def scale_reverse(X, dX, gate, dgate, O, dO, out_X, out_gate):
+def scale_reverse(job, X, dX, gate, dgate, O, dO, out_X, out_gate):
     """Gradients of :func:`scale` and :func:`scale_tangent` together, O in the value and dO in the derivative."""
     num_atoms, _, F = X.shape
     lanes = lanes_that_fit(X, F)
     x, dx, g, dg = X.reshape(-1), dX.reshape(-1), gate.reshape(-1), dgate.reshape(-1)
     d, dd, ox, og = O.reshape(-1), dO.reshape(-1), out_X.reshape(-1), out_gate.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, lanes):
             f = fit(block, F, lanes)
             at, k = n * 3 * F + f, n * 9 * F + f

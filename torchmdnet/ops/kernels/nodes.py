@@ -9,10 +9,9 @@ the one before, so F has to be at least as large as a vector.
 
 from __future__ import annotations
 
-import numba
-
+from torchmdnet.ops.kernels.compiling import inlined
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, splat, store
-from torchmdnet.ops.kernels.threads import compiled, inlined
 
 __all__ = [
     "interact",
@@ -142,14 +141,14 @@ def product(A, B, both):
 
 
 @compiled
-def matrix_product(X, Y, sign_X, sign_Y, both, out):
+def matrix_product(job, X, Y, sign_X, sign_Y, both, out):
     """out = X Y or X Y + Y X; a sign of -1 transposes by turning the antisymmetric part."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, y, o = X.reshape(-1), Y.reshape(-1), out.reshape(-1)
     r2, r3, r6 = splat(x, _R2), splat(x, _R3), splat(x, _R6)
     turn_X, turn_Y = splat(x, sign_X * _R2), splat(x, sign_Y * _R2)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
             A = matrix(components(x, k, F), r2, r3, r6, turn_X)
@@ -161,12 +160,12 @@ def matrix_product(X, Y, sign_X, sign_Y, both, out):
 
 
 @compiled
-def part_norms(X, out):
+def part_norms(job, X, out):
     """out = |I|², |A|², |S|² of each channel: (N, 9, F) -> (N, 3 F)."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, o = X.reshape(-1), out.reshape(-1)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             f = fit(block, F, W)
             v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
@@ -177,13 +176,13 @@ def part_norms(X, out):
 
 
 @compiled
-def part_norms_backward(X, grad, out):
+def part_norms_backward(job, X, grad, out):
     """out = 2 X times the gradient of each part, the gradient of :func:`part_norms`."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
     two = splat(x, 2.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             f = fit(block, F, W)
             at = n * 3 * F + f
@@ -193,13 +192,13 @@ def part_norms_backward(X, grad, out):
 
 
 @compiled
-def normalize(X, out):
+def normalize(job, X, out):
     """out = X / (|X|² + 1)."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, o = X.reshape(-1), out.reshape(-1)
     one = splat(x, 1.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
             v = components(x, k, F)
@@ -215,13 +214,13 @@ def pull_back_normalization(v, g, one, two):
 
 
 @compiled
-def normalize_backward(X, grad, out):
+def normalize_backward(job, X, grad, out):
     """Gradient of :func:`normalize` in X."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
     one, two = splat(x, 1.0), splat(x, 2.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
             put(o, k, F, pull_back_normalization(components(x, k, F), components(g, k, F), one, two))
@@ -238,14 +237,14 @@ def bend_normalization(v, a, b, one, two):
 
 
 @compiled
-def normalize_twice(X, inner, grad, out_X, out_inner):
+def normalize_twice(job, X, inner, grad, out_X, out_inner):
     """Gradients of :func:`normalize_backward` in X and in the gradient it was given, ``inner``."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, g, h = X.reshape(-1), inner.reshape(-1), grad.reshape(-1)
     ox, og = out_X.reshape(-1), out_inner.reshape(-1)
     one, two = splat(x, 1.0), splat(x, 2.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
             v, a, b = components(x, k, F), components(g, k, F), components(h, k, F)
@@ -254,13 +253,13 @@ def normalize_twice(X, inner, grad, out_X, out_inner):
 
 
 @compiled
-def normalize_reverse(X, dX, O, dO, out):
+def normalize_reverse(job, X, dX, O, dO, out):
     """Gradient in X of ⟨O, normalize(X)⟩ + ⟨dO, J dX⟩, with the Jacobian J of :func:`normalize`."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, dx, g, dg, o = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1), out.reshape(-1)
     one, two = splat(x, 1.0), splat(x, 2.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
             v = components(x, k, F)
@@ -269,13 +268,13 @@ def normalize_reverse(X, dX, O, dO, out):
 
 
 @compiled
-def interact(Y, M, factor, both, out):
+def interact(job, Y, M, factor, both, out):
     """out = P / (|P|² + 1) of P = factor (Y M + M Y), or without ``both`` P = 2 factor Y M."""
     num_atoms, _, F = Y.shape
     W = lanes_that_fit(Y, F)
     y, m, o = Y.reshape(-1), M.reshape(-1), out.reshape(-1)
     r2, r3, r6, one = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(y, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -286,14 +285,14 @@ def interact(Y, M, factor, both, out):
 
 
 @compiled
-def interact_backward(Y, M, factor, both, grad, out_Y, out_M):
+def interact_backward(job, Y, M, factor, both, grad, out_Y, out_M):
     """Gradients of :func:`interact` in Y and M."""
     num_atoms, _, F = Y.shape
     W = lanes_that_fit(Y, F)
     y, m, g, oy, om = Y.reshape(-1), M.reshape(-1), grad.reshape(-1), out_Y.reshape(-1), out_M.reshape(-1)
     r2, r3, r6, one, two = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0), splat(y, 2.0)
     turned = splat(y, -_R2)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(y, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -309,13 +308,13 @@ def interact_backward(Y, M, factor, both, grad, out_Y, out_M):
 
 
 @compiled
-def refine(X, D, factor, out):
+def refine(job, X, D, factor, out):
     """out = X + D + factor D²."""
     num_atoms, _, F = X.shape
     W = lanes_that_fit(X, F)
     x, d, o = X.reshape(-1), D.reshape(-1), out.reshape(-1)
     r2, r3, r6 = splat(x, _R2), splat(x, _R3), splat(x, _R6)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(x, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -326,14 +325,14 @@ def refine(X, D, factor, out):
 
 
 @compiled
-def refine_backward(D, factor, grad, out):
+def refine_backward(job, D, factor, grad, out):
     """Gradient of :func:`refine` in D."""
     num_atoms, _, F = D.shape
     W = lanes_that_fit(D, F)
     d, g, o = D.reshape(-1), grad.reshape(-1), out.reshape(-1)
     r2, r3, r6 = splat(d, _R2), splat(d, _R3), splat(d, _R6)
     turned = splat(d, -_R2)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(d, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -349,13 +348,13 @@ def refine_backward(D, factor, grad, out):
 
 
 @compiled
-def interact_tangent(Y, M, dY, dM, factor, both, out):
+def interact_tangent(job, Y, M, dY, dM, factor, both, out):
     """The derivative of :func:`interact`."""
     num_atoms, _, F = Y.shape
     W = lanes_that_fit(Y, F)
     y, m, dy, dm, o = Y.reshape(-1), M.reshape(-1), dY.reshape(-1), dM.reshape(-1), out.reshape(-1)
     r2, r3, r6, one, two = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0), splat(y, 2.0)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(y, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -369,7 +368,7 @@ def interact_tangent(Y, M, dY, dM, factor, both, out):
 
 
 @compiled
-def interact_reverse(Y, M, dY, dM, factor, both, O, dO, out_Y, out_M):
+def interact_reverse(job, Y, M, dY, dM, factor, both, O, dO, out_Y, out_M):
     """Gradients in Y and M of :func:`interact` and :func:`interact_tangent` together."""
     num_atoms, _, F = Y.shape
     W = lanes_that_fit(Y, F)
@@ -377,7 +376,7 @@ def interact_reverse(Y, M, dY, dM, factor, both, O, dO, out_Y, out_M):
     g, dg, oy, om = O.reshape(-1), dO.reshape(-1), out_Y.reshape(-1), out_M.reshape(-1)
     r2, r3, r6, one, two = splat(y, _R2), splat(y, _R3), splat(y, _R6), splat(y, 1.0), splat(y, 2.0)
     turned = splat(y, -_R2)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(y, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -407,13 +406,13 @@ def interact_reverse(Y, M, dY, dM, factor, both, O, dO, out_Y, out_M):
 
 
 @compiled
-def refine_tangent(D, dX, dD, factor, out):
+def refine_tangent(job, D, dX, dD, factor, out):
     """The derivative of :func:`refine`."""
     num_atoms, _, F = D.shape
     W = lanes_that_fit(D, F)
     d, dx, dd, o = D.reshape(-1), dX.reshape(-1), dD.reshape(-1), out.reshape(-1)
     r2, r3, r6 = splat(d, _R2), splat(d, _R3), splat(d, _R6)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(d, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)
@@ -424,14 +423,14 @@ def refine_tangent(D, dX, dD, factor, out):
 
 
 @compiled
-def refine_reverse(D, dD, factor, O, dO, out):
+def refine_reverse(job, D, dD, factor, O, dO, out):
     """Gradient in D of :func:`refine` and :func:`refine_tangent` together."""
     num_atoms, _, F = D.shape
     W = lanes_that_fit(D, F)
     d, dd, g, dg, o = D.reshape(-1), dD.reshape(-1), O.reshape(-1), dO.reshape(-1), out.reshape(-1)
     r2, r3, r6 = splat(d, _R2), splat(d, _R3), splat(d, _R6)
     turned = splat(d, -_R2)
-    for n in numba.prange(num_atoms):
+    for n in claimed(job, num_atoms):
         times = splat(d, factor[n])
         for block in range(0, F, W):
             k = n * 9 * F + fit(block, F, W)

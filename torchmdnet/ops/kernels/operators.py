@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import TWINS, Form, Stage
+from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.ops.kernels.work import WORTH_THREADS, lanes_of
 from torchmdnet.tracing import is_traced, records_operators
 
@@ -186,7 +187,7 @@ class EdgeLayout(NamedTuple):
     def groups(self, table: tuple[int, ...], work: int) -> int:
         """Tables that threads fill side by side, to be added up: as many as there are threads, if they are small."""
         is_small = 4 * table[0] <= self.sender.shape[0]
-        return torch.get_num_threads() if is_small and work >= WORTH_THREADS else 1
+        return cores.count() if is_small and work >= WORTH_THREADS else 1
 
     def work(self, channels: int) -> int:
         """Multiply-adds of one pass, roughly."""
@@ -420,13 +421,13 @@ def _norms_definition(X: Tensor) -> Tensor:
 
 def _norms_value(X: Tensor) -> Tensor:
     out = X.new_empty(X.shape[0], 3 * X.shape[2])
-    node_loops().part_norms(2 * X.numel(), _array(X), out.numpy())
+    node_loops().part_norms(32 * X.numel(), _array(X), out.numpy())
     return out
 
 
 def _norms_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple[Tensor | None, ...]:
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    node_loops().part_norms_backward(2 * X.numel(), _array(X), _array(grad), out.numpy())
+    node_loops().part_norms_backward(32 * X.numel(), _array(X), _array(grad), out.numpy())
     return (out,)
 
 

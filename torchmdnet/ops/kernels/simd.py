@@ -34,7 +34,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 from numpy.polynomial import Chebyshev, Polynomial
 
-from torchmdnet.ops.kernels.threads import inlined
+from torchmdnet.ops.kernels.compiling import inlined
 from torchmdnet.ops.kernels.work import CHECKS, lanes_of
 
 __all__ = [

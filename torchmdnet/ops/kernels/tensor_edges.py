@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 
+from torchmdnet.ops.kernels.compiling import called, inlined, spliced
+from torchmdnet.ops.kernels.sharing import PARTS_PER_THREAD, claimed, compiled
 from torchmdnet.ops.kernels.simd import item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
-from torchmdnet.ops.kernels.threads import called, compiled, inlined, spliced
 from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = [
@@ -128,23 +128,25 @@ def block_size(itemsize: int) -> int:
     return 2 * lanes_of(itemsize)
 
 
-def shares(threads: int, num_blocks: int, num_chunks: int) -> tuple[int, int]:
+def shares(threads: int, num_blocks: int, num_chunks: int, sums: bool = False) -> tuple[int, int]:
     """Into how many parts threads divide blocks of channels, the sides S, and receivers, the ranges T.
 
-    Blocks first, so that each thread reads its own. But what is made for edges needs memory for every side, so where
-    receivers are many these are divided.
+    Each thread would best read blocks of its own. But what is made for edges needs memory for every side, so where
+    receivers are many only these are divided. There are more parts than threads, so that they end together, except
+    where each range has a table of its own and the ``sums`` over all ranges are wanted.
     """
-    if num_chunks >= MANY * threads:
-        return 1, threads
-    return min(threads, num_blocks), max(threads // num_blocks, 1)
+    sides = 1 if num_chunks >= MANY * threads else min(threads, num_blocks)
+    if sums or threads == 1:
+        return sides, max(threads // sides, 1)
+    return sides, max(min(PARTS_PER_THREAD * threads // sides, num_chunks), 1)
 
 
 @compiled
-def pack(X, out):
+def pack(job, X, out):
     """Channels in blocks: (N, C, F) -> (B, N, C, 2 lanes), with zeros behind the last channel."""
     num_atoms, C, F = X.shape
     x, o, W = X.reshape(-1), out.reshape(-1), lanes_that_divide(out, out.shape[3])
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         for b in range(out.shape[0]):
             room = F - 2 * W * b
             for c in range(C):
@@ -351,12 +353,12 @@ def sum_five(x, xo, w, stride, sender, slot, lo, hi, W, z):
 
 
 @compiled
-def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def message_sum(job, coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij X_j, (N, 9, F), from packed tables and features."""
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, spare = aligned(most * 6 * W, X), aligned(10 * W, X)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -420,7 +422,7 @@ def longest(row_start):
 
 @compiled
 def message_backward(
-    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
+    job, coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
 ):
     """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
@@ -431,7 +433,7 @@ def message_backward(
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
     z, edges = splat(x, 0.0), longest(row_start)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, s, spare = aligned(most * 12 * W, X), aligned(edges * W, X), aligned(10 * W, X)
         to = out_edge[g % sides]
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
@@ -477,13 +479,15 @@ def change_five(x, dx, xo, w, sender, slot, lo, hi, W, z):
 
 
 @compiled
-def message_tangent(coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def message_tangent(
+    job, coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
+):
     """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`message_sum`."""
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
     x, dx = X.reshape(-1), dX.reshape(-1)
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, spare = aligned(most * 12 * W, X), aligned(10 * W, X)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -533,7 +537,9 @@ def clear_up_to(values, number, W, z):
 
 
 @compiled
-def message_reverse(coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def message_reverse(
+    job, coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
+):
     """Gradients in the table of :func:`message_sum` and of :func:`message_tangent`, together.
 
     table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 3, 2 lanes) has a packed
@@ -544,7 +550,7 @@ def message_reverse(coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first
     x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
     size = out.shape[2] * 6 * W
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         s = aligned(most * 12 * W, X)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -593,12 +599,12 @@ def turn_five(v, y, at, u, w):
 
 
 @compiled
-def embed_sum(coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def embed_sum(job, coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1), (N, 9, F), from packed tables and factors."""
     B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], lanes_that_divide(Z, Z.shape[3]), coef.shape[1]
     t, c, f, o, y = tables.reshape(-1), coef.reshape(-1), Z.reshape(-1), out.reshape(-1), Y.reshape(-1)
     z = splat(f, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, spare = aligned(most * 6 * W, Z), aligned(10 * W, Z)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -642,7 +648,24 @@ def onto(y, at, v):
 
 @compiled
 def embed_backward(
-    coef, slope, place, tables, O, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out_Y, out_edge
+    job,
+    coef,
+    slope,
+    place,
+    tables,
+    O,
+    Y,
+    Z,
+    sender,
+    slot,
+    chunk,
+    first,
+    row_start,
+    most,
+    sides,
+    ranges,
+    out_Y,
+    out_edge,
 ):
     """Gradients of :func:`embed_sum` in the components of directions beyond the first, and in the distances.
 
@@ -651,7 +674,7 @@ def embed_backward(
     B, num_atoms, W, num = O.shape[0], O.shape[1], lanes_that_divide(O, O.shape[3]), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), Z.reshape(-1)
     x, y = O.reshape(-1), Y.reshape(-1)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w = aligned(most * 12 * W, O)
         to, to_Y = out_edge[g % sides], out_Y[g % sides].reshape(-1)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
@@ -686,14 +709,14 @@ def embed_backward(
 
 @compiled
 def embed_tangent(
-    coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out
+    job, coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out
 ):
     """out_i = Σ_j (dY_ij w_ij + Y_ij dw_ij) (Z_i0 + Z_j1), the derivative of :func:`embed_sum`."""
     B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], lanes_that_divide(Z, Z.shape[3]), coef.shape[1]
     t, c, d, f, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1), out.reshape(-1)
     y, dy = Y.reshape(-1), dY.reshape(-1)
     z = splat(f, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, spare = aligned(most * 12 * W, Z), aligned(10 * W, Z)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -747,7 +770,26 @@ def raise_turned(x, dx, at, y, dy, e, u, w, s, k, W):
 
 @compiled
 def embed_reverse(
-    coef, dcoef, place, tables, O, dO, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_Z
+    job,
+    coef,
+    dcoef,
+    place,
+    tables,
+    O,
+    dO,
+    Y,
+    dY,
+    Z,
+    sender,
+    slot,
+    chunk,
+    first,
+    row_start,
+    most,
+    sides,
+    ranges,
+    out,
+    out_Z,
 ):
     """Gradients of :func:`embed_sum` and of :func:`embed_tangent` together.
 
@@ -760,7 +802,7 @@ def embed_reverse(
     o, oz = out.reshape(-1), out_Z.reshape(-1)
     size = out.shape[2] * 6 * W
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, s = aligned(most * 12 * W, O), aligned(most * 12 * W, O)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):

@@ -1,107 +1,118 @@
-"""Compiling a loop for the CPU, for one thread and for several."""
+"""How many threads share a loop: as many as PyTorch uses, except where another program has their cores."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
+import threading
+import time
+from collections.abc import Iterator
 
-import numba
 import torch
 
-from torchmdnet.loop_cache import jit
-from torchmdnet.ops.kernels.work import CHECKS, WORTH_THREADS
-
-__all__ = ["LOOPS", "called", "compiled", "exact", "inlined", "spliced"]
+__all__ = ["Cores", "cores", "openmp"]
 
 log = logging.getLogger(__name__)
 
-#: Nothing calls the loops through a pointer of C, so they are compiled without that entry.
-_EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKS, "no_cfunc_wrapper": True}
-_OPTIONS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
-#: Nor does Python call what they are made of.
-_INNER: dict[str, Any] = {"no_cpython_wrapper": True}
-
-#: Every loop that is called from Python, by its module and name.
-LOOPS: dict[str, Callable[..., Any]] = {}
-
-#: For what loops are made of; compiled into each of them.
-inlined = jit(**_OPTIONS, **_INNER, inline="never")
-
-#: The same, put into each of them before LLVM sees it, where LLVM would call it with many vectors in memory.
-spliced = jit(**_OPTIONS, **_INNER, inline="always")
+#: Share of recent loops to which a thread came late, from which on the cores count as taken.
+CROWDED = 0.3
+#: Seconds for which one thread is used then, before several are tried again.
+RETREAT = 0.25
+#: Weight of the last loop in that share.
+LAST = 0.1
 
 
-class _Threads:
-    """How many threads share a loop.
+@functools.cache
+def openmp() -> int:
+    """Address of the entry through which PyTorch starts its threads, ``GOMP_parallel``; 0 where there is none."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):  # another OpenMP, or Windows, where no library can be asked for all
+        return 0
 
-    The threads of OpenMP, which PyTorch and Numba share loops among, do not exist in a process that was forked after
-    they were started, and both would wait for them for ever. So such a process has one thread, in PyTorch as well.
+
+class Cores(threading.local):
+    """Whether the cores that threads would use are free.
+
+    A thread that another program keeps from its core comes to a loop when the others have done all of it, and they wait
+    for it: for the rest of a time slice, some milliseconds, in each loop. Where that happens one thread is faster, and
+    used for a while.
     """
 
     def __init__(self) -> None:
-        self.is_forked = self.is_told = False
+        self._late = 0.0
+        self._crowded_until = 0.0
+        self._given: int | None = None
+
+    def count(self) -> int:
+        """Threads that PyTorch uses when the cores are free, in which loops divide what they add up."""
+        return self._given or torch.get_num_threads()
+
+    def for_loops(self) -> int:
+        """Threads for the next loop of this thread."""
+        if _fork.has_lost_threads:
+            _fork.tell()
+            return 1
+        threads = self.count()
+        if threads == 1 or not openmp() or (self._crowded_until and time.monotonic() < self._crowded_until):
+            return 1
+        return threads
+
+    def notice(self, is_late: bool) -> None:
+        """Take note of a loop that several threads shared.
+
+        Args:
+            is_late: Whether one of them came when another had finished.
+        """
+        self._late += LAST * (is_late - self._late)
+        if self._late > CROWDED:
+            self._late = CROWDED - 1.5 * LAST  # two more such loops lead back here
+            self._crowded_until = time.monotonic() + RETREAT
+
+    @contextlib.contextmanager
+    def for_all(self) -> Iterator[None]:
+        """PyTorch too uses one thread within, where the cores are taken."""
+        threads = torch.get_num_threads()
+        if threads == 1 or self.for_loops() > 1:
+            yield
+            return
+        self._given = threads
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            self._given = None
+
+
+class _Fork:
+    """Whether this process was forked from one with several threads.
+
+    They do not exist in this process, which would wait for them for ever; so it has one thread, in PyTorch and in
+    loops.
+    """
+
+    def __init__(self) -> None:
+        self.has_lost_threads = self.is_told = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
         if torch.get_num_threads() > 1:
-            self.is_forked = True
+            self.has_lost_threads = True
             torch.set_num_threads(1)
 
-    def count(self) -> int:
-        """Threads for the next loop, as many as PyTorch uses."""
-        if not self.is_forked:
-            most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-            return min(torch.get_num_threads(), most)
+    def tell(self) -> None:
+        """Say once that there is one thread."""
         if not self.is_told:
             self.is_told = True
             log.warning(
                 "One thread is used, because this process was forked from one that had several. Start processes with "
                 "the method 'spawn' or 'forkserver' of multiprocessing to have more in each."
             )
-        return 1
 
 
-_threads = _Threads()
-
-
-def _listed(loop: Callable[..., Any], made: Any) -> Any:
-    LOOPS[f"{loop.__module__}.{loop.__name__}"] = made
-    return made
-
-
-def called(loop: Callable[..., Any]) -> Any:
-    """A loop that one thread runs."""
-    return _listed(loop, jit(**_OPTIONS)(loop))
-
-
-def exact(loop: Callable[..., Any]) -> Any:
-    """The same with the arithmetic as it is written, for what decides by comparing numbers."""
-    return _listed(loop, jit(**_EXACT)(loop))
-
-
-def compiled(loop: Callable[..., None]) -> Callable[..., None]:
-    """A loop that is called with the work it does, in multiply-adds, before its own arguments.
-
-    ``numba.prange`` in it is shared by as many threads as PyTorch uses, when the work is worth it. What is compiled is
-    only what is called, ``run.serial`` for one thread and ``run.threaded`` for several.
-    """
-    serial = jit(**_OPTIONS)(loop)
-    threaded = serial if CHECKS else jit(parallel=True, **_OPTIONS)(loop)
-
-    def run(work: int, *arrays: Any) -> None:
-        if work >= WORTH_THREADS:
-            threads = _threads.count()
-            if threads > 1:
-                wanted = torch.get_num_threads()
-                numba.set_num_threads(threads)
-                threaded(*arrays)
-                torch.set_num_threads(wanted)  # both pools are OpenMP's, and starting Numba's resets PyTorch's
-                return
-        serial(*arrays)
-
-    run.__doc__ = loop.__doc__
-    run.serial, run.threaded = serial, threaded  # pyright: ignore[reportFunctionMemberAccess]
-    return _listed(loop, run)
+cores, _fork = Cores(), _Fork()

@@ -20,18 +20,17 @@ from __future__ import annotations
 
 import math
 
-import numba
-
+from torchmdnet.ops.kernels.compiling import called, inlined, spliced
 from torchmdnet.ops.kernels.edges import clear
+from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import exp, item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
 from torchmdnet.ops.kernels.tensor_edges import aligned, longest, part_of
-from torchmdnet.ops.kernels.threads import compiled, inlined, spliced
 
 __all__ = [
     "attention",
     "attention_backward",
+    "distances_backward",
     "geometry",
-    "geometry_backward",
     "key_backward",
     "key_products",
     "message_backward",
@@ -42,6 +41,7 @@ __all__ = [
     "send_backward",
     "value_backward",
     "value_sum",
+    "vectors_backward",
 ]
 
 
@@ -49,19 +49,19 @@ __all__ = [
 
 
 @compiled
-def geometry(vec, dist, row, start, stop, num_cells, basis, lower, upper, u, coef, slope, fade, steep, cell):
+def geometry(job, vec, dist, row, start, stop, num_cells, basis, lower, upper, u, coef, slope, fade, steep, cell):
     """Directions u = -vec / dist, (E, 4) with a zero behind them, and where distances lie between the rows of a spline.
 
     ``slope`` (P, 6) are the derivatives of the coefficients ``coef`` in the distance, ``fade`` (P,) is the cosine
     envelope and ``steep`` its derivative. ``basis`` (6, 6) holds the polynomials of the B-splines. A self loop has no
     direction.
     """
-    for e in numba.prange(vec.shape[0]):
+    for e in claimed(job, vec.shape[0]):
         r = dist[row[e]]
         scale = -1 / r if r > 0 else 0.0
         u[e, 0], u[e, 1], u[e, 2], u[e, 3] = scale * vec[e, 0], scale * vec[e, 1], scale * vec[e, 2], 0
     step = (stop - start) / num_cells
-    for p in numba.prange(dist.shape[0]):
+    for p in claimed(job, dist.shape[0], 1):
         r = dist[p]
         fade[p], steep[p] = 0, 0
         if r < upper and (lower == 0 or r > lower):
@@ -85,13 +85,13 @@ def geometry(vec, dist, row, start, stop, num_cells, basis, lower, upper, u, coe
 
 
 @compiled
-def geometry_backward(u, dist, row, reverse, of_reverse, of_edge, out_vec, out_dist):
-    """Gradients of the energy in the vectors (E, 3) and the distances (P,).
+def vectors_backward(job, u, dist, row, reverse, of_reverse, out_vec):
+    """The gradient of the energy in the vectors (E, 3).
 
     ``of_reverse`` (T, E, 4) holds what the distance and the three components of u of the opposite edge do, to be added
     up over T; ``of_edge`` (S, E) what the distance of an edge does.
     """
-    for e in numba.prange(u.shape[0]):
+    for e in claimed(job, u.shape[0]):
         x, y, z = 0.0, 0.0, 0.0
         for t in range(of_reverse.shape[0]):
             g = of_reverse[t, reverse[e]]
@@ -99,9 +99,14 @@ def geometry_backward(u, dist, row, reverse, of_reverse, of_edge, out_vec, out_d
         r = dist[row[e]]
         scale = -1 / r if r > 0 else 0.0
         out_vec[e, 0], out_vec[e, 1], out_vec[e, 2] = scale * x, scale * y, scale * z
+
+
+@called
+def distances_backward(u, row, of_reverse, of_edge, vec, out_dist):
+    """The gradient in the distances (P,), when that in the vectors is known."""
     clear(out_dist)
     for e in range(u.shape[0]):
-        slope = out_vec[e, 0] * u[e, 0] + out_vec[e, 1] * u[e, 1] + out_vec[e, 2] * u[e, 2]
+        slope = vec[e, 0] * u[e, 0] + vec[e, 1] * u[e, 1] + vec[e, 2] * u[e, 2]
         for t in range(of_reverse.shape[0]):
             slope += of_reverse[t, e, 0]
         for s in range(of_edge.shape[0]):
@@ -160,12 +165,12 @@ def put(o, at, left, a, b, W):
 
 
 @compiled
-def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def message_sum(job, coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
     """out_i = Σ_j w_ij X_j, (N, F), from packed tables and features."""
     B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], lanes_that_divide(X, out.shape[1])
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w = aligned(most * 2 * W, X)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -188,7 +193,7 @@ def message_sum(coef, place, tables, X, sender, slot, chunk, first, row_start, m
 
 @compiled
 def message_backward(
-    coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
+    job, coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
 ):
     """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
@@ -198,7 +203,7 @@ def message_backward(
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, to = aligned(most * 4 * W, X), out_edge[g % sides]
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -222,11 +227,13 @@ def message_backward(
 
 
 @compiled
-def key_products(coef, place, tables, Q, K, sender, slot, chunk, first, row_start, most, sides, ranges, width, out):
+def key_products(
+    job, coef, place, tables, Q, K, sender, slot, chunk, first, row_start, most, sides, ranges, width, out
+):
     """Pieces of the products q_i k_j w_ij, summed over channels, (S, E')."""
     B, num_atoms, W, E = Q.shape[0], Q.shape[1], lanes_that_divide(Q, Q.shape[3]), out.shape[1]
     t, c, q, x, o = tables.reshape(-1), coef.reshape(-1), Q.reshape(-1), K.reshape(-1), out.reshape(-1)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w = aligned(most * 2 * W, Q)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -245,13 +252,13 @@ def key_products(coef, place, tables, Q, K, sender, slot, chunk, first, row_star
 
 
 @compiled
-def attention(pieces, fade, out, value, rise):
+def attention(job, pieces, fade, out, value, rise):
     """Attention of each head (H, E'), a = τ(x) C with the sum x of its pieces; τ(x) = x / (1 + exp(-x)), and τ'."""
     E, W = pieces.shape[1], lanes_that_divide(pieces, pieces.shape[1])
     many = pieces.shape[0] // out.shape[0]
     p, o, v, s = pieces.reshape(-1), out.reshape(-1), value.reshape(-1), rise.reshape(-1)
     one, zero = splat(p, 1.0), splat(p, 0.0)
-    for h in numba.prange(out.shape[0]):
+    for h in claimed(job, out.shape[0]):
         for e in range(0, E, W):
             x = load(p, h * many * E + e)
             for m in range(1, many):
@@ -263,16 +270,16 @@ def attention(pieces, fade, out, value, rise):
 
 
 @compiled
-def attention_backward(of_reverse, reverse, fade, steep, value, rise, out, out_edge):
+def attention_backward(job, of_reverse, reverse, fade, steep, value, rise, out, out_edge):
     """Gradients of :func:`attention`: in x, (H, E'), and, added, in the distances of edges, by the envelope, (E,).
 
     ``of_reverse`` (S, E') holds the gradient in the attention of the opposite edge, in pieces. ``steep`` (E',) is the
     derivative of the envelope.
     """
     many = of_reverse.shape[0] // out.shape[0]
-    for h in range(out.shape[0]):
-        for e in range(reverse.shape[0]):
-            r = reverse[e]
+    for e in claimed(job, reverse.shape[0]):
+        r = reverse[e]
+        for h in range(out.shape[0]):
             grad = of_reverse[h * many, r]
             for m in range(1, many):
                 grad += of_reverse[h * many + m, r]
@@ -282,7 +289,7 @@ def attention_backward(of_reverse, reverse, fade, steep, value, rise, out, out_e
 
 @compiled
 def value_sum(
-    coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, sides, ranges, width, out
+    job, coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, sides, ranges, width, out
 ):
     """What atoms receive, (N, 1, F) or with directions (N, 4, F).
 
@@ -294,7 +301,7 @@ def value_sum(
     a, y = weight.reshape(-1), u.reshape(-1)
     count = 2 * tables.shape[2]
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w = aligned(most * count * W, V)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -453,8 +460,8 @@ def add_terms(d, lo, hi, pieces, at, E, width, out, to, W):
 
 @compiled
 def value_backward(
-    coef, slope, place, tables, weight, V, u, O, sender, reverse, slot, chunk, first, row_start, most, sides, ranges,
-    width, out, out_piece, out_edge,
+    job, coef, slope, place, tables, weight, V, u, O, sender, reverse, slot, chunk, first, row_start, most, sides,
+    ranges, width, out, out_piece, out_edge,
 ):  # fmt: skip
     """Gradients of :func:`value_sum`, given that of its result: in V, out (N, C, F), and of edges.
 
@@ -468,7 +475,7 @@ def value_backward(
     a, y, grad, op, oe = weight.reshape(-1), u.reshape(-1), O.reshape(-1), out_piece.reshape(-1), out_edge.reshape(-1)
     count, sums = 2 * tables.shape[2], out_edge.shape[2]
     z, edges = splat(x, 0.0), longest(row_start)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, d = aligned(most * 2 * count * W, V), aligned(edges * 6 * W, V)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         to = g % sides * num_edges * sums
@@ -527,7 +534,7 @@ def value_backward(
 
 @compiled
 def key_backward(
-    coef, slope, place, tables, weight, Q, K, sender, reverse, slot, chunk, first, row_start, most, sides, ranges,
+    job, coef, slope, place, tables, weight, Q, K, sender, reverse, slot, chunk, first, row_start, most, sides, ranges,
     width, out, out_edge,
 ):  # fmt: skip
     """Gradients of :func:`key_products`, given that in the products, ``weight`` (H, E').
@@ -540,7 +547,7 @@ def key_backward(
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     q, x, a = Q.reshape(-1), K.reshape(-1), weight.reshape(-1)
     z = splat(x, 0.0)
-    for g in numba.prange(sides * ranges):
+    for g in claimed(job, sides * ranges):
         w, to = aligned(most * 4 * W, Q), out_edge[g % sides]
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
         for b in range(blocks[0], blocks[1]):
@@ -571,7 +578,7 @@ def key_backward(
 
 
 @compiled
-def send(projected, v, Q, K, V):
+def send(job, projected, v, Q, K, V):
     """Queries, keys and what is sent, packed, from rows [q | k | values | factors of vectors | along directions].
 
     ``projected`` is (N, 3 F) without directions, else (N, 5 F); v (N, 3, F) is read where vectors are sent.
@@ -582,7 +589,7 @@ def send(projected, v, Q, K, V):
     x, vector = projected.reshape(-1), v.reshape(-1)
     q, k, o = Q.reshape(-1), K.reshape(-1), V.reshape(-1)
     z = splat(x, 0.0)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         for n in range(2 * B):
             f = i * L + n * W
             to = (n // 2 * num_atoms + i) * 2 * W + n % 2 * W
@@ -606,12 +613,12 @@ def send(projected, v, Q, K, V):
 
 
 @compiled
-def send_backward(projected, v, grad, out, out_v):
+def send_backward(job, projected, v, grad, out, out_v):
     """Gradients of :func:`send` beyond those of queries and keys, given that in V (N, C, F); in v it is added."""
     num_atoms, C, F = grad.shape
     L, W = out.shape[1], lanes_that_divide(grad, F)
     x, o, g, vector, to = projected.reshape(-1), out.reshape(-1), grad.reshape(-1), v.reshape(-1), out_v.reshape(-1)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         for f in range(0, F, W):
             at, of = i * L + f, i * C * F + f
             store(o, at + 2 * F, load(g, of))
@@ -628,13 +635,13 @@ def send_backward(projected, v, grad, out, out_v):
 
 
 @compiled
-def receive(x, v, gathered, o, projected, out_x, out_v):
+def receive(job, x, v, gathered, o, projected, out_x, out_v):
     """x + (v1 · v2) o2 + o3 and v + v3 o1 + μ, with [v1 | v2 | v3] (N, 3, 3 F) and μ behind m in what is gathered."""
     num_atoms, F = x.shape
     W = lanes_that_divide(x, F)
     y, p, s, vector = o.reshape(-1), projected.reshape(-1), x.reshape(-1), v.reshape(-1)
     m, to, to_v = gathered.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         for f in range(0, F, W):
             at, n, k = i * 3 * F + f, i * 9 * F + f, i * 4 * F + f
             first, dot = load(y, at), splat(x, 0.0)
@@ -648,13 +655,13 @@ def receive(x, v, gathered, o, projected, out_x, out_v):
 
 
 @compiled
-def receive_backward(grad_x, grad_v, o, projected, out_o, out_projected):
+def receive_backward(job, grad_x, grad_v, o, projected, out_o, out_projected):
     """Gradients of :func:`receive` in o (N, 3 F) and in [v1 | v2 | v3] (N, 3, 3 F)."""
     num_atoms, F = grad_x.shape
     W = lanes_that_divide(grad_x, F)
     y, p, gx, gv = o.reshape(-1), projected.reshape(-1), grad_x.reshape(-1), grad_v.reshape(-1)
     to, to_p = out_o.reshape(-1), out_projected.reshape(-1)
-    for i in numba.prange(num_atoms):
+    for i in claimed(job, num_atoms):
         for f in range(0, F, W):
             at, n = i * 3 * F + f, i * 9 * F + f
             g = load(gx, i * F + f)

@@ -1,0 +1,55 @@
+"""Compiling loops and what they are made of for the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from torchmdnet.loop_cache import jit
+from torchmdnet.ops.kernels.work import CHECKS
+
+__all__ = ["LOOPS", "called", "entry", "exact", "generated", "inlined", "inner", "listed", "spliced"]
+
+#: Nothing calls the loops through a pointer of C, so they are compiled without that entry.
+_EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKS, "no_cfunc_wrapper": True}
+_OPTIONS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
+#: Nor does Python call what they are made of.
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True}
+
+#: Every loop that is called from Python, by its module and name.
+LOOPS: dict[str, Callable[..., Any]] = {}
+
+#: For what loops are made of; compiled into each of them.
+inlined = jit(**_OPTIONS, **_INNER, inline="never")
+
+#: The same, put into each of them before LLVM sees it, where LLVM would call it with many vectors in memory.
+spliced = jit(**_OPTIONS, **_INNER, inline="always")
+
+#: For loops that are called through an entry.
+inner = jit(**_OPTIONS, **_INNER)
+
+#: For generators, which Numba cannot take from a cache: what needs one compiles it.
+generated = numba.njit(**_OPTIONS)
+
+
+def listed(loop: Callable[..., Any], made: Any) -> Any:
+    """Enter what was made of a loop in :data:`LOOPS`."""
+    LOOPS[f"{loop.__module__}.{loop.__name__}"] = made
+    return made
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """What is called from Python, but is no loop over atoms or edges."""
+    return jit(**_OPTIONS)(function)
+
+
+def called(loop: Callable[..., Any]) -> Any:
+    """A loop that one thread runs."""
+    return listed(loop, entry(loop))
+
+
+def exact(loop: Callable[..., Any]) -> Any:
+    """The same with the arithmetic as it is written, for what decides by comparing numbers."""
+    return listed(loop, jit(**_EXACT)(loop))
