@@ -90,17 +90,32 @@ def test_one_thread_is_used_for_a_while_where_another_program_has_the_cores(two_
             assert cores.for_loops() == 1
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    clock.now += threads.RETREAT
+    clock.now += threads.LONGEST
+    assert cores.for_loops() == 2
+    with cores.for_all():
+        assert torch.get_num_threads() == 1  # loops try first
+    for _ in range(10):
+        cores.notice(False)
     assert cores.for_loops() == 2
     with cores.for_all():
         assert torch.get_num_threads() == 2
-    cores.notice(False)
-    assert cores.for_loops() == 2
+
+
+def test_deterministic_algorithms_keep_the_threads_of_pytorch(two_threads, clock) -> None:
+    cores = threads.Cores()
+    for _ in range(10):
+        cores.notice(True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with cores.for_all():
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_cores_that_stay_taken_are_tried_with_few_loops(two_threads, clock) -> None:
     cores, tries = threads.Cores(), 0
-    for _ in range(1000):  # ten seconds
+    for _ in range(10000):  # a hundred seconds
         clock.now += 0.01
         if cores.for_loops() > 1:
             cores.notice(True)

@@ -23,6 +23,7 @@ from torchmdnet.config.reader import read_yaml
 from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
 from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.training.losses import LOSSES, LossFunction, l1_loss, loss_name
 from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean, accumulator_dtype
 
@@ -335,7 +336,8 @@ class LNNP(LightningModule):
             self.is_updating = True
             return loss
 
-        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        with cores.for_all():
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
         optimizer.zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:

@@ -17,10 +17,10 @@ __all__ = ["Cores", "cores", "openmp"]
 
 log = logging.getLogger(__name__)
 
-#: Share of recent loops to which a thread came late, from which on the cores count as taken.
-CROWDED = 0.3
-#: Seconds for which one thread is used then, before several are tried again.
-RETREAT = 0.25
+#: Share of recent loops to which a thread came late, from which on the cores count as taken, and below which as free.
+CROWDED, CALM = 0.3, 0.1
+#: Seconds for which one thread is used then, before loops try several again: at first, and where that fails each time.
+RETREAT, LONGEST = 0.25, 4.0
 #: Weight of the last loop in that share.
 LAST = 0.1
 
@@ -44,7 +44,7 @@ class Cores(threading.local):
 
     def __init__(self) -> None:
         self._late = 0.0
-        self._crowded_until = 0.0
+        self._crowded_until, self._retreat = 0.0, RETREAT
         self._given: int | None = None
 
     def count(self) -> int:
@@ -70,13 +70,20 @@ class Cores(threading.local):
         self._late += LAST * (is_late - self._late)
         if self._late > CROWDED:
             self._late = CROWDED - 1.5 * LAST  # two more such loops lead back here
-            self._crowded_until = time.monotonic() + RETREAT
+            self._crowded_until = time.monotonic() + self._retreat
+            self._retreat = min(2 * self._retreat, LONGEST)
+        elif self._late < CALM:
+            self._retreat = RETREAT
 
     @contextlib.contextmanager
     def for_all(self) -> Iterator[None]:
-        """PyTorch too uses one thread within, where the cores are taken."""
+        """PyTorch too uses one thread within, where the cores are taken, until loops have found them free.
+
+        Not where deterministic algorithms are asked for: the last bits of sums depend on the number of threads.
+        """
         threads = torch.get_num_threads()
-        if threads == 1 or self.for_loops() > 1:
+        is_free = self._late < CALM and self.for_loops() > 1
+        if threads == 1 or is_free or torch.are_deterministic_algorithms_enabled():
             yield
             return
         self._given = threads
