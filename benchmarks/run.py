@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -69,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.reference:
         print(HOW_TO_GET_A_REFERENCE)
     schedule = Schedule(args.rounds, args.seconds, args.budget, args.timeout, memory_limit(args.memory))
-    about = about_this_run(asdict(schedule), args.device)
+    about = about_this_run({**asdict(schedule), "beside": args.beside}, args.device)
     path = results_file(about, args.out)
     rows: list[Row] = []
     print(table_header(), flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which ends the workers too
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, busy_programs(args.beside):
         for job in jobs:
             result = job.run(sides, schedule, Path(folder))
             if isinstance(result, Row):
@@ -85,6 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             write(rows, about, path)  # each time: a run that is cut short leaves what it has
     print("\n".join(["", closing(rows, about), f"Written to {path}, and as .json beside it."]))
     return 1 if any(row.sides["ours"].failed or not row.agrees for row in rows) else 0
+
+
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """So many programs that each keep a core busy, as others on a shared machine do."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def memory_limit(gib: float | None) -> int | None:
@@ -180,6 +193,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=default.seconds, help="length of a turn (default: %(default)s)")
     add("--budget", type=float, default=default.budget, help="seconds after which there is no third round or later")
     add("--timeout", type=float, default=default.timeout, help="longest wait for one answer, s (default: %(default)s)")
+    add("--beside", metavar="N", type=int, default=0, help="programs that keep a core busy meanwhile (default: 0)")
     add("--memory", metavar="GIB", type=float, help="limit of each side (default: three quarters of what is free)")
     add("--out", type=Path, default=BENCHMARKS / "results", help="folder for the results (default: benchmarks/results)")
     args = parser.parse_args(argv)
@@ -194,6 +208,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for pattern in args.only:
         if not choose(all_jobs(args), [pattern], everything=True):
             parser.error(f"--only: nothing is called {pattern!r}. --list --only '*' shows the names.")
+    if args.beside < 0:
+        parser.error(f"--beside: {args.beside} given, 0 or more programs are possible.")
     for key in ("rounds", "seconds", "timeout", "memory"):
         value = getattr(args, key)
         if value is not None and value <= 0:
