@@ -5,6 +5,8 @@ stay awake on the cores that the first one wants. Each thread claims rows in sma
 end together.
 """
 
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
