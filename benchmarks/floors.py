@@ -188,7 +188,7 @@ def watched(machine: Machine, kernels: dict[str, Kernel]) -> Iterator[None]:
         if not name.startswith("torchmdnet.ops.kernels."):
             continue
         for attribute, value in list(vars(module).items()):
-            if getattr(value, "__qualname__", "") == "compiled.<locals>.run":
+            if hasattr(value, "loop") and hasattr(value, "entry"):
                 before.append((module, attribute, value))
                 setattr(module, attribute, _watching(attribute, value, machine, kernels))
     try:
@@ -199,8 +199,7 @@ def watched(machine: Machine, kernels: dict[str, Kernel]) -> Iterator[None]:
 
 
 def _watching(name: str, run: Callable[..., None], machine: Machine, kernels: dict[str, Kernel]) -> Callable[..., None]:
-    loop = inspect.getclosurevars(run).nonlocals["serial"].py_func
-    names = list(inspect.signature(loop).parameters)
+    names = list(inspect.signature(run.loop).parameters)[1:]  # behind the job
 
     def timed(work: int, *values: Any) -> None:
         start = time.thread_time()

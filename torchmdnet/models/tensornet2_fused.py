@@ -99,7 +99,7 @@ class _Encoder:
         self.layers: list[_Layer] = []
         for k, layer in enumerate(model.interactions):
             X, normed, Y = out.numpy(), self._take(), self._take()
-            nodes.normalize(32 * size, X, normed)
+            nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
             parts = _Recorded(layer.charge_parts, *self.charges[-1].values(), records=records)
             receiving, sending = parts.values()
@@ -155,7 +155,7 @@ class _Encoder:
             of_charges[k] = more if known is None else known + more
             self.mixers[2 * k + 1].backward(of_Y, of_D)
             np.add(of_D, g, out=of_D)
-            nodes.normalize_backward(32 * size, X, of_D, g)
+            nodes.normalize_backward(8 * size, X, of_D, g)
             self._give(of_D, of_P, of_Y, of_M, Y, D)
             self.layers[k] = _Layer(*[None] * len(_Layer._fields))
         self._add(0, of_charges, g)

@@ -86,11 +86,11 @@ class FrozenTensorNet:
         X = encoder.forward(graph.edge_vec, graph.pairs.dist)
         N, size, channels = X.shape[0], X.numel(), X.shape[2]
         norms = X.new_empty(N, 3 * channels)
-        nodes.part_norms(32 * size, X.numpy(), norms.numpy())
+        nodes.part_norms(size, X.numpy(), norms.numpy())
 
         def pull_back(of_x: Tensor) -> tuple[Tensor, Tensor]:
             of_norms, of_X = output.backward(of_x), torch.empty_like(X)
-            nodes.part_norms_backward(32 * size, X.numpy(), of_norms.numpy(), of_X.numpy())
+            nodes.part_norms_backward(size, X.numpy(), of_norms.numpy(), of_X.numpy())
             return encoder.backward(of_X)
 
         return Features(output.forward(norms), v=X[:, 1:4], S=X[:, 4:9]), pull_back
@@ -242,7 +242,7 @@ class Encoder:
     def _pack(self, name: str, X: np.ndarray) -> np.ndarray:
         """Features (N, C, F) in blocks of channels, as loops over edges read them."""
         out = self._get(name, self.tables[0].shape[0], *X.shape[:2], self.tables[0].shape[3])
-        kernels.tensor_edge_loops().pack(32 * X.size, X, out)
+        kernels.tensor_edge_loops().pack(X.size, X, out)
         return out
 
     def _ways(self) -> list[_Way]:
@@ -274,7 +274,7 @@ class Encoder:
         coef, self.slope = self._get("coef", P, num), self._get("slope", P, num)
         cell = self.notes.get("cell", (P,), torch.int64)
         out_geometry = (self.Y, self.u, coef, self.slope, cell)
-        network.geometry(200 * E, _array(vec), self.dist, self.row, *self.frame.grid, *out_geometry)
+        network.geometry(40 * E, _array(vec), self.dist, self.row, *self.frame.grid, *out_geometry)
         num_cells = self.tables[0].shape[1] if num == 6 else 0
         for way in self._ways():
             way.plan = loops.schedule(cell, way.row, way.start, num_cells)
@@ -290,19 +290,19 @@ class Encoder:
         arrays = (there.coef, there.place, self.tables[0], self.Y, self.factors)
         loops.embed_sum(self._work(1, 15), *arrays, *where, self.X0)
         norms = self._get("norms", N, channels)
-        network.squared_norms(32 * size, self.X0, norms)
+        network.squared_norms(size, self.X0, norms)
         self.gated_by = self.gate.forward(torch.from_numpy(norms))
         self.mixed = take()
         self.mixers[0].forward(self.X0, self.mixed)
         last = len(self.tables) - 2
         out = torch.empty(self.shape, dtype=self.Z.dtype)
         X = take() if last >= 0 else out.numpy()
-        network.scale(32 * size, self.mixed, self.gated_by, X)
+        network.scale(size, self.mixed, self.gated_by, X)
 
         self.layers: list[_Layer] = []
         for k, table in enumerate(self.tables[1:]):
             normed, Y, M, P_, D = take(), take(), take(), take(), take()
-            nodes.normalize(32 * size, X, normed)
+            nodes.normalize(8 * size, X, normed)
             self.mixers[2 * k + 1].forward(normed, Y)
             arrays = (there.coef, there.place, table, self._pack("left", Y))
             loops.message_sum(self._work(1, 9), *arrays, *where, M)
@@ -343,15 +343,15 @@ class Encoder:
             np.add(of_normed, g, out=of_normed)
             self.slopes.append(_Layer(g, of_normed, of_Y, of_M, of_P, of_D))
             g = more
-            nodes.normalize_backward(32 * size, X, of_normed, g)
+            nodes.normalize_backward(8 * size, X, of_normed, g)
             notes.give(of_Y, of_M, of_normed, X, Y)
         self.slopes.reverse()
 
         of_gate, of_mixed, of_X0 = self._get("of_gate", N, 3 * channels), notes.take(), notes.take()
-        network.scale_backward(32 * size, self.mixed, self.gated_by, g, of_mixed, of_gate)
+        network.scale_backward(size, self.mixed, self.gated_by, g, of_mixed, of_gate)
         of_norms = self.gate.backward(torch.from_numpy(of_gate))
         self.mixers[0].backward(of_mixed, of_X0)
-        network.add_norms_backward(32 * size, self.X0, of_norms, of_X0)
+        network.add_norms_backward(size, self.X0, of_norms, of_X0)
         self.of_embedding = (g, of_mixed, of_norms, of_X0)
         of_Y_ = self._get("of_directions", sides, E, 8)
         arrays = (self.tables[0], self._pack("left", of_X0), self.Y, self.factors)
@@ -359,7 +359,7 @@ class Encoder:
         loops.embed_backward(self._work(2, 24), *coefs, *arrays, *there.where(self.shares), of_Y_, per_edge[0])
         of_vec, of_dist = grad.new_empty(E, 3), grad.new_empty(self.dist.shape)
         edges = (self.u, self.dist, there.row, self.frame.handedness, of_Y_)
-        network.vectors_backward(200 * E, *edges, of_vec.numpy())
+        network.vectors_backward(40 * E, *edges, of_vec.numpy())
         edges = (self.u, there.row, back.row, of_vec.numpy(), per_edge[0], per_edge[1:].reshape(-1, E))
         network.distances_backward(*edges, of_dist.numpy())
         return of_vec, of_dist
@@ -373,22 +373,22 @@ class Encoder:
         self._forget_tangent()
         self.dY, dcoef = self._get("dY", E, 9), self._get("dcoef", *self.slope.shape)
         arrays = (self.u, self.dist, self.row, self.frame.handedness, self.slope, _array(dvec), _array(ddist))
-        network.geometry_tangent(200 * E, *arrays, self.dY, dcoef)
+        network.geometry_tangent(40 * E, *arrays, self.dY, dcoef)
         self.dcoef, there = self._visit(dcoef, "dcoef"), self.there
         self.dX0, self.dmixed, dX = take(), take(), take()
         coefs, where = (there.coef, self.dcoef[0], there.place), there.where(self.shares)
         arrays = (self.tables[0], self.Y, self.dY, self.factors)
         loops.embed_tangent(self._work(2, 30), *coefs, *arrays, *where, self.dX0)
         dnorms = self._get("dnorms", N, channels)
-        network.squared_norms_tangent(32 * size, self.X0, self.dX0, dnorms)
+        network.squared_norms_tangent(size, self.X0, self.dX0, dnorms)
         self.dnorms = torch.from_numpy(dnorms)
         self.dgate = cast(_TrainedGate, self.gate).tangent(self.dnorms)
         self.mixers[0].forward(self.dX0, self.dmixed)
-        network.scale_tangent(32 * size, self.mixed, self.dmixed, self.gated_by, self.dgate, dX)
+        network.scale_tangent(size, self.mixed, self.dmixed, self.gated_by, self.dgate, dX)
         self.taken += [self.dX0, self.dmixed, dX]
         for k, (X, _, Y, M, _, D) in enumerate(self.layers):
             dnormed, dY, dM, dP, dD, after = take(), take(), take(), take(), take(), take()
-            nodes.normalize_backward(32 * size, X, dX, dnormed)  # its Jacobian is symmetric
+            nodes.normalize_backward(8 * size, X, dX, dnormed)  # its Jacobian is symmetric
             self.mixers[2 * k + 1].forward(dnormed, dY)
             arrays = (self.tables[k + 1], self._pack("left", Y), self._pack("right", dY))
             loops.message_tangent(self._work(2, 18), *coefs, *arrays, *where, dM)
@@ -444,12 +444,12 @@ class Encoder:
         g_out, g_mixed, g_norms, g_X0 = self.of_embedding
         of_gate = self._get("of_gate", self.shape[0], 3 * channels)
         arrays = (self.mixed, self.dmixed, self.gated_by, self.dgate, h, g_out)
-        network.scale_reverse(64 * size, *arrays, of_P, of_gate)
+        network.scale_reverse(2 * size, *arrays, of_P, of_gate)
         of_norms, found = cast(_TrainedGate, self.gate).reverse(torch.from_numpy(of_gate), self.dnorms)
         of_mixers.append(self._outer(of_P, self.X0, g_mixed, self.dX0))
         self.mixers[0].backward(of_P, of_Y)
-        network.add_norms_backward(32 * size, self.X0, of_norms, of_Y)
-        network.add_norms_backward(32 * size, self.dX0, g_norms, of_Y)
+        network.add_norms_backward(size, self.X0, of_norms, of_Y)
+        network.add_norms_backward(size, self.dX0, g_norms, of_Y)
         table = self._get("of_table", ranges, *self.tables[0].shape)
         of_Z = self._get("of_Z", ranges, *self.factors.shape)
         arrays = (self.tables[0], self._pack("left", of_Y), self._pack("right", g_X0), self.Y, self.dY, self.factors)

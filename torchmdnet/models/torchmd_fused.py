@@ -231,7 +231,7 @@ class Geometry:
         self.u, coef, slope = self.empty(E, 4), self.empty(P, 6), self.empty(P, 6)
         self.fade, self.steep, cell = self.empty(P), self.empty(P), np.empty(P, dtype=np.int64)
         out = (self.u, coef, slope, self.fade, self.steep, cell)
-        loops.geometry(200 * E, vec.detach().contiguous().numpy(), self.dist, self.row, *grid, *out)
+        loops.geometry(40 * E, vec.detach().contiguous().numpy(), self.dist, self.row, *grid, *out)
         self.schedule = kernels.tensor_edge_loops().schedule(cell, self.row, self.row_start, grid[2] + 6)
         self.place = cell[self.schedule.rows].astype(np.int32)
         self.slot = self.schedule.slot.astype(np.int32)
@@ -330,7 +330,7 @@ class Geometry:
         found = {size: [x for (_, n), x in self.gradients.items() if n == size] for size in (1, 4)}
         of_edge, of_reverse = (np.concatenate([*found[n], self.empty(0, E, n)]) for n in (1, 4))
         loops, vec = kernels.vector_edge_loops(), of_vec.numpy()
-        loops.vectors_backward(200 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
+        loops.vectors_backward(40 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
         loops.distances_backward(self.u, self.row, of_reverse, of_edge[:, :, 0], vec, of_dist.numpy())
         return of_vec, of_dist
 

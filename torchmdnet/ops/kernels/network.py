@@ -13,7 +13,7 @@ import numpy as np
 from torchmdnet.ops.kernels.compiling import called, inlined
 from torchmdnet.ops.kernels.edges import clear
 from torchmdnet.ops.kernels.nodes import add, components, dot, put
-from torchmdnet.ops.kernels.sharing import claimed, compiled
+from torchmdnet.ops.kernels.sharing import claimed, compiled, moving
 from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store
 from torchmdnet.ops.kernels.work import lanes_of
 
@@ -38,7 +38,7 @@ __all__ = [
 _R2, _R6 = 2**0.5, 6**-0.5
 
 
-@compiled
+@moving
 def geometry(job, vec, dist, row, lower, upper, num_cells, basis, handedness, Y, u, coef, slope, cell):
     """Directions u = vec / dist, their components Y (E, 9), and where distances lie between the rows of a spline.
 
@@ -87,7 +87,7 @@ def geometry(job, vec, dist, row, lower, upper, num_cells, basis, handedness, Y,
             slope[p, k] = fade * rise / step + steep * value
 
 
-@compiled
+@moving
 def vectors_backward(job, u, dist, row, handedness, grad_Y, out_vec):
     """The gradient of :func:`geometry` in the vectors (E, 3).
 
@@ -125,7 +125,7 @@ def distances_backward(u, row, back, vec, grad_dist, grad_back, out_dist):
             out_dist[back[e]] += grad_back[t, e]
 
 
-@compiled
+@moving
 def geometry_tangent(job, u, dist, row, handedness, slope, dvec, ddist, out_Y, out_coef):
     """Derivatives of :func:`geometry` as vectors and distances change: of the components Y and the coefficients."""
     for e in claimed(job, u.shape[0]):
@@ -243,7 +243,7 @@ def mix(job, X, packed, out):
                     put_two(o, i5 * G + g, W, a5, b5)
 
 
-@compiled
+@moving
 def squared_norms(job, X, out):
     """out = |X|², (N, 9, F) -> (N, F)."""
     num_atoms, _, F = X.shape
@@ -257,7 +257,7 @@ def squared_norms(job, X, out):
             store(o, n * F + f, total)
 
 
-@compiled
+@moving
 def squared_norms_tangent(job, X, dX, out):
     """The derivative of :func:`squared_norms`, 2 ⟨X, dX⟩."""
     num_atoms, _, F = X.shape
@@ -270,7 +270,7 @@ def squared_norms_tangent(job, X, dX, out):
             store(o, n * F + f, two * dot(components(x, n * 9 * F + f, F), components(dx, n * 9 * F + f, F)))
 
 
-@compiled
+@moving
 def add_norms_backward(job, X, grad, out):
     """out += 2 X grad, the gradient of :func:`squared_norms`."""
     num_atoms, _, F = X.shape
@@ -298,7 +298,7 @@ def multiply(a, b):
     return a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7, a8 * b8
 
 
-@compiled
+@moving
 def scale(job, X, gate, out):
     """out = X times the gate of each part: (N, 9, F), (N, 3 F)."""
     num_atoms, _, F = X.shape
@@ -311,7 +311,7 @@ def scale(job, X, gate, out):
             put(o, k, F, gated(g, n * 3 * F + f, F, components(x, k, F)))
 
 
-@compiled
+@moving
 def scale_backward(job, X, gate, grad, out_X, out_gate):
     """Gradients of :func:`scale`."""
     num_atoms, _, F = X.shape
@@ -330,7 +330,7 @@ def scale_backward(job, X, gate, grad, out_X, out_gate):
             store(og, at + 2 * F, p4 + p5 + p6 + p7 + p8)
 
 
-@compiled
+@moving
 def scale_tangent(job, X, dX, gate, dgate, out):
     """The derivative of :func:`scale`."""
     num_atoms, _, F = X.shape
@@ -343,7 +343,7 @@ def scale_tangent(job, X, dX, gate, dgate, out):
             put(o, k, F, add(gated(g, at, F, components(dx, k, F)), gated(dg, at, F, components(x, k, F))))
 
 
-@compiled
+@moving
 def scale_reverse(job, X, dX, gate, dgate, O, dO, out_X, out_gate):
     """Gradients of :func:`scale` and :func:`scale_tangent` together, O in the value and dO in the derivative."""
     num_atoms, _, F = X.shape

@@ -10,7 +10,7 @@ the one before, so F has to be at least as large as a vector.
 from __future__ import annotations
 
 from torchmdnet.ops.kernels.compiling import inlined
-from torchmdnet.ops.kernels.sharing import claimed, compiled
+from torchmdnet.ops.kernels.sharing import claimed, compiled, moving
 from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, splat, store
 
 __all__ = [
@@ -159,7 +159,7 @@ def matrix_product(job, X, Y, sign_X, sign_Y, both, out):
             put(o, k, F, parts_of(P, r2, r3, r6))
 
 
-@compiled
+@moving
 def part_norms(job, X, out):
     """out = |I|², |A|², |S|² of each channel: (N, 9, F) -> (N, 3 F)."""
     num_atoms, _, F = X.shape
@@ -175,7 +175,7 @@ def part_norms(job, X, out):
             store(o, at + 2 * F, v4 * v4 + v5 * v5 + v6 * v6 + v7 * v7 + v8 * v8)
 
 
-@compiled
+@moving
 def part_norms_backward(job, X, grad, out):
     """out = 2 X times the gradient of each part, the gradient of :func:`part_norms`."""
     num_atoms, _, F = X.shape
@@ -191,7 +191,7 @@ def part_norms_backward(job, X, grad, out):
             put(o, n * 9 * F + f, F, (g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8))
 
 
-@compiled
+@moving
 def normalize(job, X, out):
     """out = X / (|X|² + 1)."""
     num_atoms, _, F = X.shape
@@ -213,7 +213,7 @@ def pull_back_normalization(v, g, one, two):
     return add(scale(s, g), scale(t, v))
 
 
-@compiled
+@moving
 def normalize_backward(job, X, grad, out):
     """Gradient of :func:`normalize` in X."""
     num_atoms, _, F = X.shape
@@ -236,7 +236,7 @@ def bend_normalization(v, a, b, one, two):
     return add(scale(along, v), scale(twice, add(scale(bv, a), scale(av, b))))
 
 
-@compiled
+@moving
 def normalize_twice(job, X, inner, grad, out_X, out_inner):
     """Gradients of :func:`normalize_backward` in X and in the gradient it was given, ``inner``."""
     num_atoms, _, F = X.shape
@@ -252,7 +252,7 @@ def normalize_twice(job, X, inner, grad, out_X, out_inner):
             put(og, k, F, pull_back_normalization(v, b, one, two))
 
 
-@compiled
+@moving
 def normalize_reverse(job, X, dX, O, dO, out):
     """Gradient in X of ⟨O, normalize(X)⟩ + ⟨dO, J dX⟩, with the Jacobian J of :func:`normalize`."""
     num_atoms, _, F = X.shape

@@ -421,13 +421,13 @@ def _norms_definition(X: Tensor) -> Tensor:
 
 def _norms_value(X: Tensor) -> Tensor:
     out = X.new_empty(X.shape[0], 3 * X.shape[2])
-    node_loops().part_norms(32 * X.numel(), _array(X), out.numpy())
+    node_loops().part_norms(2 * X.numel(), _array(X), out.numpy())
     return out
 
 
 def _norms_gradients(grad: Tensor, needed: tuple[bool, ...], X: Tensor) -> tuple[Tensor | None, ...]:
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    node_loops().part_norms_backward(32 * X.numel(), _array(X), _array(grad), out.numpy())
+    node_loops().part_norms_backward(2 * X.numel(), _array(X), _array(grad), out.numpy())
     return (out,)
 
 

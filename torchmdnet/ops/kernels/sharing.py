@@ -22,7 +22,7 @@ from torchmdnet.ops.kernels.compiling import entry, generated, inner, listed
 from torchmdnet.ops.kernels.threads import cores, openmp
 from torchmdnet.ops.kernels.work import WORTH_THREADS
 
-__all__ = ["claimed", "compiled"]
+__all__ = ["claimed", "compiled", "moving"]
 
 #: 64-bit integers in a cache line, so that what one thread writes often is not beside what others read.
 LINE = 8
@@ -167,17 +167,21 @@ def _entry(loop: Any) -> Any:
     return entry(start)
 
 
-def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+def compiled(loop: Callable[..., None], cost: int = 1) -> Callable[..., None]:
     """A loop over ``claimed(job, rows)``; it is called with its work, in multiply-adds, before its arguments.
 
     The job is the first argument of the loop itself. As many threads as PyTorch uses share its rows when the work is
     worth it. Each of them runs what stands before the rows, which thus writes to nothing that they share, and nothing
     stands behind.
+
+    Args:
+        loop: The function.
+        cost: How many times as long as a multiply-add a unit of its work takes.
     """
     start = _entry(inner(loop))
 
     def run(work: int, *arguments: Any) -> None:
-        if work >= WORTH_THREADS:
+        if cost * work >= WORTH_THREADS:
             threads = cores.for_loops()
             if threads > 1:
                 job = np.zeros(ARGUMENTS + ROOM, np.int64)
@@ -191,5 +195,10 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
         start(ALONE, *arguments)
 
     run.__doc__ = loop.__doc__
-    run.entry = start  # pyright: ignore[reportFunctionMemberAccess]
+    run.entry, run.loop = start, loop  # pyright: ignore[reportFunctionMemberAccess]
     return listed(loop, run)
+
+
+def moving(loop: Callable[..., None]) -> Callable[..., None]:
+    """A loop like :func:`compiled`, which takes longer to read and write than to compute."""
+    return compiled(loop, cost=16)

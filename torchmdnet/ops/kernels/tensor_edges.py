@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from torchmdnet.ops.kernels.compiling import called, inlined, spliced
-from torchmdnet.ops.kernels.sharing import PARTS_PER_THREAD, claimed, compiled
+from torchmdnet.ops.kernels.sharing import PARTS_PER_THREAD, claimed, compiled, moving
 from torchmdnet.ops.kernels.simd import item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
 from torchmdnet.ops.kernels.work import lanes_of
 
@@ -141,7 +141,7 @@ def shares(threads: int, num_blocks: int, num_chunks: int, sums: bool = False) -
     return sides, max(min(PARTS_PER_THREAD * threads // sides, num_chunks), 1)
 
 
-@compiled
+@moving
 def pack(job, X, out):
     """Channels in blocks: (N, C, F) -> (B, N, C, 2 lanes), with zeros behind the last channel."""
     num_atoms, C, F = X.shape

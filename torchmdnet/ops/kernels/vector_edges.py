@@ -22,7 +22,7 @@ import math
 
 from torchmdnet.ops.kernels.compiling import called, inlined, spliced
 from torchmdnet.ops.kernels.edges import clear
-from torchmdnet.ops.kernels.sharing import claimed, compiled
+from torchmdnet.ops.kernels.sharing import claimed, compiled, moving
 from torchmdnet.ops.kernels.simd import exp, item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
 from torchmdnet.ops.kernels.tensor_edges import aligned, longest, part_of
 
@@ -48,7 +48,7 @@ __all__ = [
 # ------------------------------------------------------------------------------------------------------------- geometry
 
 
-@compiled
+@moving
 def geometry(job, vec, dist, row, start, stop, num_cells, basis, lower, upper, u, coef, slope, fade, steep, cell):
     """Directions u = -vec / dist, (E, 4) with a zero behind them, and where distances lie between the rows of a spline.
 
@@ -84,7 +84,7 @@ def geometry(job, vec, dist, row, start, stop, num_cells, basis, lower, upper, u
             coef[p, k], slope[p, k] = value, rise / step
 
 
-@compiled
+@moving
 def vectors_backward(job, u, dist, row, reverse, of_reverse, out_vec):
     """The gradient of the energy in the vectors (E, 3).
 
