@@ -413,7 +413,7 @@ def test_a_model_without_energies_is_refused(tmp_path: Path, crystal, capsys) ->
         (["--dtype", "float16"], "--dtype: 'float16' is not available."),
         (["--radial", ","], "--radial is empty. Choose from grid, exact."),
         (["--replicate", "1,x"], "--replicate: '1,x' is not available. Give positive numbers"),
-        (["--timestep", "-1"], "--timestep: -1 is not available. Give a positive number."),
+        (["--timestep", "1e7"], "--timestep: 1e+07 is not available. Give a number up to 1e6."),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(words, message, capsys) -> None:
