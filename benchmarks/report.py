@@ -95,6 +95,11 @@ def closing(rows: Sequence[Row], about: dict[str, Any]) -> str:
         f"{processor['cpu']}, {processor['cores']} cores, {processor['memory_gib']} GiB, {processor['system']}"
         + (f", {processor['gpu']}" if processor["gpu"] else "")
         + f"; load {processor['load']} at the start"
+        + (
+            f"; beside {beside} program{'s' * (beside > 1)} that keep{'s' * (beside == 1)} a core busy"
+            if (beside := about["settings"].get("beside", 0))
+            else ""
+        )
     )
     for side in ("ours", "reference"):
         facts = next((row.facts[side] for row in rows if "version" in row.facts.get(side, {})), None)
