@@ -144,9 +144,20 @@ FAULTS: dict[str, list[Fault]] = {
                 "datasets/test_memdataset.py": ["test_a_full_disk_while_storing_leaves_no_arrays_and_says_so"],
                 "training/test_run.py": ["test_a_result_that_cannot_be_written_costs_no_other_and_is_an_error"],
                 "training/test_folder.py": [
-                    "test_a_disk_that_is_full_from_the_start_is_told_before_anything_is_trained"
+                    "test_a_disk_that_is_full_from_the_start_is_told_before_anything_is_trained",
+                    "test_a_run_that_cannot_write_keeps_its_last_checkpoint_and_tells_how_to_go_on",
                 ],
                 "labelling/test_label.py": ["test_a_full_disk_keeps_what_was_computed"],
+            },
+        ),
+        Fault(
+            "the folder of a run, or files in it, are deleted or renamed while it runs",
+            "made again with settings, division and tables, with a warning",
+            {
+                "training/test_folder.py": [
+                    "test_a_folder_that_goes_is_made_again_with_settings_division_and_tables",
+                    "test_files_that_go_are_written_again",
+                ]
             },
         ),
         Fault(
@@ -284,6 +295,20 @@ FAULTS: dict[str, list[Fault]] = {
                     "test_an_empty_training_set_is_refused",
                 ],
                 "training/test_run.py": ["test_options_the_data_cannot_serve_are_refused_before_training"],
+            },
+        ),
+        Fault(
+            "anything at all as settings, command line, structures or model file",
+            "read right, or refused by name in bounded time and memory (`make fuzz` makes more of them)",
+            {
+                "fuzz/test_fuzz.py": [
+                    "test_any_settings_file_is_read_or_refused",
+                    "test_any_command_line_is_read_or_refused",
+                    "test_any_file_of_structures_is_examined_or_refused",
+                    "test_any_model_file_is_loaded_or_refused",
+                    "test_a_file_of_structures_that_was_trouble_is_examined_or_refused",
+                    "test_a_checkpoint_with_wrong_options_is_refused",
+                ]
             },
         ),
         Fault(

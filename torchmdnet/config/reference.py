@@ -19,7 +19,8 @@ A setting comes from the defaults below, then from files, then from flags:
   `--load-model`. Of two files the later one on the command line wins, key by key.
 - A flag wins over every file, wherever it stands; of two equal flags the later one wins. (Releases up to 3 let a file
   win over the flags before it. Where that would have made a difference, a warning says so.)
-- `load_model` inside a file names the weights to continue from, but imports no settings."""
+- `load_model` inside a file names the weights to continue from, but imports no settings.
+- A file is text in UTF-8 of at most 4 MiB, nested at most 64 deep; what goes beyond is refused with its line."""
 
 
 def options_markdown() -> str:
