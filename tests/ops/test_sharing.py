@@ -101,6 +101,32 @@ def test_one_thread_is_used_for_a_while_where_another_program_has_the_cores(two_
         assert torch.get_num_threads() == 2
 
 
+def test_of_many_threads_half_are_left_each_time(clock, monkeypatch) -> None:
+    cores = threads.Cores()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    found = []
+    for _ in range(40):
+        if not found or cores.for_loops() != found[-1]:
+            found.append(cores.for_loops())
+        if cores.for_loops() > 1:
+            cores.notice(True)
+    assert found == [12, 6, 3, 1]
+    for _ in range(3):
+        clock.now += threads.LONGEST
+        found.append(cores.for_loops())
+    assert found == [12, 6, 3, 1, 3, 6, 12]
+
+
+def test_short_loops_say_nothing_of_the_cores(two_threads, monkeypatch) -> None:
+    noticed = []
+    monkeypatch.setattr(sharing.cores, "notice", noticed.append)
+    rows = np.zeros(1000, np.int64)
+    count(sharing.WORTH_THREADS, rows, rows[:0].copy())
+    assert noticed == []
+    count(2 * sharing.WORTH_THREADS, rows, rows[:0].copy())
+    assert len(noticed) == 1
+
+
 def test_deterministic_algorithms_keep_the_threads_of_pytorch(two_threads, clock) -> None:
     cores = threads.Cores()
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""How many threads share a loop: as many as PyTorch uses, except where another program has their cores."""
+"""How many threads share a loop: as many as PyTorch uses, or fewer where another program has their cores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 #: Share of recent loops to which a thread came late, from which on the cores count as taken, and below which as free.
 CROWDED, CALM = 0.3, 0.1
-#: Seconds for which one thread is used then, before loops try several again: at first, and where that fails each time.
+#: Seconds for which fewer threads are used then, before loops try more again: at first, and where that fails each time.
 RETREAT, LONGEST = 0.25, 4.0
 #: Weight of the last loop in that share.
 LAST = 0.1
@@ -38,18 +38,18 @@ class Cores(threading.local):
     """Whether the cores that threads would use are free.
 
     A thread that another program keeps from its core comes to a loop when the others have done all of it, and they wait
-    for it: for the rest of a time slice, some milliseconds, in each loop. Where that happens one thread is faster, and
-    used for a while.
+    for it: for the rest of a time slice, some milliseconds, in each loop. Where that happens half of the threads are
+    faster, and used for a while; half of these where it goes on.
     """
 
     def __init__(self) -> None:
         self._late = 0.0
-        self._crowded_until, self._retreat = 0.0, RETREAT
-        self._given: int | None = None
+        self._halvings, self._until, self._retreat = 0, 0.0, RETREAT
+        self.given: int | None = None
 
     def count(self) -> int:
         """Threads that PyTorch uses when the cores are free, in which loops divide what they add up."""
-        return self._given or torch.get_num_threads()
+        return self.given or torch.get_num_threads()
 
     def for_loops(self) -> int:
         """Threads for the next loop of this thread."""
@@ -57,9 +57,11 @@ class Cores(threading.local):
             _fork.tell()
             return 1
         threads = self.count()
-        if threads == 1 or not openmp() or (self._crowded_until and time.monotonic() < self._crowded_until):
+        if threads == 1 or not openmp():
             return 1
-        return threads
+        if self._halvings and (now := time.monotonic()) >= self._until:
+            self._halvings, self._until = self._halvings - 1, now + self._retreat
+        return max(threads >> self._halvings, 1)
 
     def notice(self, is_late: bool) -> None:
         """Take note of a loop that several threads shared.
@@ -70,29 +72,31 @@ class Cores(threading.local):
         self._late += LAST * (is_late - self._late)
         if self._late > CROWDED:
             self._late = CROWDED - 1.5 * LAST  # two more such loops lead back here
-            self._crowded_until = time.monotonic() + self._retreat
+            self._halvings = min(self._halvings + 1, self.count().bit_length() - 1)
+            self._until = time.monotonic() + self._retreat
             self._retreat = min(2 * self._retreat, LONGEST)
         elif self._late < CALM:
             self._retreat = RETREAT
 
     @contextlib.contextmanager
     def for_all(self) -> Iterator[None]:
-        """PyTorch too uses one thread within, where the cores are taken, until loops have found them free.
+        """PyTorch too uses fewer threads within, where the cores are taken, until loops have found more of them free.
 
         Not where deterministic algorithms are asked for: the last bits of sums depend on the number of threads.
         """
-        threads = torch.get_num_threads()
-        is_free = self._late < CALM and self.for_loops() > 1
-        if threads == 1 or is_free or torch.are_deterministic_algorithms_enabled():
+        threads, wanted = torch.get_num_threads(), self.for_loops()
+        if self._late >= CALM:
+            wanted = max(wanted // 2, 1)
+        if wanted >= threads or not openmp() or torch.are_deterministic_algorithms_enabled():
             yield
             return
-        self._given = threads
-        torch.set_num_threads(1)
+        outer, self.given = self.given, self.count()
+        torch.set_num_threads(wanted)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            self._given = None
+            self.given = outer
 
 
 class _Fork:
@@ -108,8 +112,8 @@ class _Fork:
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        if torch.get_num_threads() > 1:
-            self.has_lost_threads = True
+        if torch.get_num_threads() > 1 or cores.given is not None:
+            self.has_lost_threads, cores.given = True, None
             torch.set_num_threads(1)
 
     def tell(self) -> None:
