@@ -27,11 +27,11 @@ inlined = jit(**_OPTIONS, **_INNER, inline="never")
 #: The same, put into each of them before LLVM sees it, where LLVM would call it with many vectors in memory.
 spliced = jit(**_OPTIONS, **_INNER, inline="always")
 
-#: For loops that are called through an entry.
-inner = jit(**_OPTIONS, **_INNER)
+#: For loops that are called through an entry, which holds their code and is kept on disk in their place.
+inner = numba.njit(**_OPTIONS, **_INNER)
 
 #: For generators, which Numba cannot take from a cache: what needs one compiles it.
-generated = numba.njit(**_OPTIONS)
+generated = numba.njit(**_OPTIONS, **_INNER)
 
 
 def listed(loop: Callable[..., Any], made: Any) -> Any:
