@@ -25,6 +25,7 @@ def test_names_and_addresses_give_the_object() -> None:
     ("name", "message"),
     [
         ("fracton", "shape: 'fracton' is not available. Did you mean 'fraction'"),
+        ("PATH", "Did you mean 'path'"),
         ("no_such_package.x:Y", "names module 'no_such_package.x', which cannot be found"),
         ("fractions:Fracton", "module 'fractions' has no 'Fracton'"),
         (3, "shape: 3 is not available"),

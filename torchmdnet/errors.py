@@ -68,7 +68,8 @@ class PeerError(RuntimeError):
 def did_you_mean(word: object, options: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest of ``options``, or an empty string."""
     options = list(options)
-    close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.55)
+    same = [option for option in options if option.lower() == str(word).lower()]
+    close = same or difflib.get_close_matches(str(word), options, n=1, cutoff=0.55)
     if not close and len(str(word)) > 1:
         close = [option for option in options if option.startswith(str(word))]
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -122,6 +122,7 @@ def test_keys_may_be_written_with_dashes(conf):
     ("precision: 48", "conf.yaml, line 2: precision: 48 is not available. Choose from 32, 64"),
     ("lr: fast", "conf.yaml, line 2: lr='fast' is not valid. It takes a number of 0 or more"),
     ("derivative: maybe", "conf.yaml, line 2: derivative='maybe' .*true or false"),
+    ("dataset: ase", "dataset: 'ase' is not available. Did you mean 'ASE'"),
     ("model: tensor-net", "conf.yaml, line 2: model: 'tensor-net' is not available. Did you mean 'tensornet'"),
     ("lr: null", "conf.yaml, line 2: lr has no value.*leave it out for the default, 0.0001"),
 ])  # fmt: skip

@@ -510,6 +510,15 @@ def test_datasets_of_other_names_in_hdf5_are_pointed_at(tmp_path):
         ready(tmp_path / "a.h5", dataset="HDF5")
 
 
+@pytest.mark.parametrize(
+    ("derivative", "weight", "warns"), [(False, 1.0, True), (True, 1.0, False), (False, 0.0, False)]
+)
+def test_forces_that_are_not_trained_are_warned_of(tmp_path, caplog, derivative, weight, warns):
+    path = save(tmp_path / "a.extxyz", [water(seed) for seed in range(12)])
+    ready(path, derivative=derivative, neg_dy_weight=weight)
+    assert caplog.text.count("neg_dy_weight: 1 has no effect without derivative: true") == int(warns)
+
+
 # ------------------------------------------------------------------------------------- energies of no stated unit
 
 
@@ -531,7 +540,8 @@ def test_total_energies_in_another_unit_are_warned_of_with_the_setting_that_stat
     ready(path)
     told = f"Energies look like {unit}, but are taken as eV"
     assert told in caplog.text
-    assert f"dataset_arg: {{energy_unit: {unit}}}" in caplog.text
+    assert f"dataset_arg: {{energy_unit: {unit}}}, which converts energies and forces alike" in caplog.text
+    assert "forces that are in eV/Å already would become wrong" in caplog.text
     for stated in (unit, "eV"):
         caplog.clear()
         ready(path, dataset_arg={"energy_unit": stated})

@@ -360,6 +360,14 @@ class DataModule(LightningDataModule):
                 raise DataError(f"{text} Set {without}.")
             if _is_first_process():
                 logger.warning("%s The weight has no effect.", text)
+        weight = self.options.get("neg_dy_weight") or 0.0  # other weights than the default are warned of beforehand
+        is_silent = weight == OPTIONS["neg_dy_weight"].default and not self.options.get("derivative")
+        if is_silent and {"y", "neg_dy"} <= fields and _is_first_process():
+            logger.warning(
+                "neg_dy_weight: %g has no effect without derivative: true, so the forces in the data are not trained. "
+                "Set derivative: true to train on them, or neg_dy_weight: 0.",
+                weight,
+            )
 
     def asked_labels(self) -> dict[LabelKind, tuple[str, str]]:
         """The energies and forces that training asks for: the field of a sample and the option with the weight."""

@@ -335,7 +335,11 @@ def fit(
         if error <= tolerance and steepest <= SLOPES * tolerance:
             log.debug("radial: grid of %d cells, relative error %.1e, of slopes %.1e", size, error, steepest)
             return spline, error
-    log.info("radial: no grid of up to %d cells is accurate enough (%.1e); pairs are exact.", SIZES[-1], error)
+    log.debug(
+        "radial: the network is evaluated for every pair, which is exact but slower than a spline: the best grid, of %d "
+        "cells, has a relative error of %.1e, above %.1e.",
+        SIZES[-1], error, tolerance,
+    )  # fmt: skip
     return None, error
 
 
