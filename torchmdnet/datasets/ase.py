@@ -248,7 +248,7 @@ class ASE(FramesDataset):
         if self._states_energy_unit:
             return None
         return (
-            f"If so, set dataset_arg: {{energy_unit: {unit}}}, which converts energies and forces alike to eV and eV/Å: "
+            f"Set dataset_arg: {{energy_unit: {unit}}}, which converts energies and forces alike to eV and eV/Å: "
             "forces that are in eV/Å already would become wrong, so convert the energies of such files first. Set "
             "energy_unit: eV if the energies are in eV."
         )

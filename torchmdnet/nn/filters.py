@@ -336,7 +336,7 @@ def fit(
             log.debug("radial: grid of %d cells, relative error %.1e, of slopes %.1e", size, error, steepest)
             return spline, error
     log.debug(
-        "radial: the network is evaluated for every pair, which is exact but slower than a spline: the best grid, of %d "
+        "radial: the network is evaluated for every pair, which is exact but slower than a spline: the best, of %d "
         "cells, has a relative error of %.1e, above %.1e.",
         SIZES[-1], error, tolerance,
     )  # fmt: skip
