@@ -16,6 +16,7 @@ from toy_data import Toy
 from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
+from torchmdnet.config.settings import resolve
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError
 from torchmdnet.training import run
@@ -356,6 +357,39 @@ def test_fewer_epochs_than_are_done_are_refused_before_work_starts(two_epochs, c
         r"error: num_epochs: 1, but .*last\.ckpt has 2 epochs behind it.*3 or more", capsys.readouterr().err
     )
     assert (two_epochs / "metrics.csv").read_bytes() == before
+
+
+def _inside_an_epoch(folder):
+    """Let ``last.ckpt`` stand after the first batch of the epoch to come."""
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    loop = checkpoint["loops"]["fit_loop"]
+    loop["epoch_progress"]["current"]["ready"] += 1
+    loop["epoch_loop.batch_progress"]["current"]["processed"] = 1
+    loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+    torch.save(checkpoint, folder / "mid.ckpt")
+
+
+def test_another_batch_size_is_refused_in_the_middle_of_an_epoch(two_epochs):
+    _inside_an_epoch(two_epochs)
+    with pytest.raises(ConfigError, match=r"batch_size: 10, but .*mid\.ckpt .* batches of 8\. Continue with --batch-s"):
+        _continue(two_epochs, "mid.ckpt", num_epochs=4, batch_size=10)
+    _continue(two_epochs, num_epochs=3, batch_size=10)  # from the end of an epoch
+
+
+def test_a_copied_run_goes_on_in_its_own_folder(two_epochs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(two_epochs, copy)
+    before = {path.name: path.stat().st_mtime_ns for path in two_epochs.iterdir()}
+    last = ["--load-model", str(copy / "last.ckpt")]
+    assert Path(resolve(last).log_dir) == copy
+    assert resolve([*last, "--log-dir", "elsewhere"]).log_dir == "elsewhere"
+    conf = tmp_path / "more.yaml"
+    conf.write_text("log_dir: named\n")
+    assert resolve([*last, "--conf", str(conf)]).log_dir == "named"
+    for name in ("hparams.yaml", "input.yaml"):
+        (copy / name).unlink()
+    assert Path(resolve(last).log_dir) == two_epochs  # a checkpoint alone, kept somewhere
+    assert {path.name: path.stat().st_mtime_ns for path in two_epochs.iterdir()} == before
 
 
 def test_an_early_stopped_run_that_goes_on_to_its_end_does_not_say_that_it_stopped_early(tmp_path, capsys):

@@ -234,11 +234,18 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
             logger.info("Settings are taken from %s itself; there is no %s beside it.", path, sidecar.name)
         found, where = {key: Setting(plain(value), str(path)) for key, value in saved.items()}, _CHECKPOINT
     found = {key: setting for key, setting in found.items() if key not in _OF_ONE_RUN}
-    folder, log_dir = path.parent, found.get("log_dir")
-    if log_dir and log_dir.value and folder.resolve().as_posix().endswith(f"/{Path(log_dir.value).as_posix()}"):
-        # The run was started in another working folder; it goes on beside its checkpoint.
-        found["log_dir"] = Setting(str(folder), log_dir.source)
+    _go_on_beside(path, found)
     return _without_reference_prior(found), where
+
+
+def _go_on_beside(path: Path, found: dict[str, Setting]) -> None:
+    """Let a run go on in the folder of its checkpoint, also where that was moved, copied or renamed since."""
+    folder, log_dir = path.parent, found.get("log_dir")
+    if log_dir is None or not isinstance(log_dir.value, str) or Path(log_dir.value).resolve() == folder.resolve():
+        return
+    is_moved = folder.resolve().as_posix().endswith(f"/{Path(log_dir.value).as_posix()}")  # another working folder
+    if is_moved or any((folder / name).is_file() for name in ("hparams.yaml", "input.yaml")):
+        found["log_dir"] = Setting(str(folder), log_dir.source)
 
 
 def _differences(found: Mapping[str, Setting], saved: Mapping[str, Any]) -> list[str]:

@@ -341,6 +341,13 @@ def _checkpoint_to_continue(args: Namespace) -> _Resumed | None:
             f"number of all epochs, {resumed.next_epoch + 1} or more, to train on; --reset-trainer starts a new "
             "training from its weights."
         )
+    size = resumed.options.get("batch_size", args.batch_size)
+    if resumed.batches_done and size != args.batch_size:
+        raise ConfigError(
+            f"batch_size: {args.batch_size}, but {args.load_model} stands in the middle of an epoch of batches of "
+            f"{size}. Continue with --batch-size {size}, or change it from the checkpoint of an epoch's end; "
+            "--reset-trainer starts a new training from its weights."
+        )
     state = {key.removeprefix("model."): None for key in checkpoint["state_dict"]}
     if has_old_tensor_layout(state, resumed.options):  # type: ignore[arg-type]
         raise CheckpointError(
