@@ -1,7 +1,9 @@
 import base64
 import io
+import logging
 import math
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from torchmdnet.training import run, terminal
 from torchmdnet.training.evaluate import Baseline, Evaluation
 from torchmdnet.training.metrics import Errors
 from torchmdnet.training.plots import MANY_POINTS, draw_learning_curves, draw_parity
-from torchmdnet.training.terminal import Units, duration, significant
+from torchmdnet.training.terminal import Terminal, Units, duration, significant
 
 EV = Units("eV", "Å")
 
@@ -154,6 +156,49 @@ def test_a_terminal_gets_a_bar_of_the_whole_run_with_loss_and_errors_and_a_table
     row = next(line for line in lines if re.search(r"^ +1  +1\.00e-02 ", line))
     errors = [line for line in rows(folder, "errors.csv") if line["split"] == "val"]
     assert f"{1000 * float(errors[1]['neg_dy_mae']):.3g}"[:3] in row
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_logged_stands_on_lines_of_its_own_above_the_bar(monkeypatch):
+    screen = FakeTerminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    handler = logging.StreamHandler(screen)
+    logger = logging.getLogger("torchmdnet.tests.terminal")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    callback = Terminal(EV, Console(force_terminal=True, width=80, color_system=None))
+    trainer = SimpleNamespace(is_global_zero=True, current_epoch=0, max_epochs=2, num_training_batches=4)
+    module = SimpleNamespace(keep_latest=False, latest=None, running_loss=lambda: None)
+    try:
+        callback.on_train_start(trainer, module)
+        logger.warning("Compiled loops for 3 s.")
+        callback.on_train_end(trainer, module)
+        assert handler.stream is screen
+    finally:
+        logger.removeHandler(handler)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert re.search(r"[\r\n]Compiled loops for 3 s\. *\n", text)
+
+
+def test_the_time_left_leaves_out_that_the_first_batch_compiles(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    callback = Terminal(EV, Console(file=io.StringIO()))
+    trainer = SimpleNamespace(current_epoch=0, max_epochs=2, num_training_batches=4, is_global_zero=False, world_size=1)
+    module = SimpleNamespace(epoch_samples=4)
+    callback.on_train_epoch_start(trainer, module)
+    for batch, clock.now in enumerate((100.0, 101.0)):
+        callback.on_train_batch_end(trainer, module, None, None, batch)
+        left = callback._seconds_left(trainer, (batch + 1) / 4)
+        assert left == (None if batch == 0 else pytest.approx(6.0))
+    callback._train_ended, clock.now = 103.0, 104.0
+    callback.epoch_line(trainer, module, is_best=False)
+    assert callback._seconds_left(trainer, 1.0) == pytest.approx(5.0)  # four batches, and a second of validation
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

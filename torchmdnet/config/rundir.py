@@ -27,6 +27,7 @@ __all__ = [
     "companion",
     "holds_log_dir",
     "is_main_process",
+    "move_handlers",
     "prepare_log_dir",
     "reclaim_log_dir",
     "redirect",
@@ -295,20 +296,21 @@ def redirect(log_dir: str | os.PathLike[str]) -> Callable[[], None]:
     out, err = sys.stdout, sys.stderr
     tees = Tee(out, log), Tee(err, log)
     sys.stdout, sys.stderr = tees
-    _move_handlers({id(out): tees[0], id(err): tees[1]})
+    move_handlers({id(out): tees[0], id(err): tees[1]})
 
     def restore() -> None:
         for tee in tees:
             tee.finish()
         sys.stdout, sys.stderr = out, err
-        _move_handlers({id(tees[0]): out, id(tees[1]): err})
+        move_handlers({id(tees[0]): out, id(tees[1]): err})
         with contextlib.suppress(OSError):
             log.close()
 
     return restore
 
 
-def _move_handlers(streams: dict[int, Any]) -> None:
+def move_handlers(streams: dict[int, Any]) -> None:
+    """Let the log handlers that write to a stream, by its ``id``, write to another."""
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for each in loggers for handler in each.handlers}:
         if isinstance(handler, logging.StreamHandler) and id(handler.stream) in streams:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from torchmdnet.config.rundir import move_handlers
+
 __all__ = ["Steps"]
 
 
@@ -37,12 +39,16 @@ class Steps:
 
     def __enter__(self) -> Steps:
         if self.bar is not None:
+            self._stderr = sys.stderr
             self.bar.start()
+            self._above = sys.stderr
+            move_handlers({id(self._stderr): self._above})  # what is logged would end up on the line of the bar
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+            move_handlers({id(self._above): self._stderr})
 
     def begin(self, words: str) -> None:
         """The next step begins, the one before has ended."""

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from torchmdnet.config.rundir import move_handlers
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.metrics import Errors
 
@@ -119,6 +120,8 @@ class Terminal(Callback):
         self._train_ended: float | None = None
         self._layout: _Layout | None = None
         self._recent: deque[float] = deque(maxlen=5)  # seconds of the latest epochs
+        self._first: tuple[float, float] | None = None  # when the first batch ended, and its part of an epoch
+        self._streams: tuple[Any, Any] | None = None  # standard error, and what writes its lines above the bar
 
     # ------------------------------------------------------------------------------------------ within an epoch
 
@@ -129,8 +132,12 @@ class Terminal(Callback):
             return
         module = cast(LNNP, pl_module)
         module.keep_latest = True
-        self.live = Live(console=self.console, transient=True, auto_refresh=False)
+        stderr = sys.stderr
+        self.live = Live(console=self.console, transient=True, auto_refresh=False, redirect_stderr=_is_terminal(stderr))
         self.live.start()
+        if sys.stderr is not stderr:  # what is logged meanwhile would end up on the line of the bar
+            self._streams = stderr, sys.stderr
+            move_handlers({id(stderr): sys.stderr})
         self._draw(trainer, module, 0, "")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,6 +149,8 @@ class Terminal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraw, at most twice a second."""
+        if self._first is None:
+            self._first = time.monotonic(), (batch_idx + 1) / max(float(trainer.num_training_batches), 1.0)
         if self.live is not None and time.monotonic() - self._drawn > REDRAW_SECONDS:
             done = batch_idx + 1
             self._draw(trainer, cast(LNNP, pl_module), done, f"batch {done} of {trainer.num_training_batches}")
@@ -168,15 +177,25 @@ class Terminal(Callback):
         self.live.update(Group(row, numbers), refresh=True)
 
     def _seconds_left(self, trainer: Trainer, part: float) -> float | None:
-        """Seconds until the last epoch ends, from those of the latest epochs, or of this one if it is the first."""
+        """Seconds until the last epoch ends, from those of the latest epochs, or of this one if it is the first.
+
+        The first batch, in which loops are compiled, counts as long as the others; None before there are any.
+        """
         num_epochs = _num_epochs(trainer)
         if self._recent:
             each = sum(self._recent) / len(self._recent)
-        elif part > 0:
-            each = (time.monotonic() - self._epoch_began) / part
+        elif self._first is not None and part > self._first[1]:
+            each = (time.monotonic() - self._first[0]) / (part - self._first[1])
         else:
             return None
         return each * max(0.0, num_epochs - trainer.current_epoch - part) if num_epochs else None
+
+    def _seconds_starting(self) -> float:
+        """What the first batch of the first epoch took longer than its others, as loops were compiled in it."""
+        if self._recent or self._first is None or self._first[1] >= 1 or self._train_ended is None:
+            return 0.0
+        ended, part = self._first
+        return max(0.0, ended - self._epoch_began - (self._train_ended - ended) * part / (1 - part))
 
     def _numbers(self, module: LNNP) -> list[str]:
         words = []
@@ -211,7 +230,7 @@ class Terminal(Callback):
         samples = module.epoch_samples * trainer.world_size
         self.seconds_training += training
         self.num_samples += samples
-        self._recent.append(now - self._epoch_began)
+        self._recent.append(now - self._epoch_began - self._seconds_starting())
         if not trainer.is_global_zero:
             return
         metrics, errors = module.epoch_metrics, module.epoch_errors
@@ -275,6 +294,10 @@ class Terminal(Callback):
         if self.live is not None:
             self.live.stop()
             self.live = None
+        if self._streams is not None:
+            stderr, above = self._streams
+            move_handlers({id(above): stderr})
+            self._streams = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -292,6 +315,10 @@ def counted(number: int, thing: str) -> str:
     ('1 epoch', '1,200 systems')
     """
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
 def _num_epochs(trainer: Trainer) -> int:
