@@ -5,16 +5,27 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from torchmdnet.errors import ConfigError, WriteError
 from torchmdnet.parse import check_text
 
-__all__ = ["STORAGE_ERRORS", "check_target", "draft_of", "ensure_home", "expanded", "private_temporary_folder"]
+__all__ = [
+    "STORAGE_ERRORS",
+    "check_target",
+    "draft_of",
+    "ensure_home",
+    "expanded",
+    "private_temporary_folder",
+    "reader_may_end",
+]
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +124,34 @@ def _storage_error(error: OSError | RuntimeError, path: Path, draft: Path) -> in
 
 def _draft_name(path: Path) -> str:
     return f".{path.name}.{os.getpid()}.tmp"
+
+
+@contextmanager
+def reader_may_end() -> Iterator[None]:
+    """End the program quietly where what reads its standard output, such as ``head``, has ended.
+
+    Raises:
+        SystemExit: Then, with the status that shells give to ``SIGPIPE``.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_read(sys.stdout):
+            raise  # of another pipe
+        with suppress(OSError, ValueError):  # so that the interpreter does not fail to flush it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def _is_read(stream: IO[str]) -> bool:
+    """False for a pipe that has no reader any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return not any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # systems without, and streams that are no file
+        return True
 
 
 def private_temporary_folder() -> Path | None:

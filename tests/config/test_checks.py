@@ -121,6 +121,13 @@ def test_fractions_above_one_are_refused_by_name(key):
     assert getattr(given(flag, "2"), key) == 2
 
 
+def test_sizes_are_explained():
+    with pytest.raises(ConfigError, match=r"above 1. A count is a whole number, and a fraction lies between 0"):
+        given("--val-size", "1.2")
+    with pytest.raises(ConfigError, match=r"--val-size: val_size='10%' is not valid \(write 0.1 for 10%\)"):
+        given("--val-size", "10%")
+
+
 def test_only_one_size_takes_the_rest():
     with pytest.raises(ConfigError, match=r"train_size and test_size are both None"):
         given("--test-size", "None")
@@ -143,7 +150,7 @@ def test_a_split_file_makes_sizes_irrelevant(here):
     args = given("--splits", "s.npz", "--train-size", "None", "--val-size", "None", "--test-size", "None")
     assert args.splits == "s.npz"
     assert given("--splits", "dataset").splits == "dataset"
-    with pytest.raises(ConfigError, match=r"--splits: splits: there is no file 'x.npz'.*the word 'dataset'"):
+    with pytest.raises(ConfigError, match=r"^--splits: there is no file 'x.npz'.*the word 'dataset'"):
         given("--splits", "x.npz")
 
 
@@ -220,8 +227,20 @@ def test_addresses_are_looked_for_before_any_work(flag, here, monkeypatch):
 
 
 def test_files_to_start_from_must_exist():
-    with pytest.raises(ConfigError, match=r"--load-weights: load_weights: there is no file 'w.ckpt'"):
+    with pytest.raises(ConfigError, match=r"^--load-weights: there is no file 'w.ckpt'"):
         given("--load-weights", "w.ckpt")
+
+
+@pytest.mark.parametrize("flag", ["--load-model", "--load-weights"])
+def test_the_checkpoint_that_was_probably_meant_is_named(here, flag):
+    (here / "run").mkdir()
+    (here / "run/last.ckpt").touch()
+    with pytest.raises(ConfigError, match=r"It is a folder. Name the checkpoint in it: 'run/last.ckpt'"):
+        given(flag, "run")
+    with pytest.raises(ConfigError, match=r"there is no file 'run/lst.ckpt'. Did you mean 'run/last.ckpt'"):
+        given(flag, "run/lst.ckpt")
+    with pytest.raises(ConfigError, match=r"Beside it: last.ckpt"):
+        given(flag, "run/0")
 
 
 def test_weights_come_from_the_checkpoint_that_is_continued(here, caplog):

@@ -510,6 +510,15 @@ def test_datasets_of_other_names_in_hdf5_are_pointed_at(tmp_path):
         ready(tmp_path / "a.h5", dataset="HDF5")
 
 
+@pytest.mark.parametrize("name", ["ASE", "HDF5"])
+def test_files_that_are_not_named_are_asked_for(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=rf"dataset_root is not set, and its default, ~/data, .*dataset {name}"):
+            ready("~/data", dataset=name)
+        (tmp_path / "data").mkdir(exist_ok=True)
+
+
 @pytest.mark.parametrize(
     ("derivative", "weight", "warns"), [(False, 1.0, True), (True, 1.0, False), (False, 0.0, False)]
 )

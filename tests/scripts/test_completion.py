@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,13 @@ def test_every_shell_gets_a_script_for_both_programs(shell: str, capsys: pytest.
     if program is not None:  # it can at least be read there
         words = [program, *(["-f"] if shell == "tcsh" else []), "-n"]
         assert subprocess.run(words, input=printed, text=True, capture_output=True).stderr == ""
+
+
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from torchmdnet.scripts.main import main; main(['completion', 'bash'])"
+    end = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert end.stderr == b""
+    assert end.returncode == 128 + signal.SIGPIPE

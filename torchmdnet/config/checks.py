@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.rundir import other_checkpoint
 from torchmdnet.config.values import prior_entries
 from torchmdnet.errors import ConfigError, did_you_mean
 
@@ -69,12 +70,19 @@ def _input_files(args: argparse.Namespace, settings: Settings) -> None:
         hint = (
             "" if key != "splits" else " Give an .npz file, the word 'dataset' for the split it publishes, or 'random'."
         )
-        raise ConfigError(f"{settings.source(key)}: {key}: there is no file {name!r}.{hint}")
+        hint = hint or other_checkpoint(name)
+        raise ConfigError(f"{_place(settings, key)}: there is no file {name!r}.{hint}")
     if args.overwrite and args.load_model and args.log_dir and Path(args.load_model).parent == Path(args.log_dir):
         raise ConfigError(
             f"overwrite would delete {args.load_model!r}, which the run continues from. Leave overwrite out, or choose "
             "another log_dir."
         )
+
+
+def _place(settings: Settings, key: str) -> str:
+    """Where an option was written, with its name if that is not part of it."""
+    source = settings.source(key)
+    return source if source == OPTIONS[key].flag else f"{source}: {key}"
 
 
 def _sizes(args: argparse.Namespace, settings: Settings) -> None:
@@ -88,10 +96,11 @@ def _sizes(args: argparse.Namespace, settings: Settings) -> None:
     sizes = {key: getattr(args, key) for key in ("train_size", "val_size", "test_size")}
     for key, size in sizes.items():
         if isinstance(size, float) and size > 1:
-            count = f"{size:g}".removesuffix(".0")
+            is_whole = size.is_integer()
+            count = f"Write {size:.0f} for a count of samples, or " if is_whole else "A count is a whole number, and "
             raise ConfigError(
-                f"{settings.source(key)}: {key}={size} is a fraction above 1. Write {count} for a count of samples, or "
-                "a fraction between 0 and 1."
+                f"{settings.source(key)}: {key}={size} is a fraction above 1. {count}"
+                f"a fraction {'' if is_whole else 'lies '}between 0 and 1."
             )
     if list(sizes.values()).count(None) > 1:
         open_ends = " and ".join(key for key, size in sizes.items() if size is None)

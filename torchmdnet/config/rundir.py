@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from torchmdnet.config.reader import write_yaml
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.parse import parse_yaml
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "holds_log_dir",
     "is_main_process",
     "move_handlers",
+    "other_checkpoint",
     "prepare_log_dir",
     "reclaim_log_dir",
     "redirect",
@@ -181,6 +182,22 @@ def _make_room(folder: Path, args: argparse.Namespace) -> None:
         "--log-dir chooses another folder, --overwrite deletes the earlier run.",
         folder, stamp,
     )  # fmt: skip
+
+
+def other_checkpoint(path: str | os.PathLike[str]) -> str:
+    """Which checkpoint may have been meant where ``path`` is no file, in words; empty if there is none."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            last = path / "last.ckpt"
+            return (
+                f" It is a folder. Name the checkpoint in it: {str(last)!r}." if last.is_file() else " It is a folder."
+            )
+        names = sorted(each.name for each in path.parent.glob("*.ckpt"))
+    except OSError:
+        return ""
+    hint = did_you_mean(str(path), [str(path.with_name(name)) for name in names])
+    return hint or (f" Beside it: {', '.join(names[:5])}." if names else "")
 
 
 def companion(path: str | os.PathLike[str], name: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, SYNONYMS
 from torchmdnet.config.parser import build_parser
 from torchmdnet.config.reader import Setting, plain, read_yaml
-from torchmdnet.config.rundir import companion
+from torchmdnet.config.rundir import companion, other_checkpoint
 from torchmdnet.config.values import as_truth, coerce, number, prior_entries, takes_truth
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
@@ -208,7 +208,7 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
     """
     path = expanded(checkpoint)
     if not path.is_file():
-        raise ConfigError(f"load_model: there is no file {str(path)!r}.")
+        raise ConfigError(f"load_model: there is no file {str(path)!r}.{other_checkpoint(path)}")
     from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 
     content = read_checkpoint(path)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ def number(text: Any) -> int | float | None:
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         return text
     word = str(text).strip()
+    percent = re.fullmatch(r"(\d+\.?\d*) *%", word)
+    if percent:
+        raise ValueError(f"write {float(percent[1]) / 100:g} for {word}")
     try:
         return int(word)
     except ValueError:

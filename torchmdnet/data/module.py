@@ -191,7 +191,15 @@ class DataModule(LightningDataModule):
             files = ("coord_files", "embed_files", "energy_files", "force_files", "dataset_preload_limit")
             positional = [options[key] for key in files]
         else:
-            positional = [options["dataset_root"]]
+            root = options["dataset_root"]
+            is_unset = root == DEFAULTS["dataset_root"] and name in ("ASE", "HDF5") and "files" not in keywords
+            if is_unset and not os.path.isfile(os.path.expanduser(root)):
+                also = ", or list them in dataset_arg: {files: [...]}" if name == "ASE" else ""
+                raise ConfigError(
+                    f"dataset_root is not set, and its default, {root}, is no file. Name the files of dataset {name}, "
+                    f"e.g. dataset_root: data/*.{'h5' if name == 'HDF5' else 'extxyz'}{also}."
+                )
+            positional = [root]
             if name == "ASE" and "files" in keywords:
                 if options["dataset_root"] != DEFAULTS["dataset_root"]:
                     raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torchmdnet._version import __version__
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean, shown
-from torchmdnet.files import ensure_home
+from torchmdnet.files import ensure_home, reader_may_end
 
 __all__ = ["COMMANDS", "main"]
 
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _show_notices()
         ensure_home()
         module, _, function = COMMANDS[words[0]][1].partition(":")
-        getattr(importlib.import_module(module), function)(words[1:])
+        with reader_may_end():
+            getattr(importlib.import_module(module), function)(words[1:])
     except (ConfigError, DataError, CheckpointError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
