@@ -9,7 +9,7 @@ from ase import Atoms
 
 from torchmdnet.calculators import External, TMDNETCalculator
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.ops.inference import outside_inference_mode
+from torchmdnet.ops.inference import outside_modes
 from torchmdnet.potential import Ensemble
 from torchmdnet.testing import cell_of_atoms, tiny_model
 
@@ -74,7 +74,7 @@ def test_calculators_and_ensembles_inside(name: str) -> None:
 
 
 def test_values_inside_containers_are_copied() -> None:
-    @outside_inference_mode
+    @outside_modes
     def seen(*args, **kwargs):
         return args, kwargs
 
@@ -84,3 +84,15 @@ def test_values_inside_containers_are_copied() -> None:
     (a, (b, c)), kwargs = seen(x, (x, plain), extra={"x": x})
     assert c is plain
     assert not any(value.is_inference() for value in (a, b, kwargs["extra"]["x"]))
+
+
+@pytest.mark.parametrize("architecture", ["tensornet", "equivariant-transformer", "graph-network"])
+@pytest.mark.parametrize("width", [6, 16])
+def test_autocast_rounds_nothing_in_a_potential(architecture: str, width: int) -> None:
+    model = tiny_model(architecture, embedding_dimension=width, num_heads=2).float()
+    z, pos = torch.tensor([8, 1, 1, 6]), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    wanted = model(z, pos)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(z, pos)
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])

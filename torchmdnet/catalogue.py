@@ -32,7 +32,7 @@ class Catalogue(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         address = self.addresses.get(name, name) if isinstance(name, str) else ""
         module, colon, attribute = address.partition(":")
-        if not colon:
+        if not (module and not module.startswith(".") and colon and attribute):
             raise ConfigError(
                 f"{self.key}: {name!r} is not available.{did_you_mean(name, self)} "
                 f"Choose from {', '.join(self)}, or give 'my_package.module:Class'."

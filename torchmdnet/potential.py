@@ -24,7 +24,7 @@ from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.neighbors import can_check, check_finite
 from torchmdnet.nn.modules import reset_all
-from torchmdnet.ops.inference import outside_inference_mode
+from torchmdnet.ops.inference import outside_modes
 from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
@@ -179,7 +179,7 @@ class TorchMD_Net(nn.Module):
         """Precision of the parameters; positions and boxes are expected in it."""
         return self.mean.dtype
 
-    @outside_inference_mode
+    @outside_modes
     def forward(
         self,
         z: AtomicNumbers,
@@ -234,7 +234,7 @@ class TorchMD_Net(nn.Module):
         tensor = None if found.virial is None else stress_of(found.virial, self._box(box))
         return Outputs(found.energy, forces, tensor, found.properties)
 
-    @outside_inference_mode
+    @outside_modes
     def evaluate(
         self,
         inputs: Inputs,
@@ -377,7 +377,7 @@ class TorchMD_Net(nn.Module):
             grads = tuple(x + y for x, y in zip(pull_back(slope * weight), more, strict=True))
         return _evaluation(value, *forces_of(graph, *grads, strained=virial))
 
-    @outside_inference_mode
+    @outside_modes
     def from_edges(
         self,
         z: AtomicNumbers,
@@ -562,7 +562,7 @@ class TorchMD_Net(nn.Module):
         )
         return is_plain and head.reduce_op in ("add", "sum") and not bool(self.mean)
 
-    @outside_inference_mode
+    @outside_modes
     def per_atom(
         self,
         z: AtomicNumbers,
@@ -702,7 +702,7 @@ class Ensemble(nn.ModuleList):
         """The potentials."""
         return list(self)  # type: ignore[arg-type]
 
-    @outside_inference_mode
+    @outside_modes
     def forward(self, *args: Any, **kwargs: Any) -> Prediction | Outputs | EnsemblePrediction | EnsembleOutputs:
         """Evaluate every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
 
@@ -764,7 +764,7 @@ class Ensemble(nn.ModuleList):
             rows.append(row)
         return rows
 
-    @outside_inference_mode
+    @outside_modes
     def evaluate(
         self,
         inputs: Inputs,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import Inputs
-from torchmdnet.ops.inference import outside_inference_mode
+from torchmdnet.ops.inference import outside_modes
 from torchmdnet.potential import Ensemble, Evaluation, TorchMD_Net, derivatives_of, strained
 
 __all__ = ["Answer", "predict", "predict_members"]
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
     properties: dict[str, Tensor]  # by name, (S, ...) or (N, ...)
 
 
-@outside_inference_mode
+@outside_modes
 def predict(
     model: nn.Module,
     inputs: Inputs,

@@ -1,7 +1,8 @@
-"""Calls under ``torch.inference_mode``, where tensors are made that autograd refuses."""
+"""Calls under ``torch.inference_mode``, whose tensors autograd refuses, and under ``torch.autocast``."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -9,22 +10,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["outside_inference_mode"]
+__all__ = ["outside_modes"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def outside_inference_mode(function: Function) -> Function:
-    """Let a function do its work outside ``torch.inference_mode``, on copies of the inference tensors it is given.
+def outside_modes(function: Function) -> Function:
+    """Let a function do its work outside of both, on copies of the inference tensors it is given.
 
     Forces are derivatives, and what is made from the weights once and kept has to serve later calls. Inference mode
-    asks for no history; under it the function is called with ``no_grad``.
+    asks for no history; under it the function is called with ``no_grad``. Autocast would round some steps of a model to
+    half precision and others not, which put forces off by a tenth; a potential computes in its own precision.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        rounding = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+        if rounding:
+            with contextlib.ExitStack() as stack:
+                for device in rounding:
+                    stack.enter_context(torch.autocast(device, enabled=False))
+                return call(*args, **kwargs)
         is_inside = torch.is_inference_mode_enabled()
         if not is_inside and not any(map(_is_inference, (*args, *kwargs.values()))):
             return function(*args, **kwargs)

@@ -61,7 +61,9 @@ class Cores(threading.local):
             return 1
         if self._halvings and (now := time.monotonic()) >= self._until:
             self._halvings, self._until = self._halvings - 1, now + self._retreat
-        return max(threads >> self._halvings, 1)
+        threads = max(threads >> self._halvings, 1)
+        _fork.has_used_threads |= threads > 1
+        return threads
 
     def notice(self, is_late: bool) -> None:
         """Take note of a loop that several threads shared.
@@ -100,19 +102,19 @@ class Cores(threading.local):
 
 
 class _Fork:
-    """Whether this process was forked from one with several threads.
+    """Whether this process was forked from one that had several threads, or had used them.
 
     They do not exist in this process, which would wait for them for ever; so it has one thread, in PyTorch and in
     loops.
     """
 
     def __init__(self) -> None:
-        self.has_lost_threads = self.is_told = False
+        self.has_used_threads = self.has_lost_threads = self.is_told = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        if torch.get_num_threads() > 1 or cores.given is not None:
+        if self.has_used_threads or torch.get_num_threads() > 1 or cores.given is not None:
             self.has_lost_threads, cores.given = True, None
             torch.set_num_threads(1)
 
