@@ -392,6 +392,25 @@ def test_a_copied_run_goes_on_in_its_own_folder(two_epochs, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in two_epochs.iterdir()} == before
 
 
+def _best(folder):
+    """Epoch of the best weights, and the loss that the run remembers of it."""
+    states = read_checkpoint(folder / "last.ckpt")["callbacks"]
+    score = next(state["best_model_score"] for key, state in states.items() if key.startswith("ModelCheckpoint"))
+    return read_checkpoint(folder / "best.ckpt")["epoch"], float(score)
+
+
+def test_the_best_of_before_counts_in_another_folder(two_epochs, tmp_path, caplog):
+    before = _best(two_epochs)
+    last = str(two_epochs / "last.ckpt")
+    worse = train_toy(tmp_path / "worse", load_model=last, num_epochs=3, lr=10.0, save_interval=2)
+    assert _best(worse) == before
+    assert "is not counted" not in caplog.text
+    (two_epochs / "best.ckpt").unlink()
+    alone = train_toy(tmp_path / "alone", load_model=last, num_epochs=3, lr=10.0)
+    assert _best(alone)[0] == 2
+    assert f"with val_total_mse_loss {before[1]:.4g}, is not counted" in caplog.text
+
+
 def test_an_early_stopped_run_that_goes_on_to_its_end_does_not_say_that_it_stopped_early(tmp_path, capsys):
     folder = train_toy(tmp_path / "run", early_stopping_patience=1, lr=0.0, num_epochs=9)
     assert "Stopped early" in capsys.readouterr().out

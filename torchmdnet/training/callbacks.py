@@ -16,8 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.config.stopping import STOPS
-from torchmdnet.errors import WriteError
+from torchmdnet.errors import CheckpointError, WriteError
 from torchmdnet.training.files import copy_file
 
 __all__ = ["Checkpoints", "ContinueRun", "PoliteStop", "StopRequested", "patient_stop"]
@@ -40,6 +41,7 @@ class Checkpoints(Checkpoint):
         keep: Number of ranked files; 0 for none.
         mark_test: Whether there is a test set, so that names speak of its loss.
         is_continued: Whether the run continues one in this folder; its later epochs are then written over.
+        earlier: Where the best weights of a run that is continued lie, if they are not in this folder.
         look: Called with the trainer before anything is written, to see that the folder is still there.
         before: Called with trainer and module when an epoch has ended, before its files are written.
         then: Called with trainer, module and whether it was the best so far, after an epoch's files are written.
@@ -54,6 +56,7 @@ class Checkpoints(Checkpoint):
         *,
         mark_test: bool = True,
         is_continued: bool = False,
+        earlier: Path | None = None,
         look: Callable[[Trainer], None] | None = None,
         before: Sequence[Callable[[Trainer, Any], None]] = (),
         then: Sequence[Callable[[Trainer, Any, bool], None]] = (),
@@ -64,6 +67,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.mark_test = mark_test
         self.is_continued = is_continued
+        self.earlier = earlier
         self.look = look
         self.before = list(before)
         self.then = list(then)
@@ -126,14 +130,43 @@ class Checkpoints(Checkpoint):
         """Go on ranking the files that are still in this folder."""
         ranked = {Path(path).name: float(score) for path, score in state_dict.get("best_k_models", {}).items()}
         self.ranked = {name: score for name, score in ranked.items() if (self.folder / name).exists()}
-        if "best_epoch" in state_dict and self.best_path.exists() and state_dict["best_model_score"] is not None:
-            self.best_score, self.best_epoch = float(state_dict["best_model_score"]), state_dict["best_epoch"]
+        score, epoch = state_dict.get("best_model_score"), state_dict.get("best_epoch")
+        if "best_epoch" in state_dict and score is not None and (self.best_path.exists() or self._take_over(epoch)):
+            self.best_score, self.best_epoch = float(score), epoch
         elif self.ranked:  # written by Lightning's own callback, which keeps no best.ckpt
             best = min(self.ranked, key=self.ranked.__getitem__)
             self.best_score = self.ranked[best]
             self.best_epoch = int(found[1]) if (found := re.match(r"epoch=(\d+)", best)) else None
-            if getattr(rank_zero_only, "rank", 0) == 0:
+            if _is_main():
                 copy_file(self.folder / best, self.best_path)
+        elif score is not None and _is_main():
+            log.warning(
+                "best.ckpt: the best epoch of the run so far%s, with %s %.4g, is not counted, because its weights are "
+                "not beside the checkpoint that it continues from; the best is chosen from the epochs to come.",
+                "" if epoch is None else f", {epoch}", self.monitor, float(score),
+            )  # fmt: skip
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on ranking also where ``save_interval`` changed, which is part of the key that Lightning looks for."""
+        states = checkpoint.get("callbacks") or {}
+        if self.state_key in states:
+            return
+        for key, state in states.items():
+            if key.startswith("ModelCheckpoint") and state.get("monitor") == self.monitor:
+                self.load_state_dict(state)
+                return
+
+    def _take_over(self, epoch: int | None) -> bool:
+        """Copy the best weights of the run from the folder that it continues from, if those of this epoch are there."""
+        if self.earlier is None or not self.earlier.is_file():
+            return False
+        try:
+            is_same = read_checkpoint(self.earlier).get("epoch") == epoch
+        except CheckpointError:
+            return False
+        if is_same and _is_main():
+            copy_file(self.earlier, self.best_path)
+        return is_same
 
     # ------------------------------------------------------------------------------------------ writing
 
@@ -231,6 +264,10 @@ class Checkpoints(Checkpoint):
             version += 1
             path = self.folder / f"{name}-v{version}.ckpt"
         return path
+
+
+def _is_main() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _measured(trainer: Trainer, module: LightningModule) -> dict[str, float]:

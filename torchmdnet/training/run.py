@@ -27,7 +27,7 @@ from torchmdnet.checkpoint.card import count_parameters
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.launcher import check_launcher
-from torchmdnet.config.rundir import claim_log_dir, is_main_process, release_log_dir
+from torchmdnet.config.rundir import claim_log_dir, companion, is_main_process, release_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.data import DataModule
@@ -158,6 +158,7 @@ def _train(args: Namespace, watched: RunFolder) -> Path:
         keep=args.keep_checkpoints,
         mark_test=splits["test"] > 0,
         is_continued=is_continued,
+        earlier=companion(args.load_model, "best.ckpt") if resumed is not None else None,
         look=watched.look,
         before=[_write_tables(logger)],
         then=[terminal.epoch_line],
