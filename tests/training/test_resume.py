@@ -432,6 +432,22 @@ def test_a_changed_learning_rate_takes_effect_and_says_so(two_epochs, caplog):
     assert "lr: 1e-12 from now on (the checkpoint had 0.01)" in caplog.text
 
 
+def test_every_changed_setting_of_network_and_loss_is_told_once(two_epochs, caplog):
+    _continue(two_epochs, num_epochs=3, cutoff_upper=4.5, y_weight=0.5, y_loss_per_atom=True, lr=1e-3)
+    told = [record.getMessage() for record in caplog.records if "from now on" in record.getMessage()]
+    assert sorted(told) == [
+        "cutoff_upper: 4.5 from now on (the checkpoint had 5.0).",
+        "lr: 0.001 from now on (the checkpoint had 0.01).",
+        "y_loss_per_atom: True from now on (the checkpoint had False).",
+        "y_weight: 0.5 from now on (the checkpoint had 1.0).",
+    ]
+
+
+def test_another_size_of_the_network_is_refused_with_the_setting(two_epochs):
+    with pytest.raises(ConfigError, match=r"^embedding_dimension: 16, but .* had 8\. .*Continue with embedding_dim"):
+        _continue(two_epochs, num_epochs=3, embedding_dimension=16, cutoff_upper=4.5)
+
+
 def test_an_unchanged_learning_rate_leaves_the_reduced_one_alone(tmp_path, caplog):
     options = {"lr": 2e-7, "lr_patience": 0, "lr_factor": 0.5, "lr_min": 0.0}
     folder = train_toy(tmp_path / "run", num_epochs=3, **options)

@@ -21,7 +21,7 @@ from torchmdnet.config.stopping import STOPS
 from torchmdnet.errors import CheckpointError, WriteError
 from torchmdnet.training.files import copy_file
 
-__all__ = ["Checkpoints", "ContinueRun", "PoliteStop", "StopRequested", "patient_stop"]
+__all__ = ["TOLD_IN_TIME", "Checkpoints", "ContinueRun", "PoliteStop", "StopRequested", "patient_stop"]
 
 log = logging.getLogger(__name__)
 
@@ -295,6 +295,10 @@ def can_continue_inside(trainer: Trainer) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------- continuing
+
+
+#: Settings whose change :class:`ContinueRun` tells when it takes effect.
+TOLD_IN_TIME = frozenset({"lr", "weight_decay", "lr_factor", "lr_patience", "lr_min", "early_stopping_patience"})
 
 
 class ContinueRun(Callback):

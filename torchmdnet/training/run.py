@@ -62,11 +62,14 @@ from torchmdnet.training.report import (
 from torchmdnet.training.start import (
     TOO_FAR,
     Alignment,
+    changed_settings,
     check_continued,
     check_same_data,
     origin_of,
     reference_prior,
+    refuse_size,
     start_from,
+    tell_changes,
 )
 from torchmdnet.training.terminal import Terminal, Units, console_for, counted, duration, significant
 
@@ -369,7 +372,13 @@ def _module(
     if resumed is not None:
         references = [prior.initial_atomref for prior in priors if isinstance(prior, Atomref)]
         check_continued(resumed.origin, data, args, references[-1] if references else None, facts)
-        return LNNP(options), None
+        changes = changed_settings(resumed.origin, args)
+        try:
+            module = LNNP(options)
+        except CheckpointError as error:
+            raise refuse_size(changes, args.load_model, error) or error from None
+        tell_changes(changes)
+        return module, None
     module = LNNP(
         {**options, "load_model": None},
         prior_model=priors,

@@ -29,6 +29,8 @@ from torch import Tensor
 from torchmdnet.build import representation_arguments
 from torchmdnet.checkpoint import hyper_parameters_of, migrate, read_checkpoint
 from torchmdnet.checkpoint.load import load_weights
+from torchmdnet.config.flags import OPTIONS
+from torchmdnet.config.reader import plain
 from torchmdnet.config.values import prior_entries
 from torchmdnet.data import DataModule
 from torchmdnet.data.digest import differences
@@ -36,14 +38,26 @@ from torchmdnet.data.loader import collect
 from torchmdnet.data.module import count_atoms
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import symbols
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.priors.atomref import Atomref, LearnableAtomref
+from torchmdnet.training.callbacks import TOLD_IN_TIME
 from torchmdnet.training.evaluate import SplitFacts
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.units import normalise_unit
 
-__all__ = ["Alignment", "Origin", "check_continued", "check_same_data", "origin_of", "reference_prior", "start_from"]
+__all__ = [
+    "Alignment",
+    "Origin",
+    "changed_settings",
+    "check_continued",
+    "check_same_data",
+    "origin_of",
+    "reference_prior",
+    "refuse_size",
+    "start_from",
+    "tell_changes",
+]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +70,11 @@ TOO_FAR = 10.0
 
 #: Settings of the run rather than of the model, though constructors take them.
 _NOT_COMPARED = {"box_vecs", "system_embedding", "static_shapes", "max_num_neighbors", "max_z", "output_charges"}
+
+#: Settings that change what a network computes, but not the shapes of its weights.
+_WITHOUT_SIZE = {"activation", "attn_activation", "aggr", "atom_filter", "charge", "cutoff_lower", "cutoff_upper",
+                 "derivative", "max_num_neighbors", "radial", "reduce_op", "spin", "static_shapes",
+                 "vector_cutoff"}  # fmt: skip
 
 
 class Origin(NamedTuple):
@@ -276,6 +295,48 @@ def _compare_options(origin: Origin, args: Namespace) -> None:
             "prior_model: %s was trained beside %s, this run has %s; the network has to learn the difference.",
             origin.path, ", ".join(before) or "none", ", ".join(now) or "none",
         )  # fmt: skip
+
+
+def changed_settings(origin: Origin, args: Namespace) -> dict[str, tuple[Any, Any]]:
+    """Settings of the network, the loss and the steps that a run that is continued had otherwise: before, and now."""
+    run = vars(args)
+    kept = {key for key, option in OPTIONS.items() if option.group in ("Architecture", "Optimisation")}
+    kept |= {"batch_size", "precision", "remove_ref_energy", "standardize"} | _shaping(args.model)
+    changes = {}
+    for key in sorted(kept & run.keys() - {"prior_model", "prior_args", "box_vecs", "system_embedding"}):
+        if key in origin.options:
+            before = origin.options[key]
+        elif origin.options and key in OPTIONS and not OPTIONS[key].established:
+            before = OPTIONS[key].default  # files leave such settings out where they have their default
+        else:
+            continue
+        if plain(before) != plain(run[key]):
+            changes[key] = (before, run[key])
+    return changes
+
+
+def tell_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Log what is otherwise from here on, but for what tells so itself when it takes effect."""
+    for key, (before, now) in changes.items():
+        if key not in TOLD_IN_TIME:
+            log.warning("%s: %r from now on (the checkpoint had %r).", key, now, before)
+
+
+def refuse_size(changes: Mapping[str, tuple[Any, Any]], path: str, error: CheckpointError) -> ConfigError | None:
+    """The error that names the settings which made weights not fit, if any did."""
+    sizes = {
+        key: change
+        for key, change in changes.items()
+        if key in OPTIONS and OPTIONS[key].group == "Architecture" and key not in _WITHOUT_SIZE
+    }
+    if not sizes:
+        return None
+    told = "; ".join(f"{key}: {now!r}, but the run of {path} had {before!r}" for key, (before, now) in sizes.items())
+    fix = " ".join(f"{key}: {before!r}" for key, (before, _) in sizes.items())
+    return ConfigError(
+        f"{told}. Its weights do not fit another network. Continue with {fix}, or train a new network without "
+        f"--load-model. ({error})"
+    )
 
 
 def _shaping(model: str) -> set[str]:
