@@ -23,6 +23,7 @@ LAYERS = [
         "page",
         "parse",
         "processes",
+        "text",
         "tracing",
         "typing",
     },
@@ -39,7 +40,9 @@ NEIGHBOURS = {
     ("memory", "errors"),
     ("parse", "errors"),
     ("files", "errors"),
-    ("files", "parse"),
+    ("files", "text"),
+    ("parse", "text"),
+    ("text", "errors"),
     ("loop_cache", "files"),
     ("graph", "neighbors"),
     ("ops", "graph"),  # kernels run along edges

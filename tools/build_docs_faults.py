@@ -177,7 +177,7 @@ FAULTS: dict[str, list[Fault]] = {
                     "test_a_loop_runs_where_nothing_can_be_written",
                 ],
                 "datasets/test_cache.py": ["test_a_cache_that_cannot_be_written_is_done_without"],
-                "test_files.py": [
+                "test_whole_files.py": [
                     "test_data_are_kept_in_memory_where_the_cache_may_not_be_entered",
                     "test_a_data_set_in_a_folder_that_may_not_be_entered_is_refused_in_one_line",
                     "test_a_user_without_a_home_folder_gets_a_temporary_one",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from torchmdnet.errors import ConfigError, WriteError
-from torchmdnet.parse import check_text
+from torchmdnet.text import check_text
 
 __all__ = [
     "STORAGE_ERRORS",

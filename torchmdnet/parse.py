@@ -23,6 +23,7 @@ from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from torchmdnet.errors import ConfigError
+from torchmdnet.text import Refusal, flaw_of, shortened
 
 __all__ = [
     "MAX_ALIASED",
@@ -32,7 +33,6 @@ __all__ = [
     "MAX_VALUES",
     "Loader",
     "check_plain",
-    "check_text",
     "parse_json",
     "parse_yaml",
     "parse_yaml_mapping",
@@ -57,8 +57,6 @@ _TIMESTAMP, _BOOL, _FLOAT, _INT, _TUPLE = (
 )
 #: What a scalar of each kind should have been.
 _KINDS = {_TIMESTAMP: "a date", _BOOL: "true or false", _FLOAT: "a number", _INT: "a whole number"}
-
-Refusal = Callable[[str], Exception]
 
 
 class Loader(yaml.SafeLoader):
@@ -125,14 +123,14 @@ class Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             text = node.value if isinstance(node, yaml.ScalarNode) else ""
-            problem = f"{_short(text)} is not {_KINDS.get(node.tag, node.tag)}; quotes make it text"
+            problem = f"{shortened(text)} is not {_KINDS.get(node.tag, node.tag)}; quotes make it text"
             if isinstance(error, OverflowError):
-                problem = f"{_short(text)} has {len(text):,} digits, more than a number may have ({MAX_DIGITS})"
+                problem = f"{shortened(text)} has {len(text):,} digits, more than a number may have ({MAX_DIGITS})"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
-        problem = _flaw(value) if isinstance(value, str) else None
+        problem = flaw_of(value) if isinstance(value, str) else None
         if problem:
             raise ConstructorError(None, None, problem, node.start_mark)
         return value
@@ -146,7 +144,7 @@ class Loader(yaml.SafeLoader):
                     first = lines[key.value]
                     logger.warning(
                         "%s: %s stands on line %d and again on line %d; the later value is used.",
-                        key.start_mark.name, _short(key.value), first, line,
+                        key.start_mark.name, shortened(key.value), first, line,
                     )  # fmt: skip
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
@@ -334,34 +332,11 @@ def check_plain(value: Any, name: str, refusal: Refusal = ConfigError) -> None:
         elif isinstance(item, (list, tuple, set, frozenset)):
             left.extend((each, depth + 1) for each in item)
         elif isinstance(item, str):
-            problem = _flaw(item)
+            problem = flaw_of(item)
             if problem:
                 raise refusal(f"{name}: {problem}.")
         elif isinstance(item, int) and item.bit_length() > 4 * MAX_DIGITS:
             raise refusal(f"{name}: a number has more than {MAX_DIGITS} digits.")
-
-
-def check_text(text: str, name: str, refusal: Refusal = ConfigError) -> str:
-    """Text that can be written and name a file; refused with the place where it stands otherwise."""
-    problem = _flaw(text)
-    if problem:
-        raise refusal(f"{name}: {problem}.")
-    return text
-
-
-def _flaw(text: str) -> str | None:
-    """Why text cannot be used anywhere."""
-    if "\0" in text:
-        return f"{_short(text)} has a character of code 0, which no text or file name may have"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return f"{_short(text)} has half of a character (a surrogate), which cannot be written"
-    return None
-
-
-def _short(text: str, most: int = 60) -> str:
-    return repr(text) if len(text) <= most else f"{text[:most]!r}..."
 
 
 def _first_line(error: BaseException) -> str:

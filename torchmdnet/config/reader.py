@@ -10,7 +10,8 @@ import yaml
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.files import draft_of, expanded
-from torchmdnet.parse import EXPONENT, check_text, parse_yaml_mapping, read_text
+from torchmdnet.parse import EXPONENT, parse_yaml_mapping, read_text
+from torchmdnet.text import check_text
 
 __all__ = ["FALSE_WORDS", "TRUE_WORDS", "Setting", "plain", "read_yaml", "write_yaml"]
 

@@ -107,7 +107,8 @@ def method_of(args: argparse.Namespace) -> Method:
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
     """``accuracy=0.1`` as ``{"accuracy": 0.1}``; values as in YAML."""
-    from torchmdnet.parse import check_text, parse_yaml
+    from torchmdnet.parse import parse_yaml
+    from torchmdnet.text import check_text
 
     options: dict[str, Any] = {}
     for word in words:
