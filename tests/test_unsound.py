@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 
 from torchmdnet.calculators import External, TMDNETCalculator
+from torchmdnet.errors import DataError
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.optimize import optimize
@@ -244,3 +245,13 @@ def test_the_optimized_network_refuses_them_as_well() -> None:
     model = optimize(tiny("graph-network", torch.float32, rbf_type="gauss", activation="ssp"))
     with pytest.raises(ValueError, match="pos of atom 1 is"):
         model(Z, moved(1, math.nan, torch.float32))
+
+
+def test_what_is_wrong_with_a_structure_is_told_by_commands_in_one_line() -> None:
+    """They tell errors of data so, and others with a traceback."""
+    model = tiny_model("tensornet")
+    z, pos = torch.tensor([8, 1]), torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    flat, none = torch.diag(torch.tensor([1e-5, 1.0, 1.0])).double(), torch.ones(3, 3, dtype=torch.float64)
+    for wrong in ({"pos": pos * torch.nan}, {"pos": pos * 1e-7}, {"box": flat}, {"box": none}):
+        with pytest.raises(DataError):
+            model(z, **{"pos": pos, **wrong})

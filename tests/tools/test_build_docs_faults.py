@@ -27,7 +27,7 @@ def test_the_page_is_up_to_date(tool) -> None:
 
 def test_a_test_that_is_gone_is_noticed(tool) -> None:
     with pytest.raises(LookupError, match="has no test test_gone"):
-        tool.tries_of("test_files.py", "test_gone")
+        tool.tries_of("test_whole_files.py", "test_gone")
 
 
 @pytest.mark.slow

@@ -192,13 +192,6 @@ class DataModule(LightningDataModule):
             positional = [options[key] for key in files]
         else:
             root = options["dataset_root"]
-            is_unset = root == DEFAULTS["dataset_root"] and name in ("ASE", "HDF5") and "files" not in keywords
-            if is_unset and not os.path.isfile(os.path.expanduser(root)):
-                also = ", or list them in dataset_arg: {files: [...]}" if name == "ASE" else ""
-                raise ConfigError(
-                    f"dataset_root is not set, and its default, {root}, is no file. Name the files of dataset {name}, "
-                    f"e.g. dataset_root: data/*.{'h5' if name == 'HDF5' else 'extxyz'}{also}."
-                )
             positional = [root]
             if name == "ASE" and "files" in keywords:
                 if options["dataset_root"] != DEFAULTS["dataset_root"]:
@@ -216,6 +209,7 @@ class DataModule(LightningDataModule):
         if named and "group_key" in _parameters(kind):
             keywords.setdefault("group_key", by)
         _check_arguments(name, kind, positional, keywords)
+        _check_root(name, kind, positional)
         return kind, positional, with_truths(kind, keywords)
 
     def _divide(self) -> None:
@@ -680,6 +674,18 @@ def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(kind).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def _check_root(name: str, kind: Any, positional: Sequence[Any]) -> None:
+    """Say that files were not named where the default stands for them and is none."""
+    is_ours = getattr(kind, "__module__", "").startswith("torchmdnet.") and name in ("ASE", "HDF5")
+    if not is_ours or positional != [DEFAULTS["dataset_root"]] or os.path.isfile(os.path.expanduser(positional[0])):
+        return
+    also = ", or list them in dataset_arg: {files: [...]}" if name == "ASE" else ""
+    raise ConfigError(
+        f"dataset_root is not set, and its default, {positional[0]}, is no file. Name the files of dataset {name}, "
+        f"e.g. dataset_root: data/*.{'h5' if name == 'HDF5' else 'extxyz'}{also}."
+    )
 
 
 def _check_arguments(name: str, kind: Any, positional: list[Any], keywords: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchmdnet.errors import DataError
+
 __all__ = ["MOST_ALONG", "MOST_IMAGES", "Lattice", "check_images", "completed", "is_too_flat", "lattice_of"]
 
 #: Periodic images of an atom within reach of the cutoff, at most; a cube of 2 Å has 133,000 in 50 Å.
@@ -43,7 +45,7 @@ def lattice_of(box: Tensor, num_systems: int, cutoff: float) -> Lattice:
     is_flat = ~(volume > 1e-9 * cell.norm(dim=-1).prod(dim=-1))
     if bool(is_flat.any()):
         which = int(is_flat.nonzero()[0, 0])
-        raise ValueError(
+        raise DataError(
             f"box {which} spans no volume: its lattice vectors are {box[which].tolist()}. "
             "Give three independent, finite vectors; use a zero vector for an open direction."
         )
@@ -72,7 +74,7 @@ def check_images(box: Tensor, heights: Tensor, cutoff: float) -> None:
     is_flat = (images > MOST_IMAGES) | (along > MOST_ALONG).any(dim=1)
     if bool(is_flat.any()):
         which = int(is_flat.nonzero()[0, 0])
-        raise ValueError(
+        raise DataError(
             f"box {which} is only {float(heights[which].min()):.3g} Å high: {float(images[which]):.2g} periodic "
             f"images of each atom would lie within {cutoff:g} Å; {MOST_IMAGES:,} are the most, and {MOST_ALONG} to "
             "either side along a lattice vector. Its lattice vectors are "

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from torchmdnet.errors import DataError
 from torchmdnet.tracing import is_traced
 
 __all__ = ["CLOSEST", "apart", "can_check", "check_apart", "check_finite", "not_a_number"]
@@ -45,7 +46,7 @@ def check_finite(name: str, x: Tensor, rows: str) -> None:
     if bool(is_fine.all()):
         return
     row = int((~is_fine).nonzero()[0, 0])
-    raise ValueError(
+    raise DataError(
         f"{name} of {rows} {row} is {x[row].tolist()}, counting from 0. Pass finite numbers. In a simulation the "
         "structure has fallen apart: look at the steps before, and use a smaller time step."
     )
@@ -96,7 +97,7 @@ def check_apart(edge_index: Tensor, vec: Tensor, dist: Tensor, closest: float, o
         return
     i, j = edge_index[:, close[0]].tolist()
     between = math.hypot(*vec[close[0]].tolist())
-    raise ValueError(
+    raise DataError(
         f"pos: atoms {i} and {j}, counting from 0, are {between:.2g} Å apart, nearer than {closest:.2g} Å, so there is "
         "no meaningful direction between them. Remove one of them, or move them apart."
     )
