@@ -80,7 +80,8 @@ def terminal_svg(transcript: str, title: str) -> str:
     console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     for i in range(begin, end):
         if i not in dropped:
-            console.print(Text.from_ansi(re.sub(r"/\S*/(?=\w+/best)", "runs/", lines[i])), soft_wrap=True)
+            line = re.sub(r"/\S*/(?=\w+/(best|potential)\.)", "runs/", lines[i])  # not where this machine has it
+            console.print(Text.from_ansi(line), soft_wrap=True)
         elif i == min(dropped):
             console.print(Text("    …", style="dim"))
     svg = console.export_svg(title=title, theme=SVG_EXPORT_THEME)
