@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,6 +25,16 @@ SHARED = Path(os.environ.get("TORCHMDNET_SHARED_DATA", REPOSITORY.parent / "shar
 
 #: Before a command, lets root meet what other users meet: files that may not be read or written.
 WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 and which("setpriv") else []
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of the folder ``tools``, as a module."""
+    spec = importlib.util.spec_from_file_location("tool", REPOSITORY / "tools" / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def shared(relative: str) -> Path:

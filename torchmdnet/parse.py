@@ -179,19 +179,17 @@ def read_text(path: str | os.PathLike[str], key: str, refusal: Refusal = ConfigE
         FileNotFoundError: There is no such file.
         ConfigError: Or what ``refusal`` makes: it is no file that can be read, too large, or not text in UTF-8.
     """
+    content = None
     try:
-        if not Path(path).is_file():
-            if Path(path).exists():
-                raise refusal(f"{key}: {str(path)!r} cannot be read: it is a folder, or no regular file.")
-            raise FileNotFoundError(str(path))
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        if Path(path).is_file() or not Path(path).exists():
+            with open(path, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        if isinstance(error, type(refusal(""))):
-            raise
         raise refusal(f"{key}: {str(path)!r} cannot be read: {error}.") from error
+    if content is None:
+        raise refusal(f"{key}: {str(path)!r} cannot be read: it is a folder, or no regular file.")
     if len(content) > MAX_BYTES:
         raise refusal(f"{key}: {str(path)!r} is larger than {MAX_BYTES // 2**20} MiB, which is no file of settings.")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -259,11 +260,8 @@ class TorchMD_Net(nn.Module):
             return Evaluation(energy, None, None, values, atomic)
         if is_abstract():
             return self._evaluate_abstractly(inputs, forces=forces, virial=virial, properties=properties)
-        options = {"forces": forces, "virial": virial, "properties": properties, "by_atom": by_atom}
-        if self.training:
-            return self._evaluate_eagerly(inputs, **options)
-        with cores.for_all():
-            return self._evaluate_eagerly(inputs, **options)
+        with contextlib.nullcontext() if self.training else cores.for_all():
+            return self._evaluate_eagerly(inputs, forces=forces, virial=virial, properties=properties, by_atom=by_atom)
 
     def _evaluate_eagerly(
         self, inputs: Inputs, *, forces: bool, virial: bool, properties: bool, by_atom: bool

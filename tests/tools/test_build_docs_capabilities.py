@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 
 import pytest
-from conftest import REPOSITORY
+from conftest import load_tool
 
 from torchmdnet.testing import product
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tool", REPOSITORY / "tools" / "build_docs_capabilities.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("build_docs_capabilities.py")
 
 
 def test_the_page_is_up_to_date(tool) -> None:

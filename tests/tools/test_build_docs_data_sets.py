@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from types import ModuleType
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, load_tool
 
 from torchmdnet.datasets import DATASETS
 
@@ -17,12 +16,7 @@ PAGES = REPOSITORY / "docs" / "data-sets"
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tool", REPOSITORY / "tools" / "build_docs_data_sets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("build_docs_data_sets.py")
 
 
 @pytest.mark.parametrize("name", DATASETS)

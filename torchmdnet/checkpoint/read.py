@@ -23,7 +23,7 @@ from torchmdnet.errors import CheckpointError, ConfigError, DataError
 from torchmdnet.files import expanded
 from torchmdnet.parse import check_plain
 
-__all__ = ["hyper_parameters_of", "model_file", "read_checkpoint"]
+__all__ = ["as_model_file", "check_sizes", "hyper_parameters_of", "model_file", "read_checkpoint"]
 
 log = logging.getLogger(__name__)
 

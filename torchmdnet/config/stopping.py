@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["STOPS", "Stopped", "stop_signals"]
+__all__ = ["STOPS", "Stopped", "signals_to", "stop_signals"]
 
 #: What asks a run to end.
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -36,19 +36,26 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
+def signals_to(handler: Callable[[int, Any], None]) -> Iterator[bool]:
+    """Give the signals of :data:`STOPS` to a function in this block; whether it gets them: only the main thread can."""
+    try:
+        previous = {number: signal.signal(number, handler) for number in STOPS}
+    except ValueError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
 def stop_signals() -> Iterator[None]:
-    """Raise :class:`Stopped` in this block when a signal asks for the end; only the main thread can."""
+    """Raise :class:`Stopped` in this block when a signal asks for the end."""
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped(number)
 
-    try:
-        previous = {number: signal.signal(number, stop) for number in STOPS}
-    except ValueError:
+    with signals_to(stop):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

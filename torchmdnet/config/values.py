@@ -316,9 +316,14 @@ def _reasons(error: ValidationError) -> str:
 
 def _refusal(option: Option, value: Any, source: str, reason: str) -> ConfigError:
     shown = " ".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
-    shown = repr(shown) if len(repr(shown)) <= 300 else f"{repr(shown)[:300]}..."
     why = f" ({reason})" if reason else ""
-    return ConfigError(f"{source}: {option.key}={shown} is not valid{why}. It takes {option.expects}.")
+    return ConfigError(f"{source}: {option.key}={_cut(shown)} is not valid{why}. It takes {option.expects}.")
+
+
+def _cut(value: Any, most: int = 300) -> str:
+    """A value as Python writes it, of which a very long one does not fill the screen."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _check_name(option: Option, name: Any, source: str) -> None:
@@ -326,7 +331,7 @@ def _check_name(option: Option, name: Any, source: str) -> None:
     if not names or name in names or (option.takes_address and isinstance(name, str) and ":" in name):
         return
     listed = ", ".join(map(str, names)) + (", or give 'my_package.module:Class'" if option.takes_address else "")
-    shown = repr(name) if len(repr(name)) <= 300 else f"{repr(name)[:300]}..."
     raise ConfigError(
-        f"{source}: {option.key}: {shown} is not available.{did_you_mean(name, map(str, names))} Choose from {listed}."
+        f"{source}: {option.key}: {_cut(name)} is not available.{did_you_mean(name, map(str, names))} "
+        f"Choose from {listed}."
     )

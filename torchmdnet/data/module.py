@@ -191,8 +191,7 @@ class DataModule(LightningDataModule):
             files = ("coord_files", "embed_files", "energy_files", "force_files", "dataset_preload_limit")
             positional = [options[key] for key in files]
         else:
-            root = options["dataset_root"]
-            positional = [root]
+            positional = [options["dataset_root"]]
             if name == "ASE" and "files" in keywords:
                 if options["dataset_root"] != DEFAULTS["dataset_root"]:
                     raise ConfigError(

@@ -19,7 +19,7 @@ def vesin_pairs(
     """See :func:`torchmdnet.neighbors.pairs_within`; one call of vesin per system, on the CPU."""
     from vesin import NeighborList
 
-    search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=cores.for_loops())
+    search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=cores.free())
     points = without_transforms(pos.detach().to("cpu", torch.float64))
     systems = without_transforms(batch.cpu())
     is_sorted = bool((systems[1:] >= systems[:-1]).all())

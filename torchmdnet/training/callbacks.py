@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet.checkpoint import read_checkpoint
-from torchmdnet.config.stopping import STOPS
+from torchmdnet.config.stopping import STOPS, signals_to
 from torchmdnet.errors import CheckpointError, WriteError
 from torchmdnet.training.files import copy_file
 
@@ -382,18 +382,11 @@ class PoliteStop(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals in this block; only the main thread can."""
-        try:
-            previous = {number: signal.signal(number, self._note) for number in STOPS}
-        except ValueError:
-            yield
-            return
-        self.listens = True
-        try:
-            yield
-        finally:
-            self.listens = False
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with signals_to(self._note) as self.listens:
+            try:
+                yield
+            finally:
+                self.listens = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take SIGTERM back: Lightning's own handler waits for the other processes, which may wait for this one."""

@@ -187,7 +187,7 @@ def compiled(loop: Callable[..., None], cost: int = 1) -> Callable[..., None]:
                 job = np.zeros(ARGUMENTS + ROOM, np.int64)
                 job[PARTS], job[THREADS], job[OPENMP] = PARTS_PER_THREAD * threads, threads, openmp()
                 start(job, *arguments)
-                if cost * work >= threads * WORTH_THREADS:  # else threads are late who were only asleep
+                if cost * work >= threads * WORTH_THREADS:  # in shorter ones a thread may be late that only slept
                     cores.notice(job[LATE] > 0)
                 if job[FAILED]:
                     start(ALONE, *arguments)  # raises what a thread cannot

@@ -53,12 +53,14 @@ class Cores(threading.local):
 
     def for_loops(self) -> int:
         """Threads for the next loop of this thread."""
+        return self.free() if openmp() else 1
+
+    def free(self) -> int:
+        """Threads that find a core, as far as is known."""
         if _fork.has_lost_threads:
             _fork.tell()
             return 1
         threads = self.count()
-        if threads == 1 or not openmp():
-            return 1
         if self._halvings and (now := time.monotonic()) >= self._until:
             self._halvings, self._until = self._halvings - 1, now + self._retreat
         threads = max(threads >> self._halvings, 1)
@@ -86,10 +88,10 @@ class Cores(threading.local):
 
         Not where deterministic algorithms are asked for: the last bits of sums depend on the number of threads.
         """
-        threads, wanted = torch.get_num_threads(), self.for_loops()
+        threads, wanted = torch.get_num_threads(), self.free()
         if self._late >= CALM:
             wanted = max(wanted // 2, 1)
-        if wanted >= threads or not openmp() or torch.are_deterministic_algorithms_enabled():
+        if wanted >= threads or torch.are_deterministic_algorithms_enabled():
             yield
             return
         outer, self.given = self.given, self.count()
