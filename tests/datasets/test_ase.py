@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import time
+import tracemalloc
 
 import ase.db
 import ase.io
@@ -460,6 +462,55 @@ def test_cell_vectors_may_follow_the_atoms(tmp_path):
 def test_text_between_frames_is_refused(tmp_path, frames):
     path = write(tmp_path / "a.extxyz", frames)
     refused(edit(path, r"\n5\n", "\n# five\n5\n"), r"frame 1: line 6 should be a number of atoms, but it is '# five'")
+
+
+ATOM = "\nH 0 0 0\n"
+HOSTILE = {
+    "columns": ("1\nProperties=species:S:1:pos:R:99999999999" + ATOM, r"line 2: .* '99999999999' columns for 'pos'"),
+    "quoted": ('1\nProperties = "species:S:1:pos:R:9_999_999_999"' + ATOM, r"line 2: .* '9_999_999_999' columns"),
+    "second": (
+        "1\nProperties=species:S:1:pos:R:3 Properties={species:S:1:pos:R:+99999999999}" + ATOM,
+        r"line 2: .* '\+99999999999' columns for 'pos'. A number from 1 to 100,000 is accepted",
+    ),
+    "no atoms": ("0\nProperties=species:S:1:pos:R:99999999999\n", r"line 2: .* '99999999999' columns"),
+    "many": ("0\nProperties=species:S:1:pos:R:3:a:R:99999\n", "lists 100,003 columns, but no line may have more"),
+    "more": ("1\nProperties=species:S:1:pos:R:3:f:R:9000" + ATOM, "lists 9,004 columns, but the first atom has 4"),
+    "no kind": ("1\nProperties=species:S:1:pos:R" + ATOM, "Properties is 'species:S:1:pos:R'. It should have"),
+    "no pos": ("1\nProperties=species:S:1:Pos:R:3" + ATOM, "Properties has no positions, only species, Pos"),
+    "count": ("99999999999\n" + ATOM, "line 1 should be a number of atoms, but it is '99999999999'. A number from 0"),
+    "negative": ("-3\n" + ATOM, "line 1 should be a number of atoms, but it is '-3'"),
+    "long line": ("1" * (2**23 + 1), "line 1 has more than 8,388,608 characters"),
+    "long comment": ("1\n" + "1" * (2**23 + 1) + ATOM, "line 2 has more than 8,388,608 characters"),
+    "no lines": ("3\n\nH 0 0 0\n\n\n", "line 4 is empty after 1 of 3 atoms. Correct the number in line 1"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_header_that_asks_for_more_than_the_file_holds_is_refused_before_it_is_parsed(tmp_path, name, monkeypatch):
+    def parse(_):
+        raise AssertionError("the frame was handed to ASE")
+
+    monkeypatch.setattr("torchmdnet.datasets.structure_files._parse_extxyz", parse)
+    (tmp_path / "a.xyz").write_text(HOSTILE[name][0])
+    refused(tmp_path / "a.xyz", r"a\.xyz.*" + HOSTILE[name][1])
+
+
+@pytest.mark.parametrize("content", [b"0" * 2**26, b"9000000\n\n" + b"\n" * 2**26])
+def test_a_small_file_that_unpacks_to_much_is_not_unpacked_whole(tmp_path, content):
+    (tmp_path / "a.xyz.gz").write_bytes(gzip.compress(content, 1))
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "a.xyz.gz", r"line 1 has more than|line 4 is empty")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_words_in_a_comment_that_closes_no_bracket_take_no_time_worth_telling(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\ncharge 1 " + "a={ " * 50_000 + ATOM)
+    began = time.monotonic()
+    assert len(list(read_structures(tmp_path / "a.xyz", ALL))) == 1
+    assert time.monotonic() - began < 10  # a minute if every bracket is looked for to the end
 
 
 def test_an_empty_file_is_refused(tmp_path):

@@ -377,7 +377,9 @@ def test_missing_files_are_named(model, tmp_path: Path, capsys) -> None:
     assert "nowhere.ckpt" in refused(capsys, str(tmp_path / "nowhere.ckpt"))
     assert "nowhere.xyz does not exist" in refused(capsys, model, "nowhere.xyz")
     (tmp_path / "noise.xyz").write_text("what is this\n")
-    assert "noise.xyz cannot be read by ASE" in refused(capsys, model, str(tmp_path / "noise.xyz"))
+    assert "noise.xyz, frame 0: line 1 should be a number of atoms" in refused(
+        capsys, model, str(tmp_path / "noise.xyz")
+    )
 
 
 def test_a_frame_that_is_not_there_is_refused_with_how_many_there_are(model, crystal, capsys) -> None:

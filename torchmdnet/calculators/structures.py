@@ -94,23 +94,25 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
         FileNotFoundError: If there is no such file.
         DataError: If ASE cannot read it, or it has no such frame.
     """
-    from ase.io import iread, read
+    from torchmdnet.datasets.structure_files import ALL, read_structures
 
-    if not expanded(path).exists():
-        raise FileNotFoundError(f"{path} does not exist. Name a file with a structure, .xyz, .cif, .pdb or the like.")
-    path = str(expanded(path))
+    path = expanded(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}. Name a file with a structure, .xyz, .cif, .pdb or the like.")
+    fault, found = None, None
     try:
-        atoms = read(path, index=index)
-    except Exception as error:  # readers of many formats, and as many ways to fail
-        try:
-            count = sum(1 for _ in iread(path, index=":"))
-        except Exception:
-            count = 0
-        if count and not -count <= index < count:
-            raise DataError(
-                f"--index {index}: {path} holds {count} structures. Choose from 0 to {count - 1}."
-            ) from None
-        raise DataError(f"{path} cannot be read by ASE ({type(error).__name__}: {error}).") from None
-    if not isinstance(atoms, Atoms) or not len(atoms):
+        found = next(read_structures(path, index), None)
+    except DataError as error:
+        fault = error  # some of ASE's readers fail for a frame that is not there
+    if found is None:
+        count = sum(1 for _ in read_structures(path, ALL))
+        if fault is not None and -count <= index < count:
+            raise fault
+        if not count:
+            raise DataError(f"{path} holds no structures.")
+        raise DataError(f"--index {index}: {path} holds {count} structures. Choose from 0 to {count - 1}.") from None
+    atoms = found[1]
+    if not len(atoms):
         raise DataError(f"{path} holds no atoms.")
     return atoms

@@ -9,6 +9,7 @@ import itertools
 import lzma
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -26,7 +27,11 @@ __all__ = ["ALL", "Index", "count_structures", "index_text", "read_structures"]
 #: A frame number, or the start, stop and step of a slice.
 Index = tuple[int | None, int | None, int | None] | int
 #: No structure has as many atoms.
-MOST_ATOMS = 10**12
+MOST_ATOMS = 10**8
+#: Numbers and words that a line of an extended XYZ file may have, and characters.
+MOST_COLUMNS, LONGEST_LINE = 100_000, 2**23
+#: Characters of a comment in which ``charge 1`` is looked for; a longer one was written by a program.
+LONGEST_PROSE = 10_000
 ALL: Index = (None, None, None)
 
 
@@ -103,25 +108,24 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
     line_number, frame = 0, 0
     try:
         with _open_text(path) as file:
-            header = file.readline()
+            lines = _lines(file, path)
+            header = next(lines, "")
             while header:
                 line_number += 1
                 if not header.strip():
-                    header = file.readline()
+                    header = next(lines, "")
                     continue
-                try:
-                    num = int(header)
-                except ValueError as error:
-                    raise DataError(
-                        f"{path}, frame {frame}: line {line_number} should be a number of atoms, "
-                        f"but it is {header.strip()[:60]!r}."
-                    ) from error
-                if not 0 <= num < MOST_ATOMS:
-                    raise DataError(
-                        f"{path}, frame {frame}: line {line_number} should be a number of atoms, "
-                        f"but it is {header.strip()[:60]!r}."
-                    )
-                body = list(itertools.islice(file, num + 1))
+                num = _number_of_atoms(header, f"{path}, frame {frame}: line {line_number}")
+                body = []
+                for line in itertools.islice(lines, num + 1):
+                    if len(body) == 1:
+                        _check_columns(body[0], line, f"{path}, frame {frame}: line {line_number + 1}")
+                    elif body and not line.strip():
+                        raise DataError(
+                            f"{path}, frame {frame}: line {line_number + len(body) + 1} is empty after "
+                            f"{len(body) - 1} of {num} atoms. Correct the number in line {line_number}, or the atoms."
+                        )
+                    body.append(line)
                 if len(body) < num + 1:
                     raise DataError(
                         f"{path}, frame {frame}: the file ends after {max(len(body) - 1, 0)} of {num} atoms. "
@@ -129,9 +133,11 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
                     )
                 if num and _is_cut(body):
                     raise _cut(path, frame, line_number + num + 1, body[-1])
+                if not num:
+                    _check_columns(body[0], None, f"{path}, frame {frame}: line {line_number + 1}")
                 text, first = header + "".join(body), line_number
                 line_number += num + 1
-                while (header := file.readline()).startswith("VEC"):  # ADF writes the cell after the atoms
+                while (header := next(lines, "")).startswith("VEC"):  # ADF writes the cell after the atoms
                     text += header
                     line_number += 1
                 yield first, text
@@ -140,6 +146,73 @@ def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}, frame {frame}: the file cannot be read on ({error}). Is it complete?") from error
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error}).") from error
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Lines of a text file, of which none may fill the memory."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{path}: line {number} has more than {LONGEST_LINE:,} characters, which no line of an extended XYZ "
+                f"file has. It begins with {line[:60]!r}. Is it another kind of file?"
+            )
+        yield line
+
+
+def _number_of_atoms(header: str, where: str) -> int:
+    """The number that a frame begins with."""
+    told = f"{where} should be a number of atoms, but it is {header.strip()[:60]!r}."
+    try:
+        num = int(header)
+    except ValueError as error:
+        raise DataError(told) from error
+    if not 0 <= num < MOST_ATOMS:
+        raise DataError(f"{told} A number from 0 to {MOST_ATOMS - 1:,} is accepted.")
+    return num
+
+
+def _listed_columns(comment: str) -> Iterator[list[str]]:
+    """The words of each ``Properties=species:S:1:pos:R:3`` in a comment: name, kind and number of columns by turns."""
+    for match in re.finditer(r"""Properties\s*=\s*(?:"([^"]*)|'([^']*)|[{[]([^}\]]*)|(\S*))""", comment):
+        yield next(group for group in match.groups() if group is not None).strip().split(":")
+
+
+def _check_columns(comment: str, line: str | None, where: str) -> None:
+    """Refuse a comment that lists more columns than the first atom has, for which a parser would make room.
+
+    Args:
+        comment: The line with ``Properties``.
+        line: That of the first atom; None where there is none.
+        where: The place of the comment.
+    """
+    for listed in _listed_columns(comment):
+        total = 0
+        if len(listed) % 3 or "" in listed:
+            raise DataError(
+                f"{where}: Properties is {':'.join(listed)[:60]!r}. It should have a name, a kind and a number of "
+                "columns for each quantity, as in species:S:1:pos:R:3."
+            )
+        for name, count in zip(listed[::3], listed[2::3], strict=False):
+            if not re.fullmatch("[0-9]{1,18}", count) or not 0 < int(count) <= MOST_COLUMNS:
+                raise DataError(
+                    f"{where}: Properties has {count[:40]!r} columns for {name[:40]!r}. A number from 1 to "
+                    f"{MOST_COLUMNS:,} is accepted, as in pos:R:3."
+                )
+            total += int(count)
+        if not {"pos", "positions"} & {*listed[::3]}:
+            raise DataError(
+                f"{where}: Properties has no positions, only {', '.join(listed[::3])[:200]}. Name their columns "
+                "pos:R:3."
+            )
+        found = MOST_COLUMNS if line is None else len(line.split())
+        if total > found:
+            raise DataError(
+                f"{where}: Properties lists {total:,} columns, but "
+                + (f"no line may have more than {found:,}." if line is None else f"the first atom has {found:,}.")
+                + " Correct one of the two."
+            )
 
 
 def _is_cut(body: list[str]) -> bool:
@@ -151,9 +224,7 @@ def _is_cut(body: list[str]) -> bool:
     *others, last = body[1:]
     if last.endswith(("\n", "\r")):
         return False
-    listed = re.search(r'Properties="?([^"\s]+)', body[0])
-    counts = listed[1].split(":")[2::3] if listed else []
-    columns = sum(map(int, counts)) if all(re.fullmatch("[0-9]{1,6}", count) for count in counts) else 0
+    columns = sum(map(int, next(_listed_columns(body[0]), [])[2::3]))
     if not columns and others:
         columns = min(len(line.split()) for line in others)
     widths = {len(line.rstrip()) for line in others}  # one width is a column format, in which a digit can be missed
@@ -219,8 +290,7 @@ def _parse_extxyz(text: str) -> list[Atoms] | Exception:
 def _parse_isotopes(text: str) -> list[Atoms] | Exception:
     """A frame in which hydrogen is written as ``D`` or ``T``: hydrogen atoms with the masses of the isotopes."""
     header, comment, *lines = text.splitlines()
-    listed = re.search(r'Properties="?([^"\s]+)', comment)
-    parts = listed[1].split(":") if listed else ["species", "S", "1"]
+    parts = next(_listed_columns(comment), ["species", "S", "1"])
     names, widths = parts[::3], [int(width) for width in parts[2::3]]
     if "species" not in names:
         return KeyError("D")
@@ -258,10 +328,13 @@ def _with_pairs(atoms: Atoms, text: str) -> Atoms:
     if not any(value is True for source in (atoms.info, results) for value in source.values()):
         return atoms
     comment = text.split("\n", 2)[1]
+    if len(comment) > LONGEST_PROSE:
+        return atoms
     words = [None if match["given"] else match["bare"] for match in _WORDS.finditer(comment)]
     numbers = [None if word is None else _number(word) for word in words]
     taken: list[str] = [match["given"] for match in _WORDS.finditer(comment) if match["given"]]
     pairs: dict[str, tuple[str, float]] = {}
+    occurring = Counter(words)
     for at in range(1, len(words)):
         name, value, last = words[at - 1], numbers[at], at == len(words) - 1
         if value is None or name is None or not _NAME.fullmatch(name) or numbers[at - 1] is not None:
@@ -271,8 +344,9 @@ def _with_pairs(atoms: Atoms, text: str) -> Atoms:
         key = name.rstrip(":")
         pairs[name] = (key, value)
         taken.append(key)
+    known = Counter(taken)
     for name, (key, value) in pairs.items():
-        if taken.count(key) > 1 or sum(word == name for word in words) > 1:
+        if known[key] > 1 or occurring[name] > 1:
             continue
         for source in (atoms.info, results):
             if source.get(name) is True:
