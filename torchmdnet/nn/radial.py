@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,15 @@ from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.nn.cutoff import CosineCutoff
 
 __all__ = ["RADIAL_BASES", "ExpNormalSmearing", "GaussianSmearing", "make_radial_basis"]
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp(x), with zero for what no sum of basis functions could notice.
+
+    Far from its centre a Gaussian falls below the smallest normal number, and processors multiply what is left a
+    hundred times slower: half of a training step was spent there.
+    """
+    return torch.where(x > 3 * math.log(torch.finfo(x.dtype).eps), torch.exp(x), 0.0)
 
 
 class GaussianSmearing(nn.Module):
@@ -64,7 +75,7 @@ class GaussianSmearing(nn.Module):
 
     def forward(self, dist: Tensor) -> Tensor:
         """Distances in Å to basis values: (...,) -> (..., K)."""
-        return torch.exp(self.coeff * (dist.unsqueeze(-1) - self.offset).square())
+        return _exp(self.coeff * (dist.unsqueeze(-1) - self.offset).square())
 
     def continued(self, dist: Tensor) -> Tensor:
         """The same functions, smooth beyond the cutoffs too: (...,) -> (..., K)."""
@@ -135,7 +146,7 @@ class ExpNormalSmearing(nn.Module):
         return self.cutoff_fn.continued(dist) * self._gaussians(dist)
 
     def _gaussians(self, dist: Tensor) -> Tensor:
-        return torch.exp(-self.betas * (torch.exp(self.alpha * (self.cutoff_lower - dist)) - self.means).square())
+        return _exp(-self.betas * (torch.exp(self.alpha * (self.cutoff_lower - dist)) - self.means).square())
 
 
 RADIAL_BASES = {"gauss": GaussianSmearing, "expnorm": ExpNormalSmearing}
