@@ -30,6 +30,7 @@ LAYERS = [
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
     {"nn", "recording"},
+    {"tape"},
     {"models", "heads", "priors", "datasets"},
     {"potential", "compiled", "properties", "stacking", "build", "checkpoint"},
     {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export", "scripting"},

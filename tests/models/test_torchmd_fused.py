@@ -1,4 +1,4 @@
-"""The graph network and the transformers as one operation say what their layers say, and so do their derivatives."""
+"""The transformers as one operation say what their layers say, and so do their derivatives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
 
 SYSTEMS = {"molecules": small_molecules(), "cell": cell_of_atoms()}
-NAMES = ("graph-network", "transformer", "equivariant-transformer")
+NAMES = ("transformer", "equivariant-transformer")
 OPTIONS = {
     "heads of one vector": {"embedding_dimension": 16, "num_heads": 4},
     "a last block of one vector": {"embedding_dimension": 20, "num_heads": 5},
@@ -74,15 +74,9 @@ def test_threads_share_blocks_of_channels_and_receivers(name: str, threads: int,
     assert_same(tiny_model(name, embedding_dimension=24, num_heads=3), SYSTEMS["cell"], monkeypatch)
 
 
-def test_messages_have_a_width_of_their_own(monkeypatch) -> None:
-    assert_same(tiny_model("graph-network", embedding_dimension=16, num_filters=12), SYSTEMS["cell"], monkeypatch)
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("graph-network", {"embedding_dimension": 10}),
-        ("graph-network", {"aggr": "mean", "embedding_dimension": 16}),
         ("transformer", {"embedding_dimension": 24, "num_heads": 2}),
         ("equivariant-transformer", {"embedding_dimension": 16, "num_heads": 8}),
         ("equivariant-transformer", {**ONE, "attn_activation": "tanh"}),
@@ -101,7 +95,7 @@ def test_a_layer_that_somebody_listens_to_is_called(name: str) -> None:
     z, pos, batch, _, _ = SYSTEMS["molecules"]
     model(z, pos, batch)
     heard = []
-    linear = next(module for key, module in model.named_modules() if key.endswith(("lin1", "q_proj")))
+    linear = next(module for key, module in model.named_modules() if key.endswith("q_proj"))
     linear.register_forward_hook(lambda *args: heard.append(1))
     model(z, pos, batch)
     assert heard

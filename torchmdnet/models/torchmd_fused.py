@@ -1,4 +1,4 @@
-"""The graph network and the transformers as one operation, for evaluation.
+"""The transformers as one operation, for evaluation.
 
 The layers are those of the models; here they call compiled loops and matrix products one after another, and the
 derivative in the geometry is written out. Whoever asks for anything else, such as gradients of weights, is answered by
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "FrozenGraphNetwork",
     "FrozenNet",
     "FrozenTransformer",
     "FusedRepresentation",
@@ -333,42 +332,6 @@ class Geometry:
         loops.vectors_backward(40 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
         loops.distances_backward(self.u, self.row, of_reverse, of_edge[:, :, 0], vec, of_dist.numpy())
         return of_vec, of_dist
-
-
-# ------------------------------------------------------------------------------------------------------- graph network
-
-
-class FrozenGraphNetwork(FrozenNet):
-    """See :class:`torchmdnet.models.torchmd_gn.TorchMD_GN`, with messages that are added up."""
-
-    def __init__(self, model: Any, spline: Spline, tables: Tables) -> None:
-        super().__init__(model, spline, tables)
-        self.blocks: list[Any] = [*model.interactions]
-        self.filters = [kernels.tensor_edge_loops().packed(table.numpy()) for table in self.tables]
-
-    def is_as_usual(self) -> bool:
-        """See :meth:`FrozenNet.is_as_usual`."""
-        linears = [linear for block in self.blocks for linear in (block.conv.lin1, block.conv.lin2, block.lin)]
-        return _are_plain(self.around, linears, [block.act for block in self.blocks])
-
-    def forward(self, x: Tensor, at: Geometry) -> Features:
-        """See :meth:`FrozenNet.forward`."""
-        for block, table in zip(self.blocks, self.filters, strict=True):
-            conv = block.conv
-            gathered, sent = at.message(table, x @ conv.lin1.weight.t(), at.fading)
-            before = torch.addmm(conv.lin2.bias, gathered, conv.lin2.weight.t())
-            at.notes.append((sent, before))
-            x = torch.addmm(block.lin.bias, nn.functional.silu(before), block.lin.weight.t()) + x
-        return Features(x)
-
-    def backward(self, of_x: Tensor, of_v: Tensor | None, at: Geometry) -> Tensor:
-        """See :meth:`FrozenNet.backward`."""
-        for block, table in zip(reversed(self.blocks), reversed(self.filters), strict=True):
-            sent, before = at.notes.pop()
-            of_gathered = torch.ops.aten.silu_backward(of_x @ block.lin.weight, before) @ block.conv.lin2.weight
-            of_sent = at.message_backward(table, of_gathered, sent, at.fading)
-            of_x = torch.addmm(of_x, of_sent, block.conv.lin1.weight)
-        return of_x
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features
-from torchmdnet.models.torchmd_fused import FrozenGraphNetwork, FusedRepresentation
+from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
-from torchmdnet.nn.filters import Radial, RadialFunction, Tables
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.nn.spline import Spline
 from torchmdnet.nn.system_embedding import make_system_embedding
+from torchmdnet.ops import kernels
 from torchmdnet.ops.kernels.work import lanes_of
-from torchmdnet.ops.messages import RadialFilter, gather_weight_sum, rows_of_pairs
 from torchmdnet.ops.scatter import scatter
-from torchmdnet.typing import AtomFeatures, PairFeatures
+from torchmdnet.tape.steps import Add, Message, Plain, activation, linear
+from torchmdnet.tape.tape import Definitions, Step
+from torchmdnet.typing import PairFeatures
 
 __all__ = ["CFConv", "InteractionBlock", "TorchMD_GN"]
 
@@ -30,7 +31,7 @@ Aggregation = Literal["add", "mean", "max", "average", "maximum"]
 AGGREGATIONS = ("add", "mean", "max", "average", "maximum")
 
 
-class TorchMD_GN(FusedRepresentation):
+class TorchMD_GN(TapedRepresentation):
     r"""Graph network (TorchMD, Doerr et al., JCTC 2021; after SchNet, Schütt et al., NeurIPS 2017).
 
     Atoms start from an embedding of their element, optionally mixed with those around it, and are refined by
@@ -134,25 +135,28 @@ class TorchMD_GN(FusedRepresentation):
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         functions = [RadialFunction(block.conv, "radial") for block in self.interactions]  # type: ignore[arg-type]
         around = self.neighbor_embedding
         return functions if around is None else [*functions, RadialFunction(around, "radial")]
 
-    def freeze(self, spline: Spline, tables: Tables) -> FrozenGraphNetwork | None:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        lanes = lanes_of(self.embedding.weight.element_size())
-        is_known = self.aggr == "add" and self.hidden_channels % lanes == 0 and self.num_filters % lanes == 0
-        return FrozenGraphNetwork(self, spline, tables) if is_known else None
+    def fits_loops(self, weight: Tensor) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        lanes, widths = lanes_of(weight.element_size()), (self.hidden_channels, self.num_filters)
+        return self.aggr == "add" and kernels.can_loop(weight, *widths) and all(F % lanes == 0 for F in widths)
 
-    def by_layers(self, graph: Graph, radial: Radial) -> Features:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        functions = self.radial_functions
-        x = self.first_features(graph)  # (N, F)
-        if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
-        for block, function in zip(self.interactions, functions, strict=True):
-            x = x + block(x, radial(function), graph)
+    def program(self, tape: Any, graph: Graph) -> Features:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        functions, around = self.radial_functions, self.neighbor_embedding
+        x = tape(Plain(lambda: self.first_features(graph), self.embedding, self.system_embedding))  # (N, F)
+        if around is not None:
+            x = self.with_neighbors(tape, x, around, functions.pop(), graph)
+        for block, function in zip(cast(Any, self.interactions), functions, strict=True):
+            conv = block.conv
+            y = tape(linear(conv.lin1), x)  # (N, num_filters)
+            y = tape(Message(function) if self.aggr == "add" else _Gather(function, self.aggr), y)
+            y = tape(activation(block.act), tape(linear(conv.lin2), y))  # (N, F)
+            x = tape(Add(), x, tape(linear(block.lin), y))
         return Features(x)
 
 
@@ -203,10 +207,6 @@ class InteractionBlock(nn.Module):
         self.conv.reset_parameters()
         xavier_all(self.lin)
 
-    def forward(self, x: AtomFeatures, filter: RadialFilter, graph: Graph) -> AtomFeatures:
-        """Change of the features x (N, F), given the radial weights of the pairs."""
-        return self.lin(self.act(self.conv(x, filter, graph)))
-
 
 class CFConv(nn.Module):
     r"""Continuous-filter convolution (SchNet, Schütt et al. 2017).
@@ -247,14 +247,20 @@ class CFConv(nn.Module):
         """The filter, a function of distance alone: (P, K) -> (P, 1, num_filters)."""
         return self.net(rbf)[:, None]
 
-    def forward(self, x: AtomFeatures, filter: RadialFilter, graph: Graph) -> AtomFeatures:
-        """Gather neighbours through the filter: (N, in_channels) -> (N, out_channels)."""
-        edges = rows_of_pairs(graph)
-        sent = self.lin1(x)  # (N, num_filters)
-        if self.aggr == "add":
-            gathered = gather_weight_sum(sent[:, None], filter, edges)[:, 0]
-        else:
-            i, j = graph.edge_index
-            message = filter.rows()[:, 0].index_select(0, edges.row) * sent.index_select(0, j)  # (E, num_filters)
-            gathered = scatter(message, i, dim=0, dim_size=graph.num_atoms, reduce=self.aggr)
-        return self.lin2(gathered)  # (N, out_channels)
+
+class _Gather(Step):
+    """Messages that are reduced in another way than added up.
+
+    Args:
+        function: Their radial filter.
+        aggr: See :func:`torchmdnet.ops.scatter.scatter`.
+    """
+
+    def __init__(self, function: RadialFunction, aggr: str) -> None:
+        self.function, self.aggr = function, aggr
+
+    def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
+        i, j = at.graph.edge_index
+        weight = at.radial(self.function).rows()[:, 0].index_select(0, at.edges.row)  # (E, num_filters)
+        message = weight * inputs[0].index_select(0, j)
+        return scatter(message, i, dim=0, dim_size=at.graph.num_atoms, reduce=self.aggr)

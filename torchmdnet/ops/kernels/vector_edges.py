@@ -34,7 +34,9 @@ __all__ = [
     "key_backward",
     "key_products",
     "message_backward",
+    "message_reverse",
     "message_sum",
+    "message_tangent",
     "receive",
     "receive_backward",
     "send",
@@ -221,6 +223,92 @@ def message_backward(
                         more = total(load(w, k + 2 * W) * (x0 * g0) + load(w, k + 3 * W) * (x1 * g1))
                         to[e] += more
                     put(o, i * F + f, F - f, a0, a1, W)
+
+
+@compiled
+def message_tangent(
+    job, coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
+):
+    """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`message_sum`.
+
+    With dO for X and O for dX it is the gradient in X of that sum and of its derivative together.
+    """
+    B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], lanes_that_divide(X, out.shape[1])
+    t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
+    x, dx = X.reshape(-1), dX.reshape(-1)
+    z = splat(x, 0.0)
+    for g in claimed(job, sides * ranges):
+        w = aligned(most * 4 * W, X)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, f = b * num_atoms * 2 * W, 2 * W * b
+            for n in range(chunks[0], chunks[1]):
+                blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 2 * W, 2, w, W)
+                for i in range(chunk[n], chunk[n + 1]):
+                    a0, a1, b0, b1 = z, z, z, z
+                    for e in range(row_start[i], row_start[i + 1]):
+                        j, k = xo + item(sender, e) * 2 * W, item(slot, e) * 4 * W
+                        a0, a1 = a0 + load(w, k) * load(dx, j), a1 + load(w, k + W) * load(dx, j + W)
+                        k += 2 * W
+                        b0, b1 = b0 + load(w, k) * load(x, j), b1 + load(w, k + W) * load(x, j + W)
+                    put(o, i * F + f, F - f, a0 + b0, a1 + b1, W)
+
+
+@spliced
+def spread(t, c, d, begin, end, place, base, count, s, W):
+    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk, with so many vectors of channels in s and ds."""
+    S = count * W
+    for r in range(begin, end):
+        at, o = r * 6, (r - begin) * 2 * S
+        a = base + item(place, r) * S
+        for k in range(6):
+            value, change = repeat(c, at + k), repeat(d, at + k)
+            for v in range(count):
+                store(t, a + v * W, load(t, a + v * W) + value * load(s, o + v * W) + change * load(s, o + S + v * W))
+            a += S
+
+
+@inlined
+def clear_up_to(values, number, W, z):
+    """Zeros in the first numbers, a multiple of a vector."""
+    for k in range(0, number, W):
+        store(values, k, z)
+
+
+@compiled
+def message_reverse(
+    job, coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
+):
+    """Gradients in the table of :func:`message_sum` and of :func:`message_tangent`, together.
+
+    table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 1, 2 lanes) has a packed
+    table for each range of receivers.
+    """
+    B, num_atoms, W = X.shape[0], X.shape[1], lanes_that_divide(X, X.shape[3])
+    t, c, d = out.reshape(-1), coef.reshape(-1), dcoef.reshape(-1)
+    x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
+    size = out.shape[2] * 2 * W
+    z = splat(x, 0.0)
+    for g in claimed(job, sides * ranges):
+        s = aligned(most * 4 * W, X)
+        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        for b in range(blocks[0], blocks[1]):
+            xo, base = b * num_atoms * 2 * W, (g // sides * B + b) * size
+            clear_up_to(t[base : base + size], size, W, z)
+            for n in range(chunks[0], chunks[1]):
+                clear_up_to(s, (first[n + 1] - first[n]) * 4 * W, W, z)
+                for i in range(chunk[n], chunk[n + 1]):
+                    mine = xo + i * 2 * W
+                    g0, g1, h0, h1 = load(grad, mine), load(grad, mine + W), load(dgrad, mine), load(dgrad, mine + W)
+                    for e in range(row_start[i], row_start[i + 1]):
+                        j, k = xo + item(sender, e) * 2 * W, item(slot, e) * 4 * W
+                        x0, x1 = load(x, j), load(x, j + W)
+                        store(s, k, load(s, k) + g0 * x0 + h0 * load(dx, j))
+                        store(s, k + W, load(s, k + W) + g1 * x1 + h1 * load(dx, j + W))
+                        k += 2 * W
+                        store(s, k, load(s, k) + h0 * x0)
+                        store(s, k + W, load(s, k + W) + h1 * x1)
+                spread(t, c, d, first[n], first[n + 1], place, base, 2, s, W)
 
 
 # ----------------------------------------------------------------------------------------------------------- attention

@@ -1,0 +1,321 @@
+r"""Architectures written as one program of steps, and its derivatives for autograd.
+
+:meth:`TapedRepresentation.program` is the only description of a network. On a :class:`torchmdnet.tape.tape.Tape` it
+runs in compiled loops, in evaluation and in training on forces; on
+:class:`torchmdnet.tape.tape.Definitions` it is what everything else sees: ``torch.compile``, ``torch.export``, the
+transforms of ``torch.func``, other devices, and derivatives that the tape has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from torchmdnet.graph import Graph
+from torchmdnet.models.base import Features, Pullback, Representation
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.filters import Radial, RadialFunction
+from torchmdnet.nn.filters import Tables as StoredTables
+from torchmdnet.ops import kernels
+from torchmdnet.ops.batched import is_within_batch, one_by_one
+from torchmdnet.tape.geometry import Geometry
+from torchmdnet.tape.memory import Buffer, Workspace
+from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
+from torchmdnet.tape.tape import Definitions, Tables, Tape
+from torchmdnet.typing import AtomFeatures
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["TapedRepresentation"]
+
+
+class TapedRepresentation(Representation):
+    """An architecture that is a program of steps.
+
+    A subclass has ``distance_expansion`` and ``envelope``, and writes :attr:`radial_functions` and :meth:`program`.
+    """
+
+    distance_expansion: nn.Module
+    embedding: nn.Embedding
+    envelope: CosineCutoff
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._workspace = Workspace()
+        self._tables: Tables | None = None
+        self._tables_of: StoredTables | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_tables": None, "_tables_of": None}
+
+    def train(self, mode: bool = True) -> Self:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        self._tables = self._tables_of = None
+        self._workspace = Workspace()
+        return super().train(mode)
+
+    @property
+    def radial_functions(self) -> list[RadialFunction]:
+        """The functions of distance.
+
+        In evaluation a tape keeps what it made of the weights of their owners until one of these changes.
+        """
+        raise NotImplementedError
+
+    def program(self, tape: Any, graph: Graph) -> Features:
+        """The network: calls of steps on a tape, of whose values the features are."""
+        raise NotImplementedError
+
+    def fits_loops(self, weight: Tensor) -> bool:
+        """Whether compiled loops take features of this network's widths, in the precision of a weight."""
+        raise NotImplementedError
+
+    def encode(self, graph: Graph) -> Features:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        radial = self._radial(graph)
+        call = self._call(graph, radial)
+        if call is None:
+            return self.program(Definitions(graph, radial), graph)
+        assert graph.pairs is not None
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        outputs = _Encode.apply(call, graph.edge_vec, graph.pairs.dist, *weights)  # type: ignore[misc]
+        return call.features(outputs)
+
+    def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
+        """See :class:`torchmdnet.models.base.Representation`."""
+        is_usual = type(self).encode is TapedRepresentation.encode and type(self).select is Representation.select
+        if self.training or not is_usual or not self._can_run:
+            return None
+        spline = self.radial.ready(like, *self._of_radial)
+        if spline is None:
+            return None
+
+        def encode(graph: Graph) -> tuple[Features, Pullback]:
+            assert graph.pairs is not None
+            radial = Radial(graph.pairs.dist, self.distance_expansion, self.envelope, spline, self.radial.tables)
+            call = _Call(self, graph, radial, self._kept_tables(radial), keeps=False)
+            features = call.features(call.forward(graph.edge_vec, graph.pairs.dist))
+            return features, lambda of_x: call.backward([of_x, *(None for _ in call.names[1:])])
+
+        return encode
+
+    def first_features(self, graph: Graph) -> AtomFeatures:
+        """What atoms start from: the embedding of their element and, if there is one, that of their system, (N, F)."""
+        x, of_systems = self.embedding(graph.z), self.system_features(graph)
+        return x if of_systems is None else x + of_systems.index_select(0, graph.batch)
+
+    def with_neighbors(
+        self, tape: Any, x: Any, around: NeighborEmbedding, function: RadialFunction, graph: Graph
+    ) -> Any:
+        """Mix the elements around each atom into its first features, see :class:`NeighborEmbedding`."""
+        elements = tape(Plain(lambda: around.embedding(graph.z), around.embedding))  # (N, F)
+        near = tape(Message(function, without_loops=True), elements)
+        return tape(linear(around.combine), tape(Concatenate(), x, near))
+
+    @property
+    def _of_radial(self) -> tuple[nn.Module, CosineCutoff, list[RadialFunction]]:
+        return self.distance_expansion, self.envelope, self.radial_functions
+
+    def _radial(self, graph: Graph) -> Radial:
+        return self.radial(graph, *self._of_radial, self.training)
+
+    @property
+    def _can_run(self) -> bool:
+        return not kernels.is_traced() and self.fits_loops(next(self.parameters()))
+
+    def _call(self, graph: Graph, radial: Radial) -> _Call | None:
+        """The program in loops; None where it runs by definitions."""
+        pairs = graph.pairs
+        comes_in_pairs = pairs is not None and pairs.reverse.shape == pairs.of_edge.shape and graph.num_atoms > 0
+        if not comes_in_pairs or graph.differentiates_systems or not self._can_run:
+            return None
+        if radial.tables is not None:
+            return _Call(self, graph, radial, self._kept_tables(radial), keeps=False)
+        is_about_forces = self.training and graph.edge_vec.requires_grad and torch.is_grad_enabled()
+        return _Call(self, graph, radial, Tables(radial, trains=True), keeps=True) if is_about_forces else None
+
+    def _kept_tables(self, radial: Radial) -> Tables:
+        if self._tables is None or self._tables_of is not radial.tables:
+            self._tables, self._tables_of = Tables(radial, trains=False), radial.tables
+        return self._tables
+
+
+class _Call:
+    """One evaluation of a program on a graph, with the passes of its tape.
+
+    Args:
+        model: The network.
+        graph: The atoms and edges.
+        radial: Radial functions of the pairs.
+        tables: The same as loops read them.
+        keeps: Whether gradients of weights may be asked for.
+    """
+
+    def __init__(
+        self, model: TapedRepresentation, graph: Graph, radial: Radial, tables: Tables, *, keeps: bool
+    ) -> None:
+        self.model, self.graph, self.radial, self.tables, self.keeps = model, graph, radial, tables, keeps
+        self.tape: Tape | None = None
+        self.stamp: Any = None  # the run of autograd in which the tangent was taken
+        self.names: list[str] = []
+
+    def forward(self, vec: Tensor, dist: Tensor) -> tuple[Tensor, ...]:
+        """The features that the network has, from vectors of edges (E, 3) and distances of pairs (P,)."""
+        model, workspace = self.model, self.model._workspace
+        geometry = Geometry(self.radial.spline, model.envelope, self.graph, vec, dist, workspace)
+        self.tape = Tape(geometry, self.tables, workspace, keeps=self.keeps)
+        made: Any = model.program(self.tape, self.graph)
+        self.names = [name for name in Features._fields if getattr(made, name) is not None]
+        outputs: list[Buffer] = [getattr(made, name) for name in self.names]
+        self.keys = [output.key for output in outputs]
+        return tuple(output.owned() for output in outputs)
+
+    def features(self, outputs: Sequence[Tensor]) -> Features:
+        """The outputs of :meth:`forward` by name."""
+        return Features(**dict(zip(self.names, outputs, strict=True)))
+
+    def by_definition(self, vec: Tensor, dist: Tensor) -> list[Tensor]:
+        """The same tracked by autograd."""
+        pairs = self.graph.pairs
+        assert pairs is not None
+        moved = self.graph._replace(
+            edge_vec=vec, edge_dist=dist.index_select(0, pairs.of_edge), pairs=pairs._replace(dist=dist)
+        )
+        features = self.model.program(Definitions(moved, self.model._radial(moved)), moved)
+        return [getattr(features, name) for name in self.names]
+
+    def backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Slopes in the vectors (E, 3) and the distances (P,), given those in the outputs."""
+        assert self.tape is not None
+        tape = self.tape
+        if not self.keeps:
+            self.tape = None  # energies may outlive their derivatives, the arrays need not
+        tape.backward(self._by_key(grads))
+        return tape.geometry.backward()
+
+    def tangent(self, dvec: Tensor, ddist: Tensor) -> list[Tensor | None]:
+        """Changes of the outputs as vectors and distances change."""
+        assert self.tape is not None
+        self.tape.geometry.move(dvec, ddist)
+        changes = self.tape.tangent()
+        return [changes[key].owned() if key in changes else None for key in self.keys]
+
+    def reverse(self, grads: Sequence[Tensor | None], wanted: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients in weights of ⟨grads, outputs⟩ and of the change that :meth:`tangent` took, together."""
+        assert self.tape is not None
+        return self.tape.reverse(self._by_key(grads), wanted)
+
+    def _by_key(self, grads: Sequence[Tensor | None]) -> dict[int, Buffer]:
+        return {
+            key: Buffer(grad.detach().contiguous())
+            for key, grad in zip(self.keys, grads, strict=True)
+            if grad is not None
+        }
+
+
+class _Encode(Function):
+    """Features of a program, as vectors of edges, distances of pairs and weights make them."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, vec: Tensor, dist: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        outputs = call.forward(vec, dist)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(vec, dist, *outputs, *weights)
+        return outputs
+
+    @staticmethod
+    @one_by_one
+    def backward(ctx: Any, *grads: Any) -> Any:
+        call: _Call = ctx.call
+        vec, dist, *rest = ctx.saved_tensors
+        outputs, weights = rest[: len(grads)], rest[len(grads) :]
+        needs = kernels.needed(ctx)[-2 - len(weights) :]
+        of_geometry, of_weights = any(needs[:2]), any(needs[2:])
+        again = torch.is_grad_enabled()
+        if again and call.keeps and not of_weights:
+            found = _Slopes.apply(call, *grads, *outputs, vec, dist, *weights)
+            return None, *cast(Any, found), *(None for _ in weights)
+        if not again and of_weights and call.stamp == _current_run() and (call.graph.inner or not of_geometry):
+            return None, None, None, *call.reverse(grads, weights)
+        if not again and not of_weights:
+            if call.tape is None:
+                call.forward(vec, dist)
+            return None, *call.backward(grads), *(None for _ in weights)
+        with torch.enable_grad():
+            vec, dist = vec.view_as(vec), dist.view_as(dist)
+            if not again:
+                vec, dist = vec.detach().requires_grad_(), dist.detach().requires_grad_()
+            terms = [(y, g) for y, g in zip(call.by_definition(vec, dist), grads, strict=True) if g is not None]
+            found = torch.autograd.grad(
+                [y for y, _ in terms],
+                [vec, dist, *weights],
+                [g for _, g in terms],
+                create_graph=again,
+                allow_unused=True,
+            )
+        return None, *found
+
+
+class _Slopes(Function):
+    """The gradient of :class:`_Encode` in the geometry, which training on forces differentiates again.
+
+    The outputs are inputs here, so that gradients found here are there before :class:`_Encode` goes back once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Any) -> tuple[Tensor, Tensor]:
+        num = len(call.names)
+        grads, (vec, dist, *weights) = tensors[:num], tensors[2 * num :]
+        ctx.call, ctx.known = call, [grad is not None for grad in grads]
+        ctx.save_for_backward(*(grad for grad in grads if grad is not None), vec, dist, *weights)
+        found = call.backward(grads)
+        assert call.tape is not None
+        ctx.number = call.tape.num_gradients
+        return found
+
+    @staticmethod
+    @one_by_one
+    def backward(ctx: Any, *grads: Any) -> Any:
+        call: _Call = ctx.call
+        num = sum(ctx.known)
+        given, (vec, dist, *weights) = ctx.saved_tensors[:num], ctx.saved_tensors[num:]
+        needs = kernels.needed(ctx)
+        of_geometry = any(needs[-2 - len(weights) : len(needs) - len(weights)]) and not call.graph.inner
+        tape = call.tape
+        is_last = tape is not None and ctx.number == tape.num_gradients  # runs may keep another gradient since
+        if not torch.is_grad_enabled() and is_last and not of_geometry and not is_within_batch():
+            changes = call.tangent(*(x.contiguous() for x in grads))
+            call.stamp = _current_run()
+            changes = [change if known else None for change, known in zip(changes, ctx.known, strict=True)]
+            return None, *changes, *(None for _ in range(len(changes) + 2 + len(weights)))
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = [x.view_as(x) for x in (*given, vec, dist)]
+            if not again:
+                inputs = [x.detach().requires_grad_() for x in inputs]
+            *slopes, vec, dist = inputs
+            outputs = [y for y, known in zip(call.by_definition(vec, dist), ctx.known, strict=True) if known]
+            made = torch.autograd.grad(outputs, [vec, dist], slopes, create_graph=True, allow_unused=True)
+            terms = [(slope, grad) for slope, grad in zip(made, grads, strict=True) if slope is not None]
+            found = torch.autograd.grad(
+                [slope for slope, _ in terms],
+                [*inputs, *weights],
+                [grad for _, grad in terms],
+                create_graph=again,
+                allow_unused=True,
+            )
+        of_given = iter(found[:num])
+        of_grads = [next(of_given) if known else None for known in ctx.known]
+        return None, *of_grads, *(None for _ in of_grads), *found[num:]
+
+
+def _current_run() -> int:
+    """Which run of the autograd engine this is: what was prepared in another must not be used."""
+    return torch._C._current_graph_task_id()

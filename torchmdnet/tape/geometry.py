@@ -1,0 +1,205 @@
+"""The edges of one graph as compiled loops read them, and what a network's energy does with them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchmdnet.graph import Graph
+from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.spline import BASIS, Spline
+from torchmdnet.ops import kernels
+from torchmdnet.tape.memory import Buffer, Workspace
+
+__all__ = ["Coefficients", "Geometry"]
+
+_BASIS = np.asarray(BASIS, dtype=np.float64) / 120
+
+
+class Coefficients(NamedTuple):
+    """How pairs read a table, in the order in which loops come to them, n pairs of all chunks."""
+
+    coef: np.ndarray  # (n, 6)
+    slope: np.ndarray  # (n, 6) derivatives in the distance
+
+
+class Geometry:
+    """Edges as the loops see them, their gradients, and a direction in which they change.
+
+    A table has a row for each node of a spline; without a spline two for each pair, value and slope at its distance.
+
+    Args:
+        spline: The grid of the radial functions; None for pair by pair.
+        envelope: The cosine that fades at the cutoff.
+        graph: The atoms.
+        vec: Vectors of the edges, (E, 3).
+        dist: Distances of the pairs, (P,).
+        workspace: Where memory comes from.
+    """
+
+    values: Coefficients
+    stride: int
+    edge_fade: np.ndarray
+    edge_steep: np.ndarray
+
+    def __init__(
+        self,
+        spline: Spline | None,
+        envelope: CosineCutoff,
+        graph: Graph,
+        vec: Tensor,
+        dist: Tensor,
+        workspace: Workspace,
+    ) -> None:
+        assert graph.pairs is not None
+        loops, pairs = kernels.vector_edge_loops(), graph.pairs
+        self.num_atoms, self.dtype, self._workspace = graph.num_atoms, dist.dtype, workspace
+        self._held: list[Buffer] = []
+        self.row, self.row_start = pairs.of_edge.numpy(), pairs.row_start.numpy()
+        self.sender, self.reverse = (index.int().numpy() for index in (graph.edge_index[1], pairs.reverse))
+        self.dist = dist.detach().contiguous().numpy()
+        E, P = self.row.shape[0], self.dist.shape[0]
+        self.u, coef, slope = self.empty(E, 4), self.empty(P, 6), self.empty(P, 6)
+        self.fade, self.steep, cell = self.empty(P), self.empty(P), np.empty(P, dtype=np.int64)
+        lower, upper = float(envelope.cutoff_lower), float(envelope.cutoff_upper)
+        grid = (lower, upper, 1) if spline is None else (float(spline.start), float(spline.stop), spline.num_cells)
+        out = (self.u, coef, slope, self.fade, self.steep, cell)
+        edges = (vec.detach().contiguous().numpy(), self.dist, self.row)
+        loops.geometry(40 * E, *edges, *grid, _BASIS, lower, upper, *out)
+        num_rows = 0
+        if spline is None:
+            coef.fill(0)
+            slope.fill(0)
+            coef[:, 0] = slope[:, 1] = 1
+            cell[:] = 2 * np.arange(P)
+        else:
+            num_rows = spline.num_cells + 6
+        self.schedule = kernels.tensor_edge_loops().schedule(cell, self.row, self.row_start, num_rows)
+        self.place = cell[self.schedule.rows].astype(np.int32)
+        self.slot = self.schedule.slot.astype(np.int32)
+        self.coef, self.slope, self.num_others = coef, slope, pairs.atoms.shape[1]
+        self._gradients: dict[tuple[int, int], Buffer] = {}
+        self._changes: dict[int, Buffer] = {}
+        self._shares: dict[Any, tuple[int, int]] = {}
+
+    def empty(self, *shape: int) -> np.ndarray:
+        """An array with arbitrary values that lives as long as this geometry."""
+        self._held.append(self._workspace.acquire(shape, self.dtype))
+        return self._held[-1].array
+
+    # ------------------------------------------------------------------------------------------- what messages read
+
+    @cached_property
+    def bare(self) -> Coefficients:
+        """Of functions that do not fade at the cutoff."""
+        return self._picked(self.coef, self.slope)
+
+    @cached_property
+    def fading(self) -> Coefficients:
+        """Of functions that do."""
+        slope = self.fade[:, None] * self.slope
+        slope += self.steep[:, None] * self.coef
+        return self._picked(self.fade[:, None] * self.coef, slope)
+
+    @cached_property
+    def among_others(self) -> Coefficients:
+        """Of functions that fade and leave out self loops, the last pairs."""
+        if len(self.coef) == self.num_others:
+            return self.fading
+        is_other = self.schedule.rows < self.num_others
+        return Coefficients(*(is_other[:, None] * values for values in self.fading))
+
+    def _picked(self, coef: np.ndarray, slope: np.ndarray) -> Coefficients:
+        loops, rows = kernels.tensor_edge_loops(), self.schedule.rows
+        out = Coefficients(self.empty(len(rows), 6), self.empty(len(rows), 6))
+        loops.pick(coef, rows, out.coef)
+        loops.pick(slope, rows, out.slope)
+        return out
+
+    def prepare_attention(self, *, values_fade: bool) -> None:
+        """What attention reads besides; either the filters of values fade at the cutoff, or attention does."""
+        E = self.row.shape[0]
+        self.values = self.fading if values_fade else self.bare
+        self.stride = -(-E // 8) * 8  # whole vectors
+        self.edge_fade, self.edge_steep = np.zeros((2, self.stride), self.fade.dtype)
+        if values_fade:
+            self.edge_fade[:E] = 1
+        else:
+            self.edge_fade[:E], self.edge_steep[:E] = self.fade[self.row], self.steep[self.row]
+
+    def work(self, channels: int) -> int:
+        """Multiply-adds of a loop over all edges, roughly."""
+        return 6 * self.row.shape[0] * channels
+
+    def shares(self, table: np.ndarray, *, sums: bool = False) -> tuple[int, int]:
+        """How threads share the loops that read a table: see :func:`torchmdnet.ops.kernels.tensor_edges.shares`."""
+        found = self._shares.get((table.shape, sums))
+        if found is None:
+            found = self._shares[table.shape, sums] = self._share(table, sums)
+        return found
+
+    def _share(self, table: np.ndarray, sums: bool) -> tuple[int, int]:
+        blocks, *_, channels = table.shape
+        threads = kernels.cores.count() if self.work(blocks * channels) >= kernels.WORTH_THREADS else 1
+        return kernels.tensor_edge_loops().shares(threads, blocks, len(self.schedule.chunk) - 1, sums=sums)
+
+    def where(self, table: np.ndarray, *, sums: bool = False) -> tuple[Any, ...]:
+        """Indices as the loops that read a table take them, behind the coefficients' places."""
+        _, _, chunk, first, most = self.schedule
+        return self.sender, self.slot, chunk, first, self.row_start, most, *self.shares(table, sums=sums)
+
+    # --------------------------------------------------------------------------------------------- gradients in edges
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        self._gradients = {}
+
+    def gradient(self, sides: int, size: int = 1) -> np.ndarray:
+        """Where loops with so many sides add gradients of edges, (S, E, size).
+
+        Those in the distance of an edge, or of size 4 those in the distance and the direction of the opposite one.
+        """
+        found = self._gradients.get((sides, size))
+        if found is None:
+            found = self._gradients[sides, size] = self._workspace.acquire((sides, len(self.row), size), self.dtype)
+            found.array.fill(0)
+        return found.array
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        """Gradients in the vectors (E, 3) and the distances (P,), of all that was summed."""
+        E = self.row.shape[0]
+        of_vec = torch.empty(E, 3, dtype=self.dtype)
+        of_dist = torch.empty(self.dist.shape, dtype=self.dtype)
+        found = {size: [x.array for (_, n), x in self._gradients.items() if n == size] for size in (1, 4)}
+        of_edge, of_reverse = (np.concatenate([*found[n], np.empty((0, E, n), self.u.dtype)]) for n in (1, 4))
+        loops, vec = kernels.vector_edge_loops(), of_vec.numpy()
+        loops.vectors_backward(40 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
+        loops.distances_backward(self.u, self.row, of_reverse, of_edge[:, :, 0], vec, of_dist.numpy())
+        return of_vec, of_dist
+
+    # ------------------------------------------------------------------------------ a direction of change, for training
+
+    def move(self, dvec: Tensor, ddist: Tensor) -> None:
+        """Let vectors (E, 3) and distances (P,) change along a direction."""
+        self._by_pair, self._by_edge = ddist.detach().contiguous().numpy(), dvec.detach().contiguous().numpy()
+        self._changes = {}
+
+    def change(self, coefficients: Coefficients) -> np.ndarray:
+        """How coefficients change along the direction of :meth:`move`, (n, 6)."""
+        found = self._changes.get(id(coefficients))
+        if found is None:
+            found = self._changes[id(coefficients)] = self._workspace.acquire(coefficients.slope.shape, self.dtype)
+            np.multiply(coefficients.slope, self._by_pair[self.schedule.rows][:, None], out=found.array)
+        return found.array
+
+    def change_of_directions(self) -> np.ndarray:
+        """How the directions u = -vec / dist change, (E, 4)."""
+        dist = self.dist[self.row][:, None]
+        along = self._by_edge + self.u[:, :3] * self._by_pair[self.row][:, None]
+        out = np.zeros_like(self.u)
+        np.divide(-along, dist, out=out[:, :3], where=dist > 0)
+        return out
