@@ -159,7 +159,7 @@ class Geometry:
         self._gradients = {}
 
     def gradient(self, sides: int, size: int = 1) -> np.ndarray:
-        """Where loops with so many sides add gradients of edges, (S, E, size).
+        """Where loops with this number of sides add gradients of edges, (S, E, size).
 
         Those in the distance of an edge, or of size 4 those in the distance and the direction of the opposite one.
         """

@@ -256,7 +256,7 @@ def message_tangent(
 
 @spliced
 def spread(t, c, d, begin, end, place, base, count, s, W):
-    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk, with so many vectors of channels in s and ds."""
+    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk; s and ds have ``count`` vectors."""
     S = count * W
     for r in range(begin, end):
         at, o = r * 6, (r - begin) * 2 * S
