@@ -59,6 +59,7 @@ __all__ = [
     "HARTREE_TO_EV",
     "KCAL_MOL_TO_EV",
     "energy_factor",
+    "force_factor",
     "length_factor",
     "normalise_unit",
 ]
@@ -91,3 +92,19 @@ def energy_factor(unit: str, to: str = "eV") -> float:
 def length_factor(unit: str, to: str = "Å") -> float:
     """Multiply a length in ``unit`` by this to have it in ``to`` (CODATA 2018)."""
     return _LENGTH[normalise_unit(unit, "length")] / _LENGTH[normalise_unit(to, "length")]
+
+
+def force_factor(unit: str) -> float:
+    """Multiply a force in ``unit``, such as ``"Hartree/Bohr"`` or ``"kcal/mol/Å"``, by this to have it in eV/Å.
+
+    Raises:
+        ConfigError: If it is not a unit of energy over one of length.
+    """
+    energy, _, length = str(unit).rpartition("/")
+    try:
+        return energy_factor(energy.strip()) / length_factor(length.strip())
+    except ConfigError:
+        raise ConfigError(
+            f"forces_unit: {unit!r} is not known. Write an energy ({', '.join(_ENERGY)}) over a length "
+            f"({', '.join(_LENGTH)}), such as eV/Å."
+        ) from None

@@ -20,8 +20,9 @@ from torchmdnet.data.doctor.cost import measure_cost
 from torchmdnet.data.doctor.neighbours import duplicates, work_between
 from torchmdnet.data.doctor.repair import check_copy, plan_repair, write_cleaned
 from torchmdnet.data.doctor.samples import Measured, Samples
+from torchmdnet.datasets.ase import ASE
 from torchmdnet.datasets.frames import Frames
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.scripts.data import main
 from torchmdnet.units import BOHR_TO_ANGSTROM, GPA_PER_EV_A3, energy_factor
 
@@ -261,6 +262,111 @@ def test_numbers_that_are_none_are_all_found(tmp_path: Path, value: float) -> No
     assert {finding.check for finding in diagnosis.findings if finding.severity == "error"} == {"readable"}
 
 
+def moved(value: float) -> Plant:
+    def plant(frames: list[Atoms]) -> None:
+        frames[3].positions[1, 0] = value
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("value", "check", "severity", "words"),
+    [
+        (1e300, "readable", "error", "frame 3: coordinate x of atom 1 is 1e+300; up to 1e+09 is accepted"),
+        (1e10, "readable", "error", "frame 3: coordinate x of atom 1 is 1e+10"),
+        (1e7, "positions", "error", "1 sample has coordinates up to 1e+07 Å; up to 100000 Å is accepted"),
+        (300.0, "positions", "warning", "1 sample has parts that are up to 298.3 Å apart, without a cell"),
+    ],
+)
+def test_an_atom_out_of_the_world_is_found(tmp_path, value, check, severity, words) -> None:
+    found = faults(diagnose(tmp_path, molecules(), moved(value)))[check]
+    assert found.severity == severity
+    assert words in found.text
+
+
+def test_positions_that_no_frame_refuses_are_found_too(tmp_path: Path) -> None:
+    """Of HDF5 files, whose numbers are looked at here alone."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        pos = np.stack([molecules()[0].positions] * 12) + RNG.normal(size=(12, 1, 1)) * 1e-2
+        pos[4, 0, 0], pos[5, 0, 0] = 1e20, 1e7
+        file["a/pos"], file["a/types"] = pos, molecules()[0].numbers
+        file["a/energy"] = np.where(np.arange(12) == 7, 1e30, RNG.normal(size=12))
+    found = faults(examine(open_files([str(tmp_path / "a.h5")])))
+    assert found["positions"].samples == [4, 5]
+    assert found["labels"].severity == "warning"  # the last of that name: no forces
+    texts = [f.text for f in examine(open_files([str(tmp_path / "a.h5")])).findings if f.severity == "error"]
+    assert any("energy of 1 sample: 1e+30 is more than 1e+15" in text for text in texts)
+
+
+@pytest.mark.parametrize(("name", "value"), [("energy", 1e30), ("forces", -1e300)])
+def test_labels_that_no_unit_explains_are_refused_with_file_and_frame(tmp_path, name, value) -> None:
+    def plant(frames: list[Atoms]) -> None:
+        wrong = np.array(frames[3].calc.results[name])
+        wrong.flat[-1] = value
+        frames[3].calc.results[name] = wrong
+
+    diagnosis = diagnose(tmp_path, molecules(), plant)
+    assert [finding.check for finding in diagnosis.findings if finding.severity == "error"] == ["readable"]
+    assert f"frame 3: {name}: {abs(value):.0e} is more than 1e+15" in diagnosis.findings[0].text
+    assert diagnosis.findings[0].samples == [3]
+    with pytest.raises(DataError, match=f"frame 3: {name}: {abs(value):.0e}".replace("+", r"\+")):
+        ASE(tmp_path / "frames.extxyz", cache=False)
+
+
+@pytest.mark.parametrize("plant", [moved(1e300), moved(1e10), scaled(forces=1e299), scaled(energy=1e299)])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_numbers_beyond_bounds_are_findings_and_no_warnings_of_numpy(tmp_path: Path, plant: Plant, capsys) -> None:
+    frames = molecules()[:30]
+    plant(frames)
+    write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "a.extxyz")])
+    assert ended.value.code == 1
+    assert "Warning" not in capsys.readouterr().err
+
+
+def test_forces_that_are_all_zero_or_absent_are_told(tmp_path: Path) -> None:
+    found = faults(diagnose(tmp_path, molecules(), scaled(forces=0.0)))["labels"]
+    assert found.severity == "error"
+    assert "Every force is zero, in all 140 samples" in found.text
+    found = faults(diagnose(tmp_path, crystals(), scaled(forces=0.0)))["labels"]
+    assert found.severity == "warning"  # symmetry may make them so
+
+    def some(frames: list[Atoms]) -> None:
+        for atoms in frames[:5]:
+            atoms.calc.results["forces"] *= 0
+
+    assert faults(diagnose(tmp_path, molecules(), some))["labels"].samples == [0, 1, 2, 3, 4]
+
+    def none(frames: list[Atoms]) -> None:
+        for atoms in frames:
+            del atoms.calc.results["forces"]
+
+    found = faults(diagnose(tmp_path, molecules(), none))["labels"]
+    assert (found.severity, found.text) == ("warning", "There are no forces, only energies are learnt.")
+    found = faults(diagnose(tmp_path, molecules(), scaled(energy=0.0)))["labels"]
+    assert "Every energy is 0" in found.text or "Every energy is -0" in found.text
+
+
+def test_what_a_cleaned_copy_still_has_is_told(tmp_path: Path, capsys) -> None:
+    frames = molecules()
+    for atoms in frames:
+        atoms.calc.results["forces"] *= 0
+    frames[3].calc.results["energy"] = 1e30
+    write(tmp_path / "a.extxyz", frames)
+    words = [str(tmp_path / "a.extxyz"), "--fix", str(tmp_path / "b.extxyz"), "--quiet"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 sample left out: readable" in told
+    assert f"not mended, so still in {tmp_path / 'b.extxyz'}: labels: Every force is zero" in told
+    assert told.count("not mended") == 1  # the energy is
+    with pytest.raises(SystemExit):
+        main([*words[:2], str(tmp_path / "c.extxyz"), "--json"])
+    assert [left["check"] for left in json.loads(capsys.readouterr().out)["left"]] == ["labels"]
+
+
 def test_missing_labels_are_found_also_in_the_first_frame(tmp_path: Path) -> None:
     def plant(frames: list[Atoms]) -> None:
         for number in (0, 7):
@@ -372,7 +478,9 @@ def test_hdf5_files_are_examined_and_their_units_told(tmp_path: Path) -> None:
     diagnosis = examine(open_files([str(tmp_path / "set.h5")]))
     assert diagnosis.samples.energy_unit is None
     assert (diagnosis.energies.unit, diagnosis.energies.certainty) == ("Hartree", "certain")
-    assert faults(diagnosis) == {}
+    assert [finding.text for finding in faults(diagnosis).values()] == [
+        "There are no forces, only energies are learnt."
+    ]
 
 
 def test_a_configuration_is_examined_as_training_would_see_it(tmp_path: Path) -> None:
@@ -508,14 +616,14 @@ NO_FRAME = {
 
 
 @pytest.mark.parametrize("name", NO_FRAME)
-def test_a_file_without_a_frame_of_use_is_one_line_and_status_2(tmp_path, capsys, name):
+def test_a_file_without_a_frame_of_use_is_one_line_and_status_1(tmp_path, capsys, name):
     text, reason = NO_FRAME[name]
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(SystemExit) as ended:
         main([str(path)])
     said = capsys.readouterr().err
-    assert ended.value.code == 2
+    assert ended.value.code == 1
     assert said.startswith(f"error: {path}")
     assert reason in said
     assert said.count("\n") == 1
@@ -528,5 +636,5 @@ def test_hdf5_groups_without_samples_are_told_with_their_file(tmp_path, capsys):
         file["a/energy"] = np.zeros(0)
     with pytest.raises(SystemExit) as ended:
         main([str(path)])
-    assert ended.value.code == 2
+    assert ended.value.code == 1
     assert f"{path}: there are no samples in the groups." in capsys.readouterr().err

@@ -242,6 +242,37 @@ def test_a_spin_that_does_not_fit_the_electrons_is_reported(tmp_path, caplog):
     assert "1 unpaired electrons do not go with 10 electrons" in caplog.text
 
 
+def test_warnings_of_a_file_come_with_every_start(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    atoms = labelled(molecule("H2O"), rng, spin_multiplicity=2)
+    atoms.positions[2] = atoms.positions[1] + (0, 0, 0.05)
+    path = write(tmp_path / "a.extxyz", atoms)
+    for _ in ("read", "from the cache"):
+        caplog.clear()
+        ASE(path)
+        assert "frame 0: 1 unpaired electrons do not go with 10 electrons" in caplog.text
+        assert "frame 0: atoms 1 and 2 are 0.050 Å apart" in caplog.text
+
+
+def test_the_unit_of_forces_may_be_another(tmp_path, frames):
+    path = write(tmp_path / "a.extxyz", frames)
+    plain, own = ASE(path)[0], ASE(path, energy_unit="Hartree", forces_unit="kcal/mol/Bohr")[0]
+    torch.testing.assert_close(own.y, plain.y * 27.211386245988)
+    factor = 0.0433641042418009 / 0.529177210903
+    torch.testing.assert_close(own.neg_dy, (plain.neg_dy.double() * factor).float())
+    listed = ASE(files=[{"path": str(path), "forces_unit": "kcal/mol/Bohr"}])[0]
+    torch.testing.assert_close(listed.neg_dy, own.neg_dy)
+    with pytest.raises(ConfigError, match=r"forces_unit: 'eV' is not known. Write an energy .* such as eV/Å"):
+        ASE(path, forces_unit="eV")
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest(tmp_path, frames):
+    with pytest.raises(
+        ConfigError, match=r"ASE has no argument 'energykey'. Did you mean 'energy_key'\? It takes root, "
+    ):
+        ASE(tmp_path / "a.extxyz", energykey="x")
+
+
 def test_extra_quantities_come_along(tmp_path, frames):
     for atoms in frames:
         atoms.arrays["mulliken"] = np.arange(float(len(atoms)))

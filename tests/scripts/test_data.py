@@ -60,7 +60,7 @@ def test_warnings_count_only_when_asked_to_and_errors_always(
     for atoms in frames:
         atoms.calc.results["forces"] = -atoms.calc.results["forces"]
     write(clusters, frames)
-    assert run(clusters) == 2
+    assert run(clusters) == 1
     assert "wrong sign" in " ".join(capsys.readouterr().out.split())
 
 
@@ -70,7 +70,7 @@ def test_a_cleaned_copy_is_written_and_passes(clusters: Path, capsys: pytest.Cap
     write(clusters, [*frames, frames[0]])
     clean = clusters.with_name("clean.extxyz")
     before = clusters.read_bytes()
-    assert run(clusters, "--fix", clean) == 2
+    assert run(clusters, "--fix", clean) == 1
     assert "39 samples written to" in capsys.readouterr().out
     assert clusters.read_bytes() == before
     assert run(clean, "--strict") == 0
@@ -86,11 +86,40 @@ def test_json_holds_every_finding(clusters: Path, capsys: pytest.CaptureFixture[
     assert {finding["severity"] for finding in told["findings"]} == {"note"}
 
 
+@pytest.mark.parametrize("command", ["data", "label", "sample", "bench"])
+def test_every_command_ends_with_1_for_data_and_2_for_arguments(tmp_path, capsys, command: str) -> None:
+    (tmp_path / "a.xyz").write_text("1\nProperties=species:S:1:pos:R:99999999999\nH 0 0 0\n")
+    words = {
+        "data": ["data", "A"],
+        "label": ["label", "A", "-c", "lj", "-o", str(tmp_path / "o.extxyz")],
+        "sample": ["sample", "A", "-m", "rattle", "-o", str(tmp_path / "o.extxyz")],
+        "bench": ["bench", "A"],
+    }[command]
+    for name, more, status in (("a.xyz", [], 1), ("absent.xyz", [], 1), ("a.xyz", ["--no-such-flag"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            main([str(tmp_path / name) if word == "A" else word for word in words] + more)
+        assert ended.value.code == status
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_arguments_of_the_data_set_are_named_with_the_nearest(clusters: Path, capsys) -> None:
+    assert run(clusters, "--dataset-arg", "energy_unit=Hartree") == 2
+    assert "Write '{energy_unit: Hartree}'" in capsys.readouterr().err
+    assert run(clusters, "--dataset-arg", "{energykey: x}") == 2
+    told = capsys.readouterr().err
+    assert "dataset_arg: ASE has no argument 'energykey'. Did you mean 'energy_key'? It takes" in told
+    assert "forces_key" in told
+    assert run(clusters, "--dataset-arg", "{root: x}") == 2
+    assert "'root' of ASE is given twice" in capsys.readouterr().err
+    assert run("--dataset", "MD17", "--dataset-arg", "{mol: aspirin}") == 2
+    assert "MD17 has no argument 'mol'. Did you mean 'molecules'?" in capsys.readouterr().err
+
+
 def test_what_cannot_work_is_refused(tmp_path: Path, clusters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
     assert "nothing is given" in capsys.readouterr().err
     assert run(clusters, "--dataset", "QM9") == 2
-    assert run(tmp_path / "absent.extxyz") == 2
+    assert run(tmp_path / "absent.extxyz") == 1  # as torchmd-net label and torchmd-train end for data
     assert "There is no file" in capsys.readouterr().err
     assert run("my.yaml") == 2
     assert run(clusters, "--html", tmp_path / "nowhere" / "page.html") == 2

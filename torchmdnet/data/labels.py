@@ -14,25 +14,21 @@ from torchmdnet.build import property_specs
 from torchmdnet.data.loader import collect
 from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.frames import Frames
-from torchmdnet.datasets.labels import LabelShape, find_label
+from torchmdnet.datasets.labels import LARGEST_LABEL, LabelShape, find_label, too_large
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.heads import HEADS
 
 __all__ = [
-    "LARGEST_LABEL",
     "Target",
     "check_targets",
     "complete_targets",
     "field_of",
     "rows_present",
     "targets_of",
-    "too_large",
 ]
 
 #: Bytes of a mapped label that are looked through before training.
 MAPPED_LIMIT = 2**30
-#: No label, in any unit in use, is larger; the square of one that is does not fit single precision for long.
-LARGEST_LABEL = 1e15
 
 
 class Target(NamedTuple):
@@ -166,14 +162,6 @@ def complete_targets(dataset: Any, targets: Mapping[str, Target]) -> frozenset[s
         if not missing.any():
             complete.add(name)
     return frozenset(complete)
-
-
-def too_large(value: float) -> str:
-    """What is wrong with a label beyond :data:`LARGEST_LABEL`, and what to do."""
-    return (
-        f"{value:.3g} is more than {LARGEST_LABEL:.0e}, which no label is in any unit. Check the units and the "
-        "calculation, and leave the sample out."
-    )
 
 
 def rows_present(label: Tensor) -> Tensor:

@@ -22,25 +22,31 @@ from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.values import with_truths
 from torchmdnet.data.digest import differences, digest_by_field
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
-from torchmdnet.data.labels import LARGEST_LABEL, check_targets, complete_targets, targets_of, too_large
+from torchmdnet.data.labels import check_targets, complete_targets, targets_of
 from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, collect
 from torchmdnet.data.splits import digest_in, load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
-from torchmdnet.datasets.base import FramesDataset, atomref_table
+from torchmdnet.datasets.ase import ASE
+from torchmdnet.datasets.base import FramesDataset, atomref_table, check_keywords
+from torchmdnet.datasets.custom import Custom
 from torchmdnet.datasets.files import progress
-from torchmdnet.datasets.labels import ARTICLES, Absence, LabelKind
+from torchmdnet.datasets.hdf5 import HDF5
+from torchmdnet.datasets.labels import ARTICLES, LARGEST_LABEL, Absence, LabelKind, too_large
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import symbols
-from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.priors.base import stated_energies
 from torchmdnet.units import energy_factor
 
-__all__ = ["DataModule", "PriorSource", "count_atoms"]
+__all__ = ["DataModule", "PriorSource", "check_arguments", "count_atoms"]
 
 logger = logging.getLogger(__name__)
 
 #: Samples of a part whose atoms are counted at most, where each has to be made by a call.
 MAX_COUNTED = 20_000
+
+#: Samples whose charges and compositions are compared at most.
+MAX_LOOKED_AT = 100_000
 
 #: More than there are elements, or types of beads.
 MAX_TYPES = 256
@@ -115,6 +121,8 @@ class DataModule(LightningDataModule):
         self.targets = targets_of(self.options)
         self.complete: frozenset[str] = frozenset()
         self._is_set_up = False
+        #: Whether the data are looked over elsewhere, so that setup need not warn of units, signs and charges.
+        self.is_examined = False
         self._mean: Tensor | None = None
         self._std: Tensor | None = None
         self._energies: dict[int, float] | None = None
@@ -142,7 +150,10 @@ class DataModule(LightningDataModule):
         self._check_dataset()
         self._divide()
         self._check_labels()
-        self._look_at_the_unit()
+        if not self.is_examined:
+            self._look_at_the_unit()
+            self._look_at_the_data()
+            self._look_at_charges()
         self._check_compositions()
         if self.options["standardize"]:
             self._standardize()
@@ -207,7 +218,7 @@ class DataModule(LightningDataModule):
         named = by is not None and by not in GROUPINGS and by not in (keywords.get("extra_keys") or ())
         if named and "group_key" in _parameters(kind):
             keywords.setdefault("group_key", by)
-        _check_arguments(name, kind, positional, keywords)
+        check_arguments(name, kind, positional, keywords)
         _check_root(name, kind, positional)
         return kind, positional, with_truths(kind, keywords)
 
@@ -401,6 +412,51 @@ class DataModule(LightningDataModule):
                 unit, f", but are taken as {dataset.energy_unit}" if dataset.energy_unit else "",
                 ratio / energy_factor("Hartree", unit), unit, dataset.unit_advice(unit),
             )  # fmt: skip
+
+    def _look_at_charges(self) -> None:
+        """Tell of total charges and spins that differ between samples and that the model is not given."""
+        frames = getattr(self.dataset, "frames", None)
+        if frames is None or not len(self.idx_train) or not _is_first_process():
+            return
+        rows, kinds = self.idx_train.numpy()[:: -(-len(self.idx_train) // MAX_LOOKED_AT)], None
+        for option, field, what in (("charge", "q", "total charge"), ("spin", "s", "number of unpaired electrons")):
+            if self.options[option] or field not in frames or field in frames.atom_fields:
+                continue
+            values = np.asarray(frames[field], dtype=np.float64).reshape(len(frames), -1)[rows, 0]
+            if not np.isfinite(values).any() or np.nanmin(values) == np.nanmax(values):
+                continue
+            if kinds is None:
+                kinds = np.unique(frames.composition()[0][rows], axis=0, return_inverse=True)[1].reshape(-1)
+            pairs = np.unique(np.stack([kinds, np.nan_to_num(values)], axis=1), axis=0)[:, 0]
+            several = int((np.bincount(pairs.astype(np.int64)) > 1).sum())
+            low, high = np.nanmin(values), np.nanmax(values)
+            told = f"the data hold a {what} of {low:g} to {high:g}, which the model is not given"
+            if several:
+                logger.warning(
+                    "%s: %s, although %d composition%s with several. Set %s: true.",
+                    option, told, several, " occurs" if several == 1 else "s occur", option,
+                )  # fmt: skip
+            else:
+                logger.info("%s: %s. Set %s: true to give it.", option, told, option)
+
+    def _look_at_the_data(self) -> None:
+        """Warn of signs and units in files of the user's own that would be learnt as they are."""
+        if not (isinstance(self.dataset, (ASE, HDF5, Custom)) and len(self.idx_train) and _is_first_process()):
+            return
+        from torchmdnet.data.doctor.first_look import first_look
+
+        learnt: set[LabelKind] = {*self.asked_labels()}
+        if "stress" in self.targets:
+            learnt.add("stress")
+        root = self.options["dataset_root"]
+        is_file = (
+            isinstance(root, str)
+            and not isinstance(self.dataset, Custom)
+            and "files" not in (self.options["dataset_arg"] or {})
+        )
+        command = f"torchmd-net data {root}" if is_file else "torchmd-net data --conf FILE"
+        for finding in first_look(self.dataset, self.idx_train.numpy(), frozenset(learnt)):
+            logger.warning("The data, %s: %s %s See %s.", finding.check, finding.text, finding.advice, command)
 
     def elements(self, part: str) -> list[int]:
         """Atomic numbers in the training (``train``), validation (``val``) or test samples (``test``)."""
@@ -687,19 +743,32 @@ def _check_root(name: str, kind: Any, positional: Sequence[Any]) -> None:
     )
 
 
-def _check_arguments(name: str, kind: Any, positional: list[Any], keywords: dict[str, Any]) -> None:
+def check_arguments(name: str, kind: Any, positional: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Refuse arguments that a data set does not take, with the nearest name and all there are.
+
+    Raises:
+        ConfigError: Naming the argument.
+    """
     try:
         signature = inspect.signature(kind)
     except (TypeError, ValueError):
         return
     known = signature.parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    for word in keywords:
-        if word not in known and not takes_any:
+    try:
+        check_keywords(name, kind, keywords)
+    except ConfigError as error:
+        raise ConfigError(f"dataset_arg: {error}") from None
+    given = list(known)[: len(positional)]
+    for word in given:
+        if word in keywords:
             raise ConfigError(
-                f"dataset_arg: {name} has no argument {word!r}.{did_you_mean(word, known)} "
-                f"It takes {', '.join(list(known)[1:]) or 'none'}."
+                f"dataset_arg: {word!r} of {name} is given twice. It is set by dataset_root; leave it out."
             )
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [p.name for p in known.values() if p.kind in plain and p.default is inspect.Parameter.empty]
+    absent = [word for word in needed if word not in (*given, *keywords)]
+    if absent:
+        raise ConfigError(f"dataset_arg: {name} needs {', '.join(absent)} as well.")
     try:
         signature.bind(*positional, **keywords)
     except TypeError as error:

@@ -21,7 +21,7 @@ from torchmdnet.datasets.structure_labels import USUAL_WEIGHTS, Key, Source, Str
 from torchmdnet.datasets.structure_tables import checked_columns
 from torchmdnet.elements import ATOMIC_NUMBERS, SYMBOLS, unknown_element
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
-from torchmdnet.units import energy_factor, length_factor
+from torchmdnet.units import energy_factor, force_factor, length_factor
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -30,8 +30,8 @@ __all__ = ["ASE"]
 
 logger = logging.getLogger(__name__)
 
-#: Raised when the same files would give other frames than before.
-READER = 4
+#: Raised when the same files would give other frames or notes than before.
+READER = 5
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -89,12 +89,14 @@ class ASE(FramesDataset):
         transform: Called with each sample.
         files: In place of ``root``: a list of paths, patterns, and mappings with a ``path`` and whatever is particular
             to it: ``weight`` of its configurations in the loss, ``split`` (train, val or test), and ``index``,
-            ``energy_key``, ``forces_key``, ``stress_key``, ``energy_unit``, ``length_unit`` as below.
+            ``energy_key``, ``forces_key``, ``stress_key``, ``energy_unit``, ``length_unit``, ``forces_unit`` as below.
         columns: Names of ``numbers``, ``positions``, ``cell`` and ``pbc`` in LMDB, Parquet and ``.npz`` files.
         weight_keys: Names of the weights of a ``configuration``, and of its ``energy``, ``forces`` and ``stress``.
             None: the usual names are tried. False: weights in the files are ignored.
         virial_key: Name of a virial W in the unit of energies, instead of a stress: the stress is -W / V, with the
             volume V of the cell. ``"-name"`` is the negative of ``name``.
+        forces_unit: Unit of forces in the files, ``"eV/Å"`` or ``"Hartree/Bohr"``, where it is not that of energies
+            per that of lengths; they are converted to eV/Å.
         group_key: Name of what says which samples belong together; training fills this in from ``split_by``.
 
     Raises:
@@ -133,6 +135,7 @@ class ASE(FramesDataset):
         weight_keys: Mapping[str, str] | Literal[False] | None = None,
         group_key: str | None = None,
         virial_key: str | None = None,
+        forces_unit: str | None = None,
     ) -> None:
         given: dict[str, Key] = {
             "energy": energy_key,
@@ -144,7 +147,7 @@ class ASE(FramesDataset):
         }
         stated = _stated_energies(atomref)
         common = Source([], keys=_checked_keys(given), units=_checked_units(energy_unit, length_unit))
-        common = common._replace(frames=_checked_index(index))
+        common = common._replace(frames=_checked_index(index), forces_unit=_checked_force_unit(forces_unit))
         if files is None:
             parts = (("train", root, "dataset_root"), ("val", val, "val"), ("test", test, "test"))
             sources = [
@@ -249,7 +252,7 @@ class ASE(FramesDataset):
             return None
         return (
             f"Set dataset_arg: {{energy_unit: {unit}}}, which converts energies and forces alike to eV and eV/Å: "
-            "forces that are in eV/Å already would become wrong, so convert the energies of such files first. Set "
+            "forces that are in eV/Å already would become wrong, so add forces_unit: eV/Å for such files. Set "
             "energy_unit: eV if the energies are in eV."
         )
 
@@ -275,7 +278,7 @@ _TAKEN = frozenset(
 _STRESSES = frozenset({"stress", "virial"})
 #: What a listed file may have of its own.
 _OWN_KEYS = {"energy_key": "energy", "forces_key": "forces", "stress_key": "stress", "virial_key": "virial"}
-_OWN = ("path", "weight", "split", "index", *_OWN_KEYS, "energy_unit", "length_unit")
+_OWN = ("path", "weight", "split", "index", *_OWN_KEYS, "energy_unit", "length_unit", "forces_unit")
 
 
 def _listed_sources(files: Any, common: Source) -> list[Source]:
@@ -310,6 +313,7 @@ def _listed_sources(files: Any, common: Source) -> list[Source]:
                 _checked_keys({**inherited, **keys}),
                 _checked_units(*units),
                 _checked_index(own["index"]) if "index" in own else common.frames,
+                _checked_force_unit(own.get("forces_unit", common.forces_unit)),
             )
         )
     if any(source.part for source in sources):
@@ -323,6 +327,12 @@ def _checked_units(energy: str | None, length: str | None) -> tuple[str | None, 
     if length is not None:
         length_factor(length)
     return energy, length
+
+
+def _checked_force_unit(unit: str | None) -> str | None:
+    if unit is not None:
+        force_factor(unit)
+    return unit
 
 
 def _checked_weights(keys: Any) -> dict[str, str] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,11 +14,35 @@ from torch.utils.data import Dataset, Subset
 from torchmdnet.datasets.frames import Frames, Indices, JoinedFrames
 from torchmdnet.datasets.labels import Absence, LabelKind
 from torchmdnet.datasets.reference_energies import fit_energies
+from torchmdnet.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
+    from typing_extensions import Self
 
-__all__ = ["FramesDataset", "atomref_table"]
+__all__ = ["FramesDataset", "atomref_table", "check_keywords"]
+
+
+def check_keywords(name: str, function: Callable[..., Any], keywords: Iterable[str]) -> None:
+    """Refuse an argument that a data set does not take.
+
+    Args:
+        name: What takes the arguments.
+        function: Its class or constructor.
+        keywords: Names of arguments.
+
+    Raises:
+        ConfigError: With the nearest name and all there are.
+    """
+    known = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return
+    names = [word for word in known if word != "self"]
+    for word in keywords:
+        if word not in names:
+            raise ConfigError(
+                f"{name} has no argument {word!r}.{did_you_mean(word, names)} It takes {', '.join(names) or 'none'}."
+            )
 
 
 class FramesDataset(Dataset):
@@ -49,6 +74,10 @@ class FramesDataset(Dataset):
     gathers_in_process: bool = True
     #: Whether :meth:`get_atomref` falls back on a least-squares fit over the whole set.
     fits_reference_energies: ClassVar[bool] = False
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls.__name__, cls.__init__, keywords)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -760,7 +760,8 @@ class _Column:
                     f"system {first_system}: {self.name} runs from {array.min()} to {array.max()}, "
                     f"beyond {info.min} ... {info.max}."
                 )
-        data = np.ascontiguousarray(array, dtype=self.dtype).tobytes()
+        with np.errstate(over="ignore"):  # becomes infinite, which is looked for where labels are checked
+            data = np.ascontiguousarray(array, dtype=self.dtype).tobytes()
         if self.file is None:
             self.memory += data
         else:

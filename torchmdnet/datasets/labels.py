@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 __all__ = [
     "ARTICLES",
+    "FARTHEST",
+    "LARGEST_LABEL",
     "USUAL_LABELS",
     "Absence",
     "LabelKind",
@@ -16,7 +18,13 @@ __all__ = [
     "find_label",
     "suggested_names",
     "suggested_option",
+    "too_large",
 ]
+
+#: No label, in any unit in use, is larger; the square of one that is does not fit single precision for long.
+LARGEST_LABEL = 1e15
+#: Coordinates beyond this are no positions, in Å; sums of their squares stay finite.
+FARTHEST = 1e9
 
 #: The labels that a potential is trained on.
 LabelKind = Literal["energy", "forces", "stress"]
@@ -117,3 +125,11 @@ def suggested_option(kind: LabelKind, name: str) -> str:
 
 
 _NO_NUMBERS = ("text", "true or false", "other")
+
+
+def too_large(value: float) -> str:
+    """What is wrong with a label beyond :data:`LARGEST_LABEL`, and what to do."""
+    return (
+        f"{value:.3g} is more than {LARGEST_LABEL:.0e}, which no label is in any unit. Check the units and the "
+        "calculation, and leave the sample out."
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,19 +12,17 @@ import numpy as np
 
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames
-from torchmdnet.datasets.labels import Labels, find_label
+from torchmdnet.datasets.labels import FARTHEST, LARGEST_LABEL, Labels, find_label, too_large
 from torchmdnet.datasets.reference_energies import isolated_atom_energies
 from torchmdnet.datasets.structure_files import ALL, Index, count_structures, index_text, read_structures
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
-from torchmdnet.units import energy_factor, length_factor, normalise_unit
+from torchmdnet.units import energy_factor, force_factor, length_factor, normalise_unit
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 __all__ = ["SPIN_MEANING", "USUAL_NAMES", "USUAL_WEIGHTS", "VIRIALS", "Key", "Source", "StructureReader"]
-
-logger = logging.getLogger(__name__)
 
 #: Name of a label; None: the usual ones are tried; False: the label is ignored.
 Key = str | Literal[False] | None
@@ -86,6 +83,7 @@ class Source(NamedTuple):
     keys: Mapping[str, Key] = {}  # name of the energy, forces, stress, virial, charge and spin, by these words
     units: tuple[str | None, str | None] = (None, None)  # energy, length; None: as the frames state, or else eV and Å
     frames: Index = ALL
+    forces_unit: str | None = None  # None: as those of energies and lengths give it
 
 
 class StructureReader:
@@ -141,7 +139,7 @@ class StructureReader:
         #: Units as the first frame of a source states them, and where it is; the others have to agree.
         self.stated: dict[str, Any] = {}
         self.stated_by = ""
-        self.energy_scale = self.length_scale = 1.0
+        self.energy_scale = self.length_scale = self.force_scale = 1.0
         self.level_of_theory: str | None = None
         #: For each choice of keys the name of each kind of label, and the frame that decided it.
         self.decided: list[tuple[Mapping[str, Key], dict[str, str], str]] = []
@@ -208,6 +206,7 @@ class StructureReader:
                 raise DataError(self._no_frame(paths))
             if self.spins is not None:
                 builder.add_column("s", self.spins.unpaired(self.log))
+                self._tell_spins(self.spins)
             if not self.periodic:
                 builder.drop_column("box")
             self._refuse_gaps()
@@ -224,7 +223,7 @@ class StructureReader:
                 "Pass atomref: isolated to take reference energies from them."
             )
         if self.overlaps > 5:
-            logger.warning("%d frames in all have atoms closer than %g Å.", self.overlaps, OVERLAP)
+            self.warnings.append(f"{self.overlaps} frames in all have atoms closer than {OVERLAP:g} Å.")
         notes: dict[str, Any] = {"parts": _runs(parts), "files": _runs(files), "groups": _runs(self.groups)}
         notes |= {"keys": self.decided[0][1] | self.label_keys, "isolated": isolated, "quantities": self.quantities}
         return frames, {**notes, "level_of_theory": self.level_of_theory, "log": self.log, "warnings": self.warnings}
@@ -254,6 +253,9 @@ class StructureReader:
                 )
         self.energy_scale = energy_factor(str(given["energy_unit"] or self.stated["energy_unit"] or "eV"))
         self.length_scale = length_factor(str(given["length_unit"] or self.stated["length_unit"] or "Å"))
+        self.force_scale = self.energy_scale / self.length_scale
+        if source.forces_unit is not None:
+            self.force_scale = force_factor(source.forces_unit)
         self.asked = source.keys
         for asked, keys, first in self.decided:
             if asked == source.keys:
@@ -380,7 +382,14 @@ class StructureReader:
                 f"{where}: atom {wrong} has atomic number {int(z[wrong])}, which is not an element "
                 f"(1 to {len(SYMBOLS) - 1})."
             )
-        pos = _finite(atoms.positions, (num, 3), "positions", where) * self.length_scale
+        pos = _finite(atoms.positions, (num, 3), "positions", where)
+        if (far := np.abs(pos).max()) > FARTHEST:
+            atom, axis = (int(i) for i in np.argwhere(np.abs(pos) == far)[0])
+            raise DataError(
+                f"{where}: coordinate {'xyz'[axis]} of atom {atom} is {pos[atom, axis]:.3g}; up to {FARTHEST:g} is "
+                "accepted. Remove or repair the frame."
+            )
+        pos = pos * self.length_scale
         box = _box(atoms, where) * self.length_scale
         self.periodic |= bool(box.any())
         self._look_for_overlaps(pos, box, where)
@@ -394,7 +403,7 @@ class StructureReader:
                 sample["neg_dy"] = np.zeros((1, 3))  # an atom alone in space feels none
             else:
                 forces = self._label(found, "forces", (num, 3), where)
-                sample["neg_dy"] = forces * (scale / self.length_scale)
+                sample["neg_dy"] = forces * self.force_scale
         if self.asked["stress"] is not False:
             sample["stress"] = self._stress(atoms, found, box, where)
         if "charge" in self.keys:
@@ -543,7 +552,7 @@ class StructureReader:
         is_flat = value.ndim < 2 or not shape or value.shape[0] == shape[0]
         if is_flat and value.size == np.prod(shape, dtype=int):
             value = value.reshape(shape)  # nine numbers are as good as (3, 3), and (N, 1) as (N,)
-        return _finite(value, shape, key, where)
+        return _believable(_finite(value, shape, key, where), key, where)
 
     def _settle_missing(self, builder: FrameBuilder) -> None:
         """Drop a stress that no frame has; say how many frames lack a label.
@@ -575,7 +584,7 @@ class StructureReader:
         name = key.lstrip("-")
         if name not in found:
             return self._lack(kind, _missing(where, kind, name, found, self.first), shape)
-        value = _finite(found[name], shape, name, where)
+        value = _believable(_finite(found[name], shape, name, where), name, where)
         return -value if key.startswith("-") else value
 
     def _lack(self, kind: str, text: str, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -599,7 +608,13 @@ class StructureReader:
         if pair is not None:
             self.overlaps += 1
             if self.overlaps <= 5:
-                logger.warning("%s: atoms %d and %d are %.3f Å apart.", where, *pair)
+                i, j, distance = pair
+                self.warnings.append(f"{where}: atoms {i} and {j} are {distance:.3f} Å apart.")
+
+    def _tell_spins(self, spins: _SpinReadings) -> None:
+        if spins.misfits:
+            more = f", likewise in {spins.misfits - 1} other frames" if spins.misfits > 1 else ""
+            self.warnings.append(f"{spins.misfit}{more}. Is the total charge missing, or spin_convention another?")
 
     def _isolated(self, singles: Sequence[tuple[Source, Atoms, dict[str, Any], str]]) -> dict[int, float]:
         if not singles or "energy" not in self.keys:
@@ -627,7 +642,7 @@ class _SpinReadings:
         self.values: list[float] = []
         self.fits: dict[str, bool] = dict.fromkeys(("unpaired", "multiplicity", "total_spin"), True)
         self.fractional = False
-        self.misfits = 0
+        self.misfits, self.misfit = 0, ""
         self.first = ""
 
     @staticmethod
@@ -651,11 +666,7 @@ class _SpinReadings:
             if name == self.convention and not agrees:
                 self.misfits += 1
                 if self.misfits == 1:
-                    logger.warning(
-                        "%s: %g unpaired electrons do not go with %d electrons. "
-                        "Is the total charge missing, or spin_convention another?",
-                        *(where, unpaired, electrons),
-                    )
+                    self.misfit = f"{where}: {unpaired:g} unpaired electrons do not go with {electrons} electrons"
 
     def unpaired(self, log: list[str]) -> np.ndarray:
         """Unpaired electrons of every frame, (S,)."""
@@ -742,6 +753,13 @@ def _finite(value: Any, shape: tuple[int, ...] | None, name: str, where: str) ->
     return array
 
 
+def _believable(values: np.ndarray, name: str, where: str) -> np.ndarray:
+    """A label, unless it is larger than any can be."""
+    if values.size and (largest := float(np.abs(values).max())) > LARGEST_LABEL:
+        raise DataError(f"{where}: {name}: {too_large(largest)}")
+    return values
+
+
 def _is_boolean(value: Any) -> bool:
     return np.asarray(value).dtype.kind == "b"
 
@@ -782,6 +800,10 @@ def _box(atoms: Atoms, where: str) -> np.ndarray:
     cell = np.asarray(atoms.cell.array, dtype=np.float64)
     if not np.isfinite(cell).all():
         raise DataError(f"{where}: the cell holds {cell[~np.isfinite(cell)].flat[0]}.")
+    if np.abs(cell).max() > FARTHEST:
+        raise DataError(
+            f"{where}: the cell holds {np.abs(cell).max():.3g}; lattice vectors up to {FARTHEST:g} are accepted."
+        )
     periodic = np.asarray(atoms.pbc, dtype=bool)
     rows = cell[periodic]
     if len(rows) and np.linalg.svd(rows, compute_uv=False).min() < 1e-3:

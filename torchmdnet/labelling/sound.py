@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torchmdnet.datasets.labels import FARTHEST
 from torchmdnet.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ __all__ = ["check_structure"]
 REACH = 5.0
 #: Periodic images of an atom within reach, at most, and those to either side along one lattice vector.
 MOST_IMAGES, MOST_ALONG = 1_000_000, 500
-#: Coordinates beyond this are no positions, in Å; sums of their squares stay finite.
-FARTHEST = 1e9
 
 
 def check_structure(atoms: Atoms) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torchmdnet.parse import parse_yaml
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from torchmdnet.data.doctor import Diagnosis, Samples
+    from torchmdnet.data.doctor import Diagnosis, Finding, Samples
 
 __all__ = ["get_parser", "main"]
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         ConfigError: If the arguments do not fit each other.
-        SystemExit: With 2 where there are errors or nothing can be read, with 1 for warnings under ``--strict``.
+        SystemExit: With 1 where there are errors or nothing can be read, and for warnings under ``--strict``.
     """
     args = get_parser().parse_args(argv)
     _check(args)
@@ -51,24 +52,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         from torchmdnet.data.doctor.report import html_report
 
         target = None if args.fix is None else check_copy(args.fix, _sources(samples))
-        diagnosis = examine(samples)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about numbers that are findings
+            diagnosis = examine(samples)
         lines: list[str] = []
+        left: tuple[Finding, ...] = ()
         if target is not None:
             plan = plan_repair(diagnosis)
             number = write_cleaned(diagnosis, plan, target)
-            lines = [*plan.words(), f"{number:,} samples written to {target}"]
+            lines, left = [*plan.words(), f"{number:,} samples written to {target}"], plan.left
         if html is not None:
             with draft_of(html) as draft:
                 draft.write_text(html_report(diagnosis), encoding="utf-8")
         if args.json:
-            print(json.dumps(_plain({**diagnosis.as_dict(), "fix": lines}), indent=2, ensure_ascii=False))
+            print(
+                json.dumps(
+                    _plain({**diagnosis.as_dict(), "fix": lines, "left": _short(left)}), indent=2, ensure_ascii=False
+                )
+            )
         else:
-            _print(diagnosis, lines, args)
+            _print(diagnosis, lines, left, args)
     finally:
         logging.getLogger("torchmdnet").setLevel(level)
-    status = 2 if diagnosis.count("error") else 1 if args.strict and diagnosis.count("warning") else 0
-    if status:
-        raise SystemExit(status)
+    if diagnosis.count("error") or (args.strict and diagnosis.count("warning")):
+        raise SystemExit(1)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -76,8 +83,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchmd-net data",
         description="Say what is in a data set and what is wrong with it.",
-        epilog="Ends with status 0 if there are no errors, 1 if there are warnings and --strict is given, 2 if there "
-        "are errors or the data cannot be read.",
+        epilog="Ends with status 0 if there are no errors, 1 if there are, if nothing can be read, or if there are "
+        "warnings and --strict is given, 2 if the arguments do not fit.",
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help="structures that ASE reads, LMDB, Parquet, .npz, HDF5 or .npy files; "
@@ -114,7 +121,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.conf and args.dataset_arg:
         raise ConfigError("--dataset-arg: a configuration has its own dataset_arg. Change it there.")
     if not isinstance(args.dataset_arg, Mapping):
-        raise ConfigError(f"--dataset-arg: {args.dataset_arg!r} should be a mapping of arguments to values.")
+        key, equals, value = str(args.dataset_arg).partition("=")
+        like = f"{{{key}: {value}}}" if equals and key.isidentifier() else "{energy_unit: Hartree}"
+        raise ConfigError(
+            f"--dataset-arg: {args.dataset_arg!r} should be a mapping of arguments to values. Write '{like}'."
+        )
 
 
 def _open(args: argparse.Namespace) -> Samples:
@@ -144,7 +155,7 @@ def _unreadable(args: argparse.Namespace, error: DataError) -> int:
         finding = {"check": "readable", "severity": "error", "text": str(error)}
         print(json.dumps({"name": ", ".join(args.paths) or args.conf or args.dataset, "findings": [finding]}, indent=2))
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return 1
 
 
 def _sources(samples: Samples) -> list[Path]:
@@ -152,6 +163,10 @@ def _sources(samples: Samples) -> list[Path]:
     files = getattr(samples.dataset, "files", None)
     groups = files.values() if isinstance(files, Mapping) else [files or []]
     return found + [Path(path) for group in groups for path in group]
+
+
+def _short(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    return [{"check": f.check, "severity": f.severity, "text": f.text} for f in findings]
 
 
 def _plain(value: Any) -> Any:
@@ -168,7 +183,7 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ terminal
 
 
-def _print(diagnosis: Diagnosis, lines: Sequence[str], args: argparse.Namespace) -> None:
+def _print(diagnosis: Diagnosis, lines: Sequence[str], left: Sequence[Finding], args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -180,6 +195,10 @@ def _print(diagnosis: Diagnosis, lines: Sequence[str], args: argparse.Namespace)
     _print_findings(console, diagnosis, args.quiet)
     for line in lines:
         console.print(Text.assemble(("→ ", "green"), line))
+    for finding in left:
+        sign, style = _SIGNS[finding.severity]
+        told = f"not mended, so still in {args.fix}: {finding.check}: {finding.text}"
+        console.print(Text.assemble((f"{sign} ", style), told))
     if args.html:
         console.print(Text.assemble(("→ ", "green"), f"page with plots: {args.html}"))
 

@@ -32,7 +32,7 @@ from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.data import DataModule
 from torchmdnet.data.digest import data_digest
-from torchmdnet.data.labels import LARGEST_LABEL, too_large
+from torchmdnet.datasets.labels import LARGEST_LABEL, too_large
 from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError, WriteError
 from torchmdnet.files import STORAGE_ERRORS

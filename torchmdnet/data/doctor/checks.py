@@ -16,15 +16,15 @@ import numpy as np
 from torchmdnet.data.doctor import units
 from torchmdnet.data.doctor.findings import Finding, Repair
 from torchmdnet.data.doctor.neighbours import SAME, nearest
-from torchmdnet.data.doctor.samples import LARGEST_Z
-from torchmdnet.datasets.labels import LabelKind, suggested_names, suggested_option
+from torchmdnet.data.doctor.samples import APART, LARGEST_Z
+from torchmdnet.datasets.labels import LabelKind, suggested_names, suggested_option, too_large
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.units import BOHR_TO_ANGSTROM, DEBYE_TO_E_ANGSTROM, GPA_PER_EV_A3, energy_factor, length_factor
 
 if TYPE_CHECKING:
     from torchmdnet.data.doctor.diagnosis import Diagnosis
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "absent_forces", "force_units", "length_units", "positions", "stress_units", "zero_forces"]
 
 DROP = Repair(drop=True)
 #: What a quantity of a sample is called by people.
@@ -84,6 +84,64 @@ def labels(d: Diagnosis) -> Iterator[Finding]:
                 "labels", "error", f"{word} of {_many(len(torn), 'sample', 'samples')} is partly NaN or infinite.",
                 {"count": len(torn)}, torn, "Repair them or leave them out.", DROP,
             )  # fmt: skip
+    for name in sorted(measured.huge.keys() - {"pos", "box"}):
+        rows = measured.rows_of(measured.huge, name)
+        largest = measured.largest[name]
+        yield Finding(
+            "labels", "error", f"{WORDS.get(name, name)} of {_many(len(rows), 'sample', 'samples')}: "
+            + too_large(largest).partition(". ")[0] + ".",
+            {"count": len(rows), "largest": largest}, rows, "Check the units and the calculation.", DROP,
+        )  # fmt: skip
+    yield from absent_forces(d)
+    yield from zero_forces(d)
+    if measured.y is not None:
+        y = measured.y[np.isfinite(measured.y)]
+        alike = np.ptp(measured.fingerprint, axis=0).max(initial=0.0) < 1e-6
+        if len(y) > 2 and y.min() == y.max() and not alike:
+            yield Finding(
+                "labels", "error", f"Every energy is {y[0]:g}, although the structures differ.",
+                {"energy": float(y[0])},
+                advice="The energies are lost: read another name, or write the file again.",
+            )  # fmt: skip
+
+
+def absent_forces(d: Diagnosis) -> Iterator[Finding]:
+    """Forces that are not there; a note of published sets, which have what they have."""
+    is_ignored = "forces" in getattr(d.samples.dataset, "_ignored", ())
+    if d.measured.has_forces or "y" not in d.samples.frames or is_ignored:
+        return
+    is_own = d.samples.kind in ("ASE", "HDF5", "Custom") or "forces" in d.samples.learnt
+    yield Finding(
+        "labels", "warning" if is_own else "note", "There are no forces, only energies are learnt.", {},
+        advice="Train with derivative: false or neg_dy_weight: 0, or name the forces.",
+    )  # fmt: skip
+
+
+def zero_forces(d: Diagnosis) -> Iterator[Finding]:
+    """Forces that are exactly zero, as if they had not been computed."""
+    m = d.measured
+    if not m.has_forces:
+        return
+    several = (m.counts > 1) & np.isfinite(m.force_max)
+    zero = several & (m.force_max == 0)
+    if not zero.any():
+        return
+    rows = np.flatnonzero(zero)
+    whole = bool(zero[several].all()) and len(rows) > 2
+    open_ones = rows[~m.is_periodic[rows]]
+    if whole:
+        yield Finding(
+            "labels", "error" if len(open_ones) else "warning",
+            f"Every force is zero, in all {len(rows):,} samples of more than one atom.", {"count": len(rows)}, rows,
+            "Forces were not computed, or not written. Train with neg_dy_weight: 0, or without them "
+            "(for dataset: ASE, forces_key: false)."
+            + ("" if len(open_ones) else " In crystals symmetry may make them so."),
+        )  # fmt: skip
+    elif len(open_ones):
+        yield Finding(
+            "labels", "warning", f"Every force is exactly zero in {_many(len(open_ones), 'sample', 'samples')}.",
+            {"count": len(open_ones)}, open_ones, "Were they computed? Leave the samples out if not.", DROP,
+        )  # fmt: skip
 
 
 def _unread_labels(d: Diagnosis) -> Iterator[Finding]:
@@ -173,7 +231,7 @@ def length_units(d: Diagnosis) -> Iterator[Finding]:
             f"Lengths are {_sure(guess)} in {guess.unit}, not in {stated}: {guess.evidence}.",
             evidence,
             advice=f"State it: length_unit: {guess.unit}. Forces are then per {guess.unit} as well; if they are not, "
-            "convert the positions and leave length_unit out.",
+            "state forces_unit too.",
             repair=Repair(scale={"pos": factor, "box": factor, "neg_dy": 1 / factor, "stress": factor**-3})
             if certain and _forces_follow(d)
             else None,
@@ -200,7 +258,7 @@ def energy_units(d: Diagnosis) -> Iterator[Finding]:
             "energy unit", "error" if certain else "warning",
             f"Energies are {_sure(guess)} in {guess.unit}, not in {stated}: {guess.evidence}.",
             evidence, advice=f"State it: energy_unit: {guess.unit}."
-            + ("" if together else " It then holds for the forces too; see what their check says."),
+            + ("" if together else " It then holds for the forces too, unless forces_unit states theirs."),
             repair=Repair(scale=dict.fromkeys(("y", "neg_dy", "stress"), factor))
             if certain and _forces_follow(d)
             else None,
@@ -234,8 +292,8 @@ def force_units(d: Diagnosis) -> Iterator[Finding]:
             sign = " They also have the opposite sign: these are gradients." if slope.value < 0 else ""
             yield Finding(
                 "force units", "error", f"Forces do not go with the energies: {says}.{guess}{sign}", evidence,
-                advice="Bring both into one unit. Of an ASE file, energy_unit and length_unit convert energies and "
-                "forces together, so they cannot mend this: convert one of the two in the file.",
+                advice="Bring both into one unit: for dataset: ASE state that of the forces, as in forces_unit: eV/Å, "
+                "which energy_unit and length_unit then leave alone; otherwise convert one of the two in the file.",
                 repair=None if d.force_factor is None else Repair(scale={"neg_dy": d.force_factor}),
             )  # fmt: skip
     elif stiffness is not None and stiffness[0] < 0:
@@ -427,16 +485,44 @@ def large_forces(d: Diagnosis) -> Iterator[Finding]:
 TOO_CLOSE, MISTAKE = 0.55, 0.42
 
 
+#: Coordinates in Å beyond which single precision, in which models compute, does not resolve bonds.
+FARTHEST_ATOM = 1e5
+
+
+def positions(d: Diagnosis) -> Iterator[Finding]:
+    """Atoms that are out of the world, or have nothing to do with the others."""
+    m = d.measured
+    far = np.flatnonzero(m.farthest > FARTHEST_ATOM)
+    if len(far):
+        far = far[np.argsort(-m.farthest[far])]
+        largest = float(m.farthest[far[0]])
+        yield Finding(
+            "positions", "error",
+            f"{_many(len(far), 'sample has', 'samples have')} coordinates up to {largest:.3g} Å; up to "
+            f"{FARTHEST_ATOM:g} Å is accepted, beyond which single precision does not resolve bonds.",
+            {"largest in Å": largest}, far, "A broken number, or another unit? Repair them or leave them out.", DROP,
+        )  # fmt: skip
+    apart = np.flatnonzero((m.gap > APART) & (m.farthest <= FARTHEST_ATOM))
+    if len(apart):
+        apart = apart[np.argsort(-m.gap[apart])]
+        yield Finding(
+            "positions", "warning",
+            f"{_many(len(apart), 'sample has', 'samples have')} parts that are up to {m.gap[apart[0]]:.4g} Å apart, "
+            "without a cell.",
+            {"gap in Å": float(m.gap[apart[0]])}, apart, "A broken number, or a cell that is not stated?",
+        )  # fmt: skip
+
+
 def cells(d: Diagnosis) -> Iterator[Finding]:
     """Cells without volume, or so flat that training refuses them."""
     flat = np.flatnonzero(d.measured.is_flat)
     if not len(flat):
         return
-    rows = d.samples.take(flat[:1]).box[0].tolist()
+    rows = np.asarray(d.samples.take(flat[:1]).arrays["box"], dtype=np.float64).reshape(3, 3).tolist()
     yield Finding(
         "cells", "error",
-        f"{_many(len(flat), 'sample has', 'samples have')} a cell without volume, or so flat that an atom has more "
-        f"periodic images in reach than a search looks at, such as {rows}.",
+        f"{_many(len(flat), 'sample has', 'samples have')} a cell without volume, without bounds, or so flat that an "
+        f"atom has more periodic images in reach than a search looks at, such as {rows}.",
         {"flat": len(flat)}, flat, "Check the unit of the cell; a row of zeros is an open direction.", DROP,
     )  # fmt: skip
 
@@ -891,6 +977,7 @@ CHECKS: dict[str, Callable[[Diagnosis], Iterable[Finding]]] = {
     "net force": net_force,
     "torque": torque,
     "large forces": large_forces,
+    "positions": positions,
     "cells": cells,
     "close contacts": contacts,
     "duplicates": repeated,

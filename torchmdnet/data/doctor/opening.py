@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,9 +63,11 @@ def open_named(dataset: str, root: Any, arguments: Mapping[str, Any], name: str 
         arguments: Its further arguments.
         name: What to call it.
     """
+    from torchmdnet.data.module import check_arguments
+
     kind = DATASETS[dataset]
     places = [] if root is None else [root]
-    _check_arguments(dataset, kind, places, arguments)
+    check_arguments(dataset, kind, places, arguments)
     return open_dataset(kind, places, with_truths(kind, arguments), dataset, name)
 
 
@@ -84,6 +85,7 @@ def open_configured(options: Mapping[str, Any], name: str) -> Samples:
     from torchmdnet.data.module import DataModule
 
     module = DataModule({**options, "log_dir": None, "load_model": None})
+    module.is_examined = True
     kind, places, arguments = module.source()
     samples = open_dataset(kind, places, arguments, str(options["dataset"]), name)
     module.dataset = samples.dataset
@@ -186,10 +188,3 @@ def _numpy_arguments(files: Sequence[Path]) -> dict[str, str]:
                 f"by its name. Name one after {' or '.join(NUMPY_WORDS[kind][:2])}."
             )
     return {kind: ";".join(names) for kind, names in found.items()}
-
-
-def _check_arguments(name: str, kind: Any, places: Sequence[Any], keywords: Mapping[str, Any]) -> None:
-    try:
-        inspect.signature(kind).bind(*places, **keywords)
-    except TypeError as error:
-        raise ConfigError(f"dataset: {name} does not take these arguments ({error}).") from error

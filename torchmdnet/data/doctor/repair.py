@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from torchmdnet.data.doctor.diagnosis import Diagnosis
+from torchmdnet.data.doctor.findings import Finding
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
 from torchmdnet.files import check_target, draft_of
@@ -26,12 +27,13 @@ PER_ATOM = {"charges": "charges", "partial_charges": "charges", "pq": "charges"}
 
 
 class Plan(NamedTuple):
-    """What is done: samples left out with the reasons, and factors with theirs."""
+    """What is done: samples left out with the reasons, factors with theirs, and errors and warnings that are left."""
 
     keep: np.ndarray
     dropped: dict[str, int]
     scale: dict[str, float]
     reasons: dict[str, str]
+    left: tuple[Finding, ...] = ()
 
     def words(self) -> list[str]:
         """What is done, one line each."""
@@ -67,11 +69,14 @@ def plan_repair(diagnosis: Diagnosis) -> Plan:
     dropped: dict[str, int] = {}
     scale: dict[str, float] = {}
     reasons: dict[str, str] = {}
+    fields = {*diagnosis.samples.frames.fields}
+    left: list[Finding] = []
     survey = diagnosis.samples.survey
     if survey is not None and survey.num_dropped:
         dropped["unreadable"] = survey.num_dropped
     for finding in diagnosis.findings:
-        if finding.repair is None:
+        if finding.repair is None or not (finding.repair.drop or {*finding.repair.scale} & fields):
+            left += [finding] if finding.severity != "note" else []
             continue
         if finding.repair.drop:
             fresh = [i for i in finding.samples if keep[i]]
@@ -79,10 +84,12 @@ def plan_repair(diagnosis: Diagnosis) -> Plan:
             if fresh:
                 dropped[finding.check] = dropped.get(finding.check, 0) + len(fresh)
         for name, factor in finding.repair.scale.items():
-            if name in diagnosis.samples.frames:
+            if name in fields:
                 scale[name] = scale.get(name, 1.0) * factor
                 reasons[name] = finding.check if name not in reasons else f"{reasons[name]}, {finding.check}"
-    return Plan(np.flatnonzero(keep), dropped, scale, reasons)
+    # a fault whose samples are left out for another one is gone with them
+    still = tuple(f for f in left if not len(f.samples) or keep[np.asarray(f.samples)].any())
+    return Plan(np.flatnonzero(keep), dropped, scale, reasons, still)
 
 
 def write_cleaned(diagnosis: Diagnosis, plan: Plan, path: Path) -> int:

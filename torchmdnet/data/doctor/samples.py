@@ -18,7 +18,7 @@ import torch
 from torchmdnet.data.doctor.survey import Survey
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Indices
-from torchmdnet.datasets.labels import LabelKind
+from torchmdnet.datasets.labels import LARGEST_LABEL, LabelKind
 from torchmdnet.neighbors import pairs_within
 from torchmdnet.neighbors.lattice import is_too_flat
 
@@ -29,6 +29,7 @@ REACH = 5.0  # Å; pairs within it make the fingerprint of a sample
 CENTERS = np.arange(0.8, REACH, 0.6)  # Å
 HISTOGRAM = np.arange(0.0, REACH + 1e-9, 0.02)  # Å, edges of the bins
 LARGEST_Z = 118
+APART = 100.0  # Å; parts of an open sample further from each other have nothing to do with each other
 
 
 @dataclass
@@ -89,8 +90,14 @@ class Samples:
             yield self.take(rows[first:last])
 
 
-#: Coordinates beyond this have squares that overflow, and belong to no structure.
+#: Coordinates beyond this belong to no structure.
 FARTHEST = 1e12
+
+
+def _believable(values: Any) -> np.ndarray:
+    """In float64, with NaN for what is infinite or larger than any label, whose squares would overflow."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.abs(values) <= LARGEST_LABEL, values, np.nan)
 
 
 class Block:
@@ -106,16 +113,16 @@ class Block:
         self.arrays = arrays
         self.ptr, self.batch = arrays["ptr"], arrays["batch"]
         self.z = np.asarray(arrays["z"], dtype=np.int64).reshape(-1)
-        self.pos = np.asarray(arrays["pos"], dtype=np.float64)
+        self.pos = _believable(arrays["pos"])
         self.counts = np.diff(self.ptr)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def get(self, name: str) -> np.ndarray | None:
-        """A quantity in float64, None where there is none."""
+        """A quantity in float64, None where there is none; numbers that cannot be meant are NaN."""
         found = self.arrays.get(name)
-        return None if found is None else np.asarray(found, dtype=np.float64)
+        return None if found is None else _believable(found)
 
     @property
     def box(self) -> np.ndarray:
@@ -137,7 +144,9 @@ class Block:
             scale: Å per unit of length of the data.
         """
         box = torch.from_numpy(self.box * scale)
-        return (is_too_flat(box, cutoff) & box.ne(0).flatten(1).any(dim=1)).numpy()
+        fine = box.isfinite().flatten(1).all(dim=1)
+        box[~fine] = 0.0
+        return (~fine | (is_too_flat(box, cutoff) & box.ne(0).flatten(1).any(dim=1))).numpy()
 
     def pairs(self, cutoff: float, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs within a cutoff, each once: i, j (P,) and the vectors from i to j (P, 3) in Å.
@@ -204,9 +213,14 @@ class Measured:
         self.is_periodic = np.zeros(size, dtype=bool)
         self.is_flat = np.zeros(size, dtype=bool)
         self.charge_sum = np.full(size, np.nan)
+        self.farthest = np.zeros(size)  # largest coordinate in Å
+        self.gap = np.zeros(size)  # in Å, along an axis, between two parts of an open sample
         #: Samples in which a quantity is missing (all of it NaN) or partly not finite.
         self.missing: dict[str, list[np.ndarray]] = {}
         self.broken: dict[str, list[np.ndarray]] = {}
+        #: Samples with finite numbers that are larger than any label, and the largest, by quantity.
+        self.huge: dict[str, list[np.ndarray]] = {}
+        self.largest: dict[str, float] = {}
         self.histogram: dict[tuple[int, int], np.ndarray] = {}
         self.has_forces = "neg_dy" in samples.frames
         self._radii = covalent_radii()
@@ -216,6 +230,7 @@ class Measured:
         for block in progress(samples.blocks(), "Looking at samples", None, "block"):
             self._finite(block)
             self._sizes(block)
+            self._extents(block)
             if self.has_forces:
                 self._forces(block)
             self._distances(block)
@@ -227,6 +242,12 @@ class Measured:
             if values.dtype.kind != "f" or name in ("ptr", "batch"):
                 continue
             fine = np.asarray(np.isfinite(values.reshape(len(values), -1)))
+            size = np.where(fine, np.abs(values.reshape(len(values), -1)), 0.0)
+            if size.max(initial=0.0) > LARGEST_LABEL:
+                where = np.flatnonzero((size > LARGEST_LABEL).any(axis=1))
+                rows = where if len(values) == len(block) else np.unique(block.batch[where])
+                self.huge.setdefault(name, []).append(block.rows[rows])
+                self.largest[name] = max(self.largest.get(name, 0.0), float(size.max()))
             if fine.all():
                 continue
             if len(values) == len(block):
@@ -250,6 +271,25 @@ class Measured:
             charges = block.get(name)
             if charges is not None:
                 self.charge_sum[block.rows] = block.sum(charges.reshape(-1))
+
+    def _extents(self, block: Block) -> None:
+        filled = block.counts > 0
+        starts, rows = block.ptr[:-1][filled], block.rows[filled]
+        if not len(starts):
+            return
+        raw = np.asarray(block.arrays["pos"], dtype=np.float64)
+        size = np.where(np.isfinite(raw), np.abs(raw), 0.0).max(axis=1)
+        self.farthest[rows] = np.maximum.reduceat(size, starts) * min(self.scale, 1e3)
+        pos = np.where(np.isfinite(block.pos), block.pos, 0.0) * self.scale
+        extent = np.maximum.reduceat(pos, starts) - np.minimum.reduceat(pos, starts)
+        wide = np.zeros(len(block), dtype=bool)
+        wide[filled] = (extent > APART).any(axis=1)
+        wide &= ~block.box.any(axis=(1, 2))
+        atoms = np.flatnonzero(wide[block.batch])
+        for axis in range(3) if len(atoms) else ():
+            order = atoms[np.lexsort((pos[atoms, axis], block.batch[atoms]))]
+            step = np.where(np.diff(block.batch[order]) == 0, np.diff(pos[order, axis]), 0.0)
+            np.maximum.at(self.gap, block.rows[block.batch[order[1:]]], step)
 
     def _forces(self, block: Block) -> None:
         forces = block.get("neg_dy")
@@ -306,14 +346,14 @@ class Measured:
         """Energies, (S,), float64."""
         if "y" not in self.samples.frames:
             return None
-        return np.asarray(self.samples.frames["y"], dtype=np.float64).reshape(len(self.samples), -1)[:, 0]
+        return _believable(self.samples.frames["y"]).reshape(len(self.samples), -1)[:, 0]
 
     def per_system(self, name: str) -> np.ndarray | None:
         """A number of each sample, (S,)."""
         frames = self.samples.frames
         if name not in frames or name in frames.atom_fields:
             return None
-        return np.asarray(frames[name], dtype=np.float64).reshape(len(self.samples), -1)[:, 0]
+        return _believable(frames[name]).reshape(len(self.samples), -1)[:, 0]
 
     @cached_property
     def composition(self) -> tuple[np.ndarray, np.ndarray]:
@@ -353,14 +393,14 @@ class Measured:
         return float(np.sqrt(self.force_square[fine].sum() / number)) if number else float("nan")
 
     def rows_of(self, table: Mapping[str, list[np.ndarray]], name: str) -> np.ndarray:
-        """Samples listed in :attr:`missing` or :attr:`broken`."""
+        """Samples listed in :attr:`missing`, :attr:`broken` or :attr:`huge`."""
         return np.concatenate(table[name]) if name in table else np.zeros(0, dtype=np.int64)
 
     @cached_property
     def complete(self) -> np.ndarray:
         """Samples with finite positions, energies and forces, as far as the set has these, (S,) bool."""
         fine = np.ones(len(self.samples), dtype=bool)
-        for table in (self.missing, self.broken):
+        for table in (self.missing, self.broken, self.huge):
             for name in ("pos", "y", "neg_dy", "box"):
                 fine[self.rows_of(table, name)] = False
         return fine

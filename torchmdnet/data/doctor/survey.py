@@ -138,8 +138,8 @@ class _Surveyor(StructureReader):
         try:
             return super()._label(found, kind, shape, where)
         except DataError as error:
-            if kind not in ("energy", "forces", "stress"):
-                raise
+            if kind not in ("energy", "forces"):
+                raise  # that of a stress is noted with it
             self._note(kind, str(error), len(self.survey.file_of))
             return np.full((3, 3) if shape is None else shape, np.nan)
 
@@ -181,6 +181,9 @@ class _Surveyor(StructureReader):
 
     def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
         """Close contacts have a check of their own."""
+
+    def _tell_spins(self, spins: Any) -> None:
+        """Charge and spin have one too."""
 
     def _isolated(self, singles: Sequence[tuple[Source, Atoms, dict[str, Any], str]]) -> dict[int, float]:
         self.survey.isolated = super()._isolated(singles)

@@ -1,0 +1,53 @@
+"""Signs, units and charges that a run would learn as they are, told before it begins."""
+
+from __future__ import annotations
+
+import ase.io
+import pytest
+from doctor_data import molecules
+
+from torchmdnet.data import DataModule
+
+
+def looked_at(folder, frames, caplog, **options):
+    """What is logged when a run opens these frames."""
+    ase.io.write(folder / "a.extxyz", frames)
+    caplog.clear()
+    given = {"dataset": "ASE", "dataset_root": str(folder / "a.extxyz"), "dataset_arg": {"cache": False}}
+    DataModule({**given, "derivative": True, "y_weight": 1.0, "neg_dy_weight": 1.0, **options}).setup()
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+PLANTED = {
+    "nothing": ({}, None),
+    "gradients": ({"forces": -1.0}, "The data, force sign: Forces have the wrong sign"),
+    "lengths in nm": ({"positions": 0.1}, "The data, length unit: Lengths are certainly in nm, not in Å"),
+    "lengths in Bohr": ({"positions": 1.8897}, "The data, length unit: Lengths are certainly in Bohr, not in Å"),
+    "no forces": ({"forces": 0.0}, "The data, labels: Every force is zero"),
+    "energies in kcal/mol": ({"energy": 23.06}, "The data, force units: Forces do not go with the energies"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_signs_and_units_are_looked_at_before_a_run(tmp_path, caplog, name):
+    factors, words = PLANTED[name]
+    frames = molecules()
+    for atoms in frames:
+        atoms.positions *= factors.get("positions", 1.0)
+        for label in ("energy", "forces"):
+            atoms.calc.results[label] = atoms.calc.results[label] * factors.get(label, 1.0)
+    told = [text for text in looked_at(tmp_path, frames, caplog) if text.startswith("The data, ")]
+    if words is None:
+        assert told == []
+    else:
+        assert any(text.startswith(words) and "torchmd-net data " in text for text in told)
+
+
+def test_charges_that_the_model_is_not_given_are_told(tmp_path, caplog):
+    frames = molecules()[:20]
+    for number, atoms in enumerate(frames):
+        atoms.info = {"charge": number % 2}
+    (told,) = [text for text in looked_at(tmp_path, frames, caplog) if text.startswith("charge:")]
+    assert "a total charge of 0 to 1, which the model is not given" in told
+    assert told.endswith("Set charge: true.")
+    assert not [text for text in looked_at(tmp_path, frames, caplog, charge=True) if text.startswith("charge:")]
