@@ -164,7 +164,11 @@ FAULTS: dict[str, list[Fault]] = {
             "a damaged entry in the cache of data or of compiled loops",
             "counts as absent and is made again",
             {
-                "datasets/test_cache.py": ["test_a_damaged_entry_is_built_anew"],
+                "datasets/test_cache.py": [
+                    "test_a_damaged_entry_is_built_anew",
+                    "test_descriptions_that_say_something_else_are_made_anew",
+                ],
+                "datasets/test_frames.py": ["test_a_description_of_something_else_is_refused"],
                 "test_loop_cache.py": ["test_a_damaged_file_counts_as_none"],
             },
         ),
@@ -308,6 +312,30 @@ FAULTS: dict[str, list[Fault]] = {
                     "test_any_model_file_is_loaded_or_refused",
                     "test_a_file_of_structures_that_was_trouble_is_examined_or_refused",
                     "test_a_checkpoint_with_wrong_options_is_refused",
+                ]
+            },
+        ),
+        Fault(
+            "any arguments of any command, any settings of a small training, any environment",
+            "a result, or a message in one line and a status that scripts know, within the same bounds; nothing half "
+            "written is left and no process goes on (`make fuzz` makes more of them)",
+            {
+                "fuzz/test_fuzz.py": [
+                    "test_any_command_ends_with_a_result_or_a_message",
+                    "test_any_small_training_ends_with_a_result_or_a_message",
+                    "test_any_environment_is_taken_or_refused",
+                    "test_a_run_may_be_in_a_folder_of_any_name",
+                    "test_a_program_that_failed_once_ends_with_a_result_or_a_message",
+                ]
+            },
+        ),
+        Fault(
+            "any damage to the folder of a run or to the cache of data",
+            "the run goes on or is refused; the data are those of the files (`make fuzz` makes more of them)",
+            {
+                "fuzz/test_fuzz.py": [
+                    "test_any_folder_of_a_run_is_continued_or_refused",
+                    "test_any_damage_to_the_cache_leaves_the_data_as_they_are",
                 ]
             },
         ),

@@ -224,7 +224,8 @@ def test_ensembles_are_a_zip_of_native_files_or_a_list(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "three.zip") as archive:
         archive.extractall(tmp_path)
     files = sorted(tmp_path.glob("member*.safetensors"))
-    for source in (tmp_path / "three.zip", files):
+    save_model(Ensemble(members[1:]), tmp_path / "two.zip")
+    for source in (tmp_path / "three.zip", files, [files[0], tmp_path / "two.zip"]):
         found = load_model(source, return_std=True)(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -84,6 +84,37 @@ def test_a_damaged_entry_is_built_anew(folder, name, damage, caplog):
     assert len(entries(folder)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("notes.json", "kept", "lost"),
+        ("notes.json", '{"note": "kept"}', "0.1"),
+        ("frames.json", '"<f8"', '"<i8"'),  # as many bytes
+        ("frames.json", '"level": "atom"', '"level": "atoms"'),
+    ],
+)
+def test_descriptions_that_say_something_else_are_made_anew(folder, name, before, after):
+    source = Source()
+    expected = cache.cached_frames("test", "k" * 64, source)[0]["pos"]
+    path = entries(folder)[0] / name
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    frames, notes = cache.cached_frames("test", "k" * 64, source)
+    assert source.builds == 2
+    assert notes == {"note": "kept"}
+    np.testing.assert_array_equal(frames["pos"], expected)
+
+
+def test_an_entry_of_an_earlier_version_is_made_again_without_a_word(folder, caplog):
+    source = Source()
+    cache.cached_frames("test", "k" * 64, source)
+    (entries(folder)[0] / "sha256sums").unlink()
+    cache.cached_frames("test", "k" * 64, source)
+    assert source.builds == 2
+    assert not caplog.text
+
+
 def test_a_source_that_fails_leaves_nothing(folder):
     def fails(where):
         Frames.from_samples([{"z": [1], "pos": np.zeros((1, 3))}], where)

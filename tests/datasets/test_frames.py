@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -163,6 +164,19 @@ def test_a_damaged_or_incomplete_folder_is_refused(tmp_path):
         Frames.open(tmp_path)
     (tmp_path / "frames.json").write_text("{")
     with pytest.raises(DataError, match="unreadable"):
+        Frames.open(tmp_path)
+
+
+@pytest.mark.parametrize("arrays", [3, [], {"ptr": {}}, {"ptr": 3}, {"ptr": {"level": "x"}}, {}])
+def test_a_description_of_something_else_is_refused(tmp_path, arrays):
+    Frames.from_samples(make_samples(2), tmp_path)
+    manifest = json.loads((tmp_path / "frames.json").read_text())
+    (tmp_path / "frames.json").write_text(json.dumps({**manifest, "arrays": arrays}))
+    with pytest.raises(DataError, match="checksum"):
+        Frames.open(tmp_path)
+    del manifest["crc32"]  # as earlier versions wrote it
+    (tmp_path / "frames.json").write_text(json.dumps({**manifest, "arrays": arrays}))
+    with pytest.raises(DataError, match=r"frames\.json describes no arrays"):
         Frames.open(tmp_path)
 
 

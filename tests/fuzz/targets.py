@@ -118,20 +118,20 @@ BASE: dict[str, Any] = {
 SMALL = {"embedding_dimension": 64, "num_layers": 3, "num_rbf": 64, "max_z": 200, "num_heads": 64, "q_dim": 64}
 
 
-def settings(content: bytes) -> None:
+def settings(content: bytes) -> bool:
     """A settings file: read, checked, built from if that is little work, written and read back."""
     with folder():
         Path("conf.yaml").write_bytes(content)
-        _resolved(["--conf", "conf.yaml"])
+        return _resolved(["--conf", "conf.yaml"])
 
 
-def words(given: list[str]) -> None:
+def words(given: list[str]) -> bool:
     """A command line."""
     with folder():
-        _resolved([f"--{key.replace('_', '-')}={value}" for key, value in BASE.items()] + given)
+        return _resolved([f"--{key.replace('_', '-')}={value}" for key, value in BASE.items()] + given)
 
 
-def _resolved(argv: list[str]) -> None:
+def _resolved(argv: list[str]) -> bool:
     from torchmdnet.build import create_model
     from torchmdnet.config import resolve
     from torchmdnet.config.reader import read_yaml, write_yaml
@@ -149,7 +149,7 @@ def _resolved(argv: list[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         args = answered(read)
     if args is None:
-        return
+        return False
     values = hyper_parameters(args)
     write_yaml("again.yaml", values)
     again = read_yaml("again.yaml")
@@ -160,6 +160,7 @@ def _resolved(argv: list[str]) -> None:
             raise Wrong(f"{key} is {values[key]!r} and is read back as {setting.value!r}")
     if all(isinstance(values.get(key, 0), int) and values.get(key, 0) <= most for key, most in SMALL.items()):
         answered(lambda: create_model(values))
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------- structures
@@ -200,7 +201,7 @@ def hdf5(**named: Any) -> bytes:
     return file.getvalue()
 
 
-def structures(content: bytes, suffix: str) -> None:
+def structures(content: bytes, suffix: str) -> bool:
     """A file of structures: examined with ``torchmd-net data``, and looked at as labellers do."""
     from torchmdnet.labelling.label import key_of, read_all
     from torchmdnet.labelling.sample import closest_contact
@@ -215,9 +216,10 @@ def structures(content: bytes, suffix: str) -> None:
 
     with folder():
         Path(f"data{suffix}").write_bytes(content)
-        command(["data", f"data{suffix}", "--json", "--html", "page.html"])
+        status = command(["data", f"data{suffix}", "--json", "--html", "page.html"])
         if suffix not in (".h5", ".hdf5"):
             answered(look)
+        return status == 0
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -243,7 +245,7 @@ def model_bytes(suffix: str) -> bytes:
     return _FILES[suffix]
 
 
-def checkpoint(content: bytes, suffix: str) -> None:
+def checkpoint(content: bytes, suffix: str) -> bool:
     """A model file: described, loaded, and taken settings from."""
     from torchmdnet.checkpoint import describe, load_model
     from torchmdnet.config.settings import read_saved_settings
@@ -253,9 +255,10 @@ def checkpoint(content: bytes, suffix: str) -> None:
         Path(path).write_bytes(content)
         command(["info", path])
         answered(lambda: describe(path))
-        answered(lambda: load_model(path))
+        model = answered(lambda: load_model(path))
         if suffix == ".ckpt":
             answered(lambda: read_saved_settings(path))
+        return model is not None
 
 
 def with_hyper_parameters(changed: Any) -> bytes:

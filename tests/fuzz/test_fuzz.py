@@ -1,13 +1,17 @@
-"""Settings, structures and model files of any content end in a right result or in an error of the package.
+"""Settings, files, commands and environments of any kind end in a right result or in an error of the package.
 
 A few inputs of each kind here, always the same, and every failure that was found by ``make fuzz``, which tries more.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,26 @@ pytest.importorskip("hypothesis")  # of the extra "test"
 sys.path.insert(0, str(Path(__file__).parent))
 
 import inputs
+import program_inputs
+import programs
 import targets
 from hypothesis import HealthCheck, Phase, given, settings
+from isolate import isolated
 
-SHORT = settings(
-    max_examples=12, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+
+def few(number: int) -> settings:
+    """A number of inputs, always the same."""
+    return settings(
+        max_examples=number,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+SHORT = few(12)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +76,79 @@ def test_any_file_of_structures_is_examined_or_refused(given_file):
 @given(inputs.checkpoints())
 def test_any_model_file_is_loaded_or_refused(given_file):
     targets.checkpoint(*given_file)
+
+
+def _holds(target: Callable[..., bool], *given_input: Any) -> None:
+    """Call a target in a process of its own."""
+    outcome = isolated(functools.partial(target, *given_input))
+    assert not outcome.failed, f"{outcome.kind} {outcome.place}\n{outcome.text}"
+
+
+@few(20)
+@given(program_inputs.commands())
+def test_any_command_ends_with_a_result_or_a_message(line):
+    _holds(programs.command, *line)
+
+
+@few(5)
+@given(program_inputs.trainings())
+def test_any_small_training_ends_with_a_result_or_a_message(run):
+    _holds(programs.training, *run)
+
+
+@few(4)
+@given(program_inputs.runs())
+def test_any_folder_of_a_run_is_continued_or_refused(run):
+    _holds(programs.continued, *run)
+
+
+@few(12)
+@given(program_inputs.caches())
+def test_any_damage_to_the_cache_leaves_the_data_as_they_are(damaged):
+    _holds(programs.cache, damaged)
+
+
+@few(4)
+@given(program_inputs.surroundings().map(lambda found: (*found[:2], False)))
+def test_any_environment_is_taken_or_refused(surroundings):
+    _holds(programs.environment, *surroundings)
+
+
+@pytest.mark.parametrize("name", ["a b", "-é\n[*]"])
+def test_a_run_may_be_in_a_folder_of_any_name(name):
+    _holds(programs.named, name)
+
+
+#: What was found once: a target and its input.
+FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
+    (programs.command, (["convert", "model.zip", "model.zip", "new.zip"], {}, {}, False)),
+    (programs.continued, ("run", {"errors.csv": b"\xff\xfe"}, [], {})),
+]
+
+
+@pytest.mark.parametrize(("target", "given_input"), FOUND, ids=range(len(FOUND)))
+def test_a_program_that_failed_once_ends_with_a_result_or_a_message(target, given_input):
+    _holds(target, *given_input)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda: bytearray(8 * 2**30), "MemoryError"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "status -11"),
+        (lambda: [][1], "IndexError"),
+        (lambda: sys.exit(0), "SystemExit"),
+        (lambda: subprocess.Popen(["sleep", "60"]) and True, "Outlived"),
+    ],
+)
+def test_what_a_call_does_to_its_process_is_a_failure(call, kind, monkeypatch):
+    monkeypatch.setattr("isolate.LINGER", 0.2)
+    assert isolated(call).kind == kind
+
+
+def test_a_call_that_waits_for_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr("isolate.IDLE", 0.6)
+    assert isolated(lambda: time.sleep(60) or True).kind == "idle for 0.6 s"
 
 
 #: What was found once; the text of a valid file stays itself where a part of it is replaced.
@@ -97,7 +187,7 @@ def test_a_checkpoint_with_wrong_options_is_refused(changed):
 
 
 @pytest.mark.slow
-def test_half_a_minute_of_other_inputs_finds_nothing():
+def test_two_minutes_of_other_inputs_find_nothing():
     script = Path(__file__).with_name("run.py")
-    done = subprocess.run([sys.executable, str(script), "--seconds", "30"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), "--seconds", "120"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

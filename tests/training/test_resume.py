@@ -23,6 +23,7 @@ from torchmdnet.training import run
 from torchmdnet.training.callbacks import Checkpoints
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
+from torchmdnet.training.logger import RunLogger
 
 #: Everything that has a memory is switched on: smoothing, warm-up, plateau, early stopping, periodic tests.
 CHANGES = {
@@ -495,6 +496,18 @@ def test_a_file_without_our_own_state_is_continued(two_epochs):
     torch.save(checkpoint, two_epochs / "plain.ckpt")
     _continue(two_epochs, "plain.ckpt", num_epochs=3)
     assert float(rows(two_epochs)[2]["epoch"]) == 2
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "errors.csv"])
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"epoch,split\r\nx,train\r\n", b"epoch,lr\r\n0,1\x00\r\n"])
+def test_a_damaged_table_stays_under_another_name(tmp_path, name, damage, caplog):
+    (tmp_path / name).write_bytes(damage)
+    logger = RunLogger(tmp_path, keep_until=3)
+    assert logger.metrics == logger.errors == []
+    (aside,) = tmp_path.glob(f"{name[:-4]}_*.csv")
+    assert aside.read_bytes() == damage
+    assert f"{name} is damaged" in caplog.text
+    assert aside.name in caplog.text
 
 
 def test_an_earlier_checkpoint_can_be_continued_and_writes_its_epochs_again(tmp_path):

@@ -247,7 +247,8 @@ def load_ensemble(
     """Load several potentials as one.
 
     Args:
-        filepath: A list of checkpoints or native files, or a zip file with such members.
+        filepath: A list of checkpoints or native files, or a zip file with such members; members of a zip file in a
+            list are members like the others.
         args: See :func:`load_model`.
         device: See :func:`load_model`.
         return_std: Whether calls return standard deviations too.
@@ -262,7 +263,9 @@ def load_ensemble(
 
     def members(paths: Sequence[str | Path]) -> Ensemble:
         options = {"args": args, "device": device, "weights_only": weights_only, "check": check, **kwargs}
-        return Ensemble([load_model(path, **options) for path in paths], return_std=return_std)
+        models = [load_model(path, **options) for path in paths]
+        parts = [list(model) if isinstance(model, Ensemble) else [model] for model in models]
+        return Ensemble([member for part in parts for member in part], return_std=return_std)
 
     if isinstance(filepath, (list, tuple)):
         return members(filepath)

@@ -34,6 +34,7 @@ __all__ = [
     "redirect",
     "release_log_dir",
     "save_argparse",
+    "set_aside",
 ]
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def _make_room(folder: Path, args: argparse.Namespace) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         logger.warning("overwrite: %d files of an earlier run in %s were deleted.", len(earlier), folder)
         return
-    stamp = _set_aside([folder / name for name in _RENAMED], keep=needed)
+    stamp = set_aside([folder / name for name in _RENAMED], keep=needed)
     logger.warning(
         "%s holds an earlier run. Its last.ckpt, best.ckpt, potential.safetensors, tables, settings, splits.npz and "
         "results now have %s in their names, and its other files stay, so checkpoints of both will lie side by side; "
@@ -215,10 +216,10 @@ def companion(path: str | os.PathLike[str], name: str) -> Path:
 
 def check_logs(log_dir: str | os.PathLike[str]) -> None:
     """Rename an earlier ``metrics.csv`` to ``metrics_YYYYMMDD-HHMMSS.csv``, with a number if that is taken."""
-    _set_aside([Path(log_dir) / "metrics.csv"])
+    set_aside([Path(log_dir) / "metrics.csv"])
 
 
-def _set_aside(paths: Sequence[Path], keep: Collection[Path] = ()) -> str:
+def set_aside(paths: Sequence[Path], keep: Collection[Path] = ()) -> str:
     """Put the same time, which no file has yet, in the names of those files that are there; those to keep are copied.
 
     Returns:

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: Entries below this size are read into memory, larger ones are mapped.
 IN_MEMORY_BYTES = 256 * 2**20
 
+#: Checksum of the notes, as ``sha256sum -c`` reads it; ``frames.json`` has those of everything else.
+_SUMS = "sha256sums"
+
 Build = Callable[[Path | None], tuple[Frames, dict[str, Any]]]
 
 
@@ -90,6 +93,10 @@ def _open(entry: Path, quiet: bool = False) -> tuple[Frames, dict[str, Any]] | N
     if not entry.is_dir():
         return None
     try:
+        if not (entry / _SUMS).exists():  # of an earlier version
+            return None
+        if (entry / _SUMS).read_bytes() != _sums(entry):
+            raise DataError(f"{entry}: notes.json does not match its checksum.")
         frames = Frames.open(entry, verify=True)
         notes = parse_json((entry / "notes.json").read_bytes(), str(entry))
         if frames.nbytes < IN_MEMORY_BYTES:
@@ -101,11 +108,16 @@ def _open(entry: Path, quiet: bool = False) -> tuple[Frames, dict[str, Any]] | N
         return None
 
 
+def _sums(entry: Path) -> bytes:
+    return f"{hashlib.sha256((entry / 'notes.json').read_bytes()).hexdigest()}  notes.json\n".encode()
+
+
 def _write(entry: Path, build: Build) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.tmp-", dir=entry.parent))
     try:
         _, notes = build(scratch)
         (scratch / "notes.json").write_text(json.dumps(notes))
+        (scratch / _SUMS).write_bytes(_sums(scratch))
         if entry.exists():  # damaged: step aside first, a rename cannot replace a full folder
             aside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.tmp-", dir=entry.parent))
             entry.rename(aside / "damaged")

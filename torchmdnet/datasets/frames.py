@@ -304,14 +304,20 @@ class Frames:
             entries: dict[str, dict[str, Any]] = manifest["arrays"]
             if manifest["format"] != FORMAT:
                 raise DataError(f"{path}: layout {manifest['format']} is not the current one, {FORMAT}.")
+            if manifest.get("crc32", _sum(manifest)) != _sum(manifest):  # earlier versions wrote none
+                raise DataError(f"{path}: frames.json does not match its checksum: the file is damaged.")
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: frames.json is missing or unreadable ({error}).") from error
         groups: dict[str, dict[str, np.ndarray]] = {"ptr": {}, "atom": {}, "system": {}}
-        for name, entry in entries.items():
-            groups[entry["level"]][name] = _open_array(path / f"{name}.npy", entry, in_memory, verify)
-        return cls(groups["ptr"]["ptr"], groups["atom"], groups["system"], folder=path, in_memory=in_memory)
+        try:
+            for name, entry in entries.items():
+                groups[entry["level"]][name] = _open_array(path / f"{name}.npy", entry, in_memory, verify)
+            ptr = groups["ptr"]["ptr"]
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
+            raise DataError(f"{path}: frames.json describes no arrays ({error!r}).") from error
+        return cls(ptr, groups["atom"], groups["system"], folder=path, in_memory=in_memory)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.folder is not None:
@@ -678,7 +684,12 @@ def _entry(level: str, dtype: np.dtype, shape: tuple[int, ...], crc: int) -> dic
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / "frames.json").write_text(json.dumps(manifest, indent=1))
+    (folder / "frames.json").write_text(json.dumps({**manifest, "crc32": _sum(manifest)}, indent=1))
+
+
+def _sum(manifest: dict[str, Any]) -> int:
+    """Checksum of what a manifest says of the arrays."""
+    return zlib.crc32(json.dumps(manifest["arrays"], sort_keys=True).encode())
 
 
 def _open_array(path: Path, entry: dict[str, Any], in_memory: bool, verify: bool) -> np.ndarray:

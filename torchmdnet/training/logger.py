@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +13,12 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet.config.reader import write_yaml
+from torchmdnet.config.rundir import is_main_process, set_aside
 from torchmdnet.training.files import read_table, write_table
 
 __all__ = ["FINAL_TEST", "RunLogger"]
+
+log = logging.getLogger(__name__)
 
 #: The split under which ``errors.csv`` files the test of the best checkpoint.
 FINAL_TEST = "final test"
@@ -24,7 +29,8 @@ class RunLogger(Logger):
 
     ``metrics.csv`` has the columns ``epoch``, ``lr``, ``step`` (the 0-based number of the last optimizer step) and the
     mean losses, in alphabetical order. ``errors.csv`` holds the errors of each split in the units of the data. A
-    continued run keeps the rows up to the epoch it continues from, so the table reads as if nothing had happened.
+    continued run keeps the rows up to the epoch it continues from, so the table reads as if nothing had happened. A
+    damaged table stays under another name.
 
     Args:
         folder: Where the files go.
@@ -103,9 +109,23 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _earlier(path: Path, keep_until: int) -> list[dict[str, Any]]:
+    """The rows to keep of a table; one that is damaged gets another name, and a new one begins."""
     if keep_until <= 0:
         return []
-    rows = read_table(path)
+    try:
+        rows = read_table(path)
+        for row in rows:
+            for name, text in row.items():
+                if name != "split":
+                    float(text)
+    except (ValueError, csv.Error) as error:
+        if is_main_process():
+            stamp = set_aside([path])
+            log.warning(
+                "%s is damaged (%s), so its rows are not continued: it is now %s.",
+                path, error, path.with_stem(f"{path.stem}_{stamp}").name,
+            )  # fmt: skip
+        return []
     kept: list[dict[str, Any]] = []
     for row in rows:
         epoch = float(row.get("epoch", "nan"))
