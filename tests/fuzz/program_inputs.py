@@ -21,8 +21,8 @@ NAMES = [
 #: Names that cannot be those of a result.
 NO_NAMES = ["", "folder", "no/such/folder/x", "/dev/null", "a\0b", "\ud800", "x" * 300, "folder/", ".", "..", "x/"]
 
-names = st.sampled_from(NAMES)
-plain_words = st.sampled_from(
+names = inputs.uniform(NAMES)
+plain_words = inputs.uniform(
     ["", "x", "-1", "0", "1", "1.5", "nan", "inf", "-inf", "1e300", "1e-300", "9" * 400, "H,C", "H C", "Xx", "eV",
      "kcal/mol", "kcal/mol/A", "Hartree/Bohr", "/", ",", "1,2", "0,1", "cpu", "cuda", "cuda:99", "meta", "float32",
      "float64", "tf32", "é", "\ud800", "a\0b", "{}", "[1", "None", "1e5", "-0", "0x10", "1_0", "٣"]
@@ -32,43 +32,40 @@ plain_words = st.sampled_from(
 def _options(draw: st.DrawFn, table: dict[str, Any], most: int = 3) -> list[str]:
     """Some options of a command, each with one of its values or with a word; None is a switch."""
     found: list[str] = []
-    for flag in draw(st.lists(st.sampled_from(sorted(table)), max_size=most, unique=True)):
+    for flag in draw(st.lists(inputs.uniform(sorted(table)), max_size=most, unique=True)):
         values = table[flag]
         if values is None:
             found.append(flag)
             continue
-        right = st.sampled_from(values)
+        right = inputs.uniform(values)
         value = draw(right | right | right | right | plain_words)
         found += [f"{flag}={value}"] if draw(st.booleans()) else [flag, value]
     return found
 
 
 def _structures() -> st.SearchStrategy[str]:
-    return st.sampled_from([*programs.FILES, *["water.extxyz", "water.xyz"] * 7, "none.xyz", "folder", "*.xyz",
+    return inputs.uniform([*programs.FILES, *["water.extxyz", "water.xyz"] * 7, "none.xyz", "folder", "*.xyz",
                             "", "given.extxyz", "given.extxyz", "water.extxyz@:", "x@y", "water.extxyz@9"])  # fmt: skip
 
 
 def _models() -> st.SearchStrategy[str]:
-    return st.sampled_from([*programs.MODELS * 7, "given.ckpt", "given.safetensors",
+    return inputs.uniform([*programs.MODELS * 7, "given.ckpt", "given.safetensors",
                             "given.zip", "water.xyz", "none.ckpt", "folder", "", "conf.yaml"])  # fmt: skip
 
 
 def _targets(*suffixes: str) -> st.SearchStrategy[str]:
-    right = st.sampled_from([f"new{suffix}" for suffix in suffixes])
+    right = inputs.uniform([f"new{suffix}" for suffix in suffixes])
     return st.one_of(
         *[right] * 5,
-        st.tuples(names, st.sampled_from(suffixes)).map("".join),
-        st.sampled_from(NO_NAMES),
-        st.sampled_from([*programs.MODELS, "water.extxyz", "new.nope", "new"]),
+        st.tuples(names, inputs.uniform(suffixes)).map("".join),
+        inputs.uniform(NO_NAMES),
+        inputs.uniform([*programs.MODELS, "water.extxyz", "new.nope", "new"]),
     )
 
 
 CALCULATORS = [
-    "emt",
-    "emt",
-    "emt",
-    "lj",
-    "lj",
+    *["emt"] * 20,
+    *["lj"] * 10,
     "gfn2-xtb",
     "nope",
     "",
@@ -110,30 +107,30 @@ def _journals(draw: st.DrawFn) -> bytes:
         {"key": "1", "error": "x"},
     ]
     text = "".join(yaml.safe_dump(line, default_flow_style=True, width=10**6) for line in lines)
-    return draw(st.sampled_from([text.encode()]) | inputs.mutated(text.encode()) | st.binary(max_size=60))
+    return draw(inputs.uniform([text.encode()]) | inputs.mutated(text.encode()) | st.binary(max_size=60))
 
 
 @st.composite
 def commands(draw: st.DrawFn) -> tuple[list[str], dict[str, bytes], dict[str, str | None], bool]:
     """Words, files, variables, and whether worker processes are started."""
-    name = draw(st.sampled_from(["label", "label", "sample", "sample", "convert", "export", "bench", "info", "data"]))
+    name = draw(inputs.uniform(["label", "label", "sample", "sample", "convert", "export", "bench", "info", "data"]))
     files: dict[str, bytes] = {}
     words = [name]
     if name in ("label", "sample"):
-        words += draw(st.lists(_structures(), min_size=1, max_size=2))
+        words += draw(st.lists(_structures(), min_size=1, max_size=2, unique=True))
         target = draw(_targets(".extxyz", ".h5"))
         words += [f"-o{target}"] if draw(st.booleans()) else ["-o", target]
-        if draw(st.integers(0, 5)) == 0 and "\0" not in target and 0 < len(target) < 100 and "/" not in target:
+        if inputs.rarely(draw, 6) and "\0" not in target and 0 < len(target) < 100 and "/" not in target:
             files[f"{target}.journal"] = draw(_journals())
         words += _options(draw, _LABELLING, 2)
     if name == "label":
-        words += ["-c", draw(st.sampled_from(CALCULATORS))]
+        words += ["-c", draw(inputs.uniform(CALCULATORS))]
         words += _options(draw, {"--properties": ["energy", "energy,forces", "stress", "dipole,charges", "x", ",",
                                                   "energy,energy"]}, 1)  # fmt: skip
     elif name == "sample":
-        words += ["-m", draw(st.sampled_from(["md", "modes", "rattle", "rattle", "x", ""]))]
-        words += ["-c", draw(st.sampled_from(CALCULATORS))] if draw(st.booleans()) else []
-        words += ["-n", draw(st.sampled_from(["1", "2", "3", "0", "-1", "x", "9" * 50]))]
+        words += ["-m", draw(inputs.uniform(["md", "modes", *["rattle"] * 6, "x", ""]))]
+        words += ["-c", draw(inputs.uniform(CALCULATORS))] if draw(st.booleans()) else []
+        words += ["-n", draw(inputs.uniform([*["1", "2", "3"] * 6, "0", "-1", "x", "9" * 50]))]
         table = {
             "--seed": ["0", "5", "9223372036854775807", "-1"], "--relax": None, "--min-distance": ["0", "0.5", "1e300"],
             "-t": ["300", "1e-300", "1e300", "0", "5"], "--timestep": ["0.5", "1e-300", "1e300", "10"],
@@ -143,7 +140,7 @@ def commands(draw: st.DrawFn) -> tuple[list[str], dict[str, bytes], dict[str, st
         }  # fmt: skip
         words += _options(draw, table)
     elif name == "convert":
-        words += draw(st.lists(_models(), min_size=1, max_size=2))
+        words += draw(st.lists(_models(), min_size=1, max_size=2, unique=True))
         words.append(draw(_targets(".safetensors", ".ckpt", ".zip")))
         table = {
             "--units": ["eV", "kcal/mol", "Hartree", "x"], "--level-of-theory": ["PBE", "", "x" * 9000, "a\nb"],
@@ -158,7 +155,7 @@ def commands(draw: st.DrawFn) -> tuple[list[str], dict[str, bytes], dict[str, st
                                  "--overwrite": None})  # fmt: skip
     elif name == "bench":
         words += [draw(_models()), *draw(st.lists(_structures(), max_size=1))]
-        words += ["--seconds", draw(st.sampled_from(["0.01", "0.01", "1e-300", "-1", "1e9"])), "--threads=1"]
+        words += ["--seconds", draw(inputs.uniform([*["0.01"] * 9, "1e-300", "-1", "1e9"])), "--threads=1"]
         table = {
             "--index": ["-1", "0", "99", "-99", "9" * 18], "--charge": ["0", "1e300", "nan", "-3"],
             "--spin": ["0", "1e300", "nan", "-1"], "--through": ["call", "ase", "external", "graph", "call,x", ","],
@@ -190,10 +187,9 @@ def commands(draw: st.DrawFn) -> tuple[list[str], dict[str, bytes], dict[str, st
         if f"given{suffix}" in words:
             content, _ = draw(inputs.checkpoints().filter(lambda found, suffix=suffix: found[1] == suffix))
             files[f"given{suffix}"] = content
-    if draw(st.integers(0, 7)) == 0:
-        place = draw(st.integers(0, len(words)))
-        words.insert(place, draw(plain_words | st.text(max_size=6)))
-    has_workers = name in ("label", "sample") and draw(st.integers(0, 9)) == 0
+    if inputs.rarely(draw, 20):
+        words.insert(draw(inputs.uniform(range(len(words) + 1))), draw(plain_words | st.text(max_size=6)))
+    has_workers = name in ("label", "sample") and inputs.rarely(draw, 10)
     return [word for word in words if word not in ("-h", "--help")], files, {}, has_workers
 
 
@@ -206,26 +202,26 @@ _KEYS = [key for key in inputs.KEYS if key not in ("compile", "conf", "wandb_use
 def trainings(draw: st.DrawFn) -> tuple[bytes, dict[str, bytes], dict[str, str | None]]:
     """Settings, files and variables."""
     lines = {key: inputs._as_yaml(value) for key, value in programs.TRAINING.items()}
-    if draw(st.integers(0, 2)) == 0:
-        lines |= {"dataset": "ASE", "dataset_root": draw(st.sampled_from(["given.extxyz", "water.extxyz"])),
+    if inputs.rarely(draw, 3):
+        lines |= {"dataset": "ASE", "dataset_root": draw(inputs.uniform(["given.extxyz", "water.extxyz"])),
                   "train_size": "1", "val_size": "1", "test_size": "null", "derivative": "true"}  # fmt: skip
-    for key in draw(st.lists(st.sampled_from(_KEYS), max_size=3, unique=True)):
+    for key in draw(st.lists(inputs.uniform(_KEYS), max_size=3, unique=True)):
         lines[key] = draw(inputs.values_of(key))
-    if draw(st.integers(0, 40)) == 0:
-        lines["ngpus"] = draw(st.sampled_from(["2", "1", "-1"]))
-    if draw(st.integers(0, 20)) == 0:
-        lines["num_workers"] = draw(st.sampled_from(["1", "2"]))
-    if draw(st.integers(0, 3)) == 0:
+    if inputs.rarely(draw, 41):
+        lines["ngpus"] = draw(inputs.uniform(["2", "1", "-1"]))
+    if inputs.rarely(draw, 21):
+        lines["num_workers"] = draw(inputs.uniform(["1", "2"]))
+    if inputs.rarely(draw, 4):
         lines["log_dir"] = inputs._as_yaml(draw(names))
     content = "".join(f"{key}: {value}\n" for key, value in lines.items()).encode("utf-8", "surrogatepass")
-    if draw(st.integers(0, 6)) == 0:
+    if inputs.rarely(draw, 7):
         content = draw(inputs.mutated(content))
     files: dict[str, bytes] = {}
     if b"given.extxyz" in content:
         files["given.extxyz"] = draw(st.just(targets.EXTXYZ.encode()) | inputs.texts(targets.EXTXYZ))
     if b"given.ckpt" in content:
         files["given.ckpt"] = draw(inputs.checkpoints().filter(lambda found: found[1] == ".ckpt"))[0]
-    variables = draw(environments()) if draw(st.integers(0, 6)) == 0 else {}
+    variables = draw(environments()) if inputs.rarely(draw, 7) else {}
     return content, files, variables
 
 
@@ -236,7 +232,7 @@ def _damage(content: bytes) -> st.SearchStrategy[bytes | None]:
     """A file that is missing, a folder, empty, of another kind, or changed in some bytes."""
     return st.one_of(
         st.none(),
-        st.sampled_from([b"/", b"", b"x", b"{}", b"[]\n", b"\0" * 100, b"null\n", b"\xff\xfe"]),
+        inputs.uniform([b"/", b"", b"x", b"{}", b"[]\n", b"\0" * 100, b"null\n", b"\xff\xfe"]),
         inputs.mutated(content),
         inputs.flipped(content) if content else st.just(b"x"),
     )
@@ -248,15 +244,15 @@ def runs(draw: st.DrawFn) -> tuple[str, dict[str, bytes | None], list[str], dict
     whole = programs.finished_run()
     damaged: dict[str, bytes | None] = {}
     files = [*sorted(whole), "last.ckpt", "hparams.yaml", "input.yaml", "splits.npz", "metrics.csv"]
-    for name in draw(st.lists(st.sampled_from(files), max_size=2)):
+    for name in draw(st.lists(inputs.uniform(files), max_size=2)):
         damaged[name] = draw(_damage(whole[name]))
-    if draw(st.integers(0, 3)) == 0:
+    if inputs.rarely(draw, 4):
         for name in ("hparams.yaml", "input.yaml"):
             damaged[name] = draw(inputs.texts(whole[name].decode()))
     words: list[str] = []
     if draw(st.booleans()):
         words = draw(
-            st.sampled_from(
+            inputs.uniform(
                 [
                     ["--load-model={run}/last.ckpt", "--num-epochs=3"],
                     ["--load-model={run}/best.ckpt", "--num-epochs=3"],
@@ -270,10 +266,10 @@ def runs(draw: st.DrawFn) -> tuple[str, dict[str, bytes | None], list[str], dict
                 ]
             )
         )
-        for key in draw(st.lists(st.sampled_from(_KEYS), max_size=2)):
+        for key in draw(st.lists(inputs.uniform(_KEYS), max_size=2)):
             if key not in ("num_epochs", "log_dir", "dataset_root"):
                 words = [*words, f"--{key.replace('_', '-')}={draw(inputs.values_of(key))}"]
-    variables = draw(environments()) if draw(st.integers(0, 9)) == 0 else {}
+    variables = draw(environments()) if inputs.rarely(draw, 10) else {}
     return draw(names), damaged, words, variables
 
 
@@ -285,7 +281,7 @@ def caches(draw: st.DrawFn) -> dict[str, bytes | None]:
     """Files of a cache that are damaged, and perhaps others that do not belong there."""
     whole = programs.cache_files()
     damaged: dict[str, bytes | None] = {}
-    for name in draw(st.lists(st.sampled_from(sorted(whole)), min_size=1, max_size=3)):
+    for name in draw(st.lists(inputs.uniform(sorted(whole)), min_size=1, max_size=3)):
         content = whole[name]
         if name.endswith(".json") and draw(st.booleans()):
             damaged[name] = draw(inputs.texts(content.decode()))
@@ -319,10 +315,10 @@ VALUES = ["", " ", "x", "-1", "0", "1", "2", "1.5", "nan", "inf", "9" * 400, "65
 @st.composite
 def environments(draw: st.DrawFn, known: Sequence[str] = tuple(VARIABLES)) -> dict[str, str | None]:
     """Variables with odd values, or without any."""
-    chosen = draw(st.lists(st.sampled_from(list(known)), min_size=1, max_size=3, unique=True))
+    chosen = draw(st.lists(inputs.uniform(list(known)), min_size=1, max_size=3, unique=True))
     found: dict[str, str | None] = {}
     for name in chosen:
-        value = draw(st.sampled_from(VALUES) | st.just(None))
+        value = draw(inputs.uniform(VALUES) | st.just(None))
         found[name] = None if name in _FOREIGN and value not in ("1", "2") else value
     return found
 
@@ -343,8 +339,8 @@ LINES = [
 @st.composite
 def surroundings(draw: st.DrawFn) -> tuple[dict[str, str | None], list[str], bool]:
     """Variables, a line, and whether it runs in a new process."""
-    is_new = draw(st.integers(0, 11)) == 0
-    line = draw(st.sampled_from(LINES))
+    is_new = inputs.rarely(draw, 12)
+    line = draw(inputs.uniform(LINES))
     if is_new and line[0] == "export":
         line = ["info", "model.ckpt"]
     return draw(environments(AT_LOAD if is_new else tuple(VARIABLES))), list(line), is_new

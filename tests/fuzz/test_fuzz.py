@@ -43,6 +43,15 @@ def few(number: int) -> settings:
 SHORT = few(12)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _files() -> None:
+    """Make what is damaged later, which draws random numbers, before hypothesis draws its own."""
+    programs.finished_run()
+    programs.cache_files()
+    for suffix in (".ckpt", ".safetensors", ".zip"):
+        targets.model_bytes(suffix)
+
+
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import logging
