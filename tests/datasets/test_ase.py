@@ -537,6 +537,37 @@ def test_a_small_file_that_unpacks_to_much_is_not_unpacked_whole(tmp_path, conte
         tracemalloc.stop()
 
 
+COUNTED = {
+    "a.lammpstrj": "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n99999999999\nITEM: BOX BOUNDS pp pp pp\n0 1\n",
+    "a.vasp": "x\n1.0\n5 0 0\n0 5 0\n0 0 5\nH O\n1 99999999999\nDirect\n0 0 0\n",
+    "b.vasp": "H\n1.0\n5 0 0\n0 5 0\n0 0 5\n99999999999\nDirect\n0 0 0\n",
+    "a.gro": "x\n99999999999\n    1H       H    1   0.000   0.000   0.000\n 1 1 1\n",
+    "a.gen": "99999999999 C\nH\n1 1 0 0 0\n",
+    "a.cube": "x\ny\n99999999999 0 0 0\n1 1 0 0\n",
+    "a.xsf": "CRYSTAL\nPRIMVEC\n1 0 0\n0 1 0\n0 0 1\nPRIMCOORD\n99999999999 1\nH 0 0 0\n",
+    "a.lammps-data": "x\n99999999999 atoms\n1 atom types\n",
+    "a.cfg": "Number of particles = 99999999999\nA = 1\n",
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_more_atoms_than_bytes_are_refused_in_other_formats(tmp_path, name):
+    (tmp_path / name).write_text(COUNTED[name])
+    refused(tmp_path / name, r"line \d states .*99999999999 atoms, more than the file has bytes")
+
+
+@pytest.mark.parametrize("name", ["a.vasp", "a.gro", "a.gen", "a.xsf"])
+def test_counts_of_atoms_that_are_right_are_accepted(tmp_path, name):
+    atoms = Atoms("OH2", [[0, 0, 0], [0, 0.7, 0.5], [0, -0.7, 0.5]], cell=[5, 6, 7], pbc=True)
+    ((_, found),) = read_structures(write(tmp_path / name, atoms), ALL)
+    assert sorted(found.numbers) == [1, 1, 8]
+
+
+def test_a_unit_that_a_file_states_wrongly_is_an_error_of_the_data(tmp_path, frames):
+    frames[0].info["energy_unit"] = "bananas"
+    refused(write(tmp_path / "a.extxyz", frames), r"a\.extxyz, frame 0: energy_unit: 'bananas' is not known")
+
+
 def test_words_in_a_comment_that_closes_no_bracket_take_no_time_worth_telling(tmp_path):
     (tmp_path / "a.xyz").write_text("1\ncharge 1 " + "a={ " * 50_000 + ATOM)
     began = time.monotonic()

@@ -288,3 +288,23 @@ def test_tables_and_other_files_join_in_one_set(tmp_path, rows):
     data = ASE([tmp_path / "a.extxyz", write_lmdb(tmp_path / "b.aselmdb", rows)])
     assert len(data) == 5
     assert data[0].y.item() == data[1].y.item() == rows[0]["energy"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"E": np.zeros(3)}, r"E has shape \(3,\), but R has 4 frames"),
+        ({"cell": np.zeros((2, 2))}, r"cell has shape \(2, 2\), but R has 4 frames"),
+        ({"R": np.ones((4, 2, 3)) * 1j}, r"frame 0: R holds complex numbers"),
+    ],
+)
+def test_arrays_of_an_archive_that_would_be_passed_over_are_refused(tmp_path, changed, words):
+    arrays = {"z": np.array([1, 1]), "R": np.ones((4, 2, 3)), "E": np.zeros(4), **changed}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=r"a\.npz.*" + words):
+        ASE(tmp_path / "a.npz")
+
+
+def test_forces_of_an_archive_with_one_frame_are_read(tmp_path):
+    np.savez(tmp_path / "a.npz", z=np.array([1, 1]), R=np.eye(2, 3), E=np.zeros(1), F=np.ones((2, 3)))
+    assert ASE(tmp_path / "a.npz")[0].neg_dy.tolist() == [[1.0] * 3] * 2

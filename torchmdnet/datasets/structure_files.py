@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import lzma
+import mmap
 import re
 import zlib
 from collections import Counter
@@ -398,9 +399,37 @@ def _read_database(path: Path, index: Index) -> Iterator[tuple[int, Atoms]]:
         raise DataError(f"{path}, frame {number + 1}: {_reason(error)}") from error
 
 
+#: Where other formats state a number of atoms; ASE makes room for it, or counts to it, before it meets the end.
+_COUNTS = {
+    "cfg": rb"^\s*Number of particles\s*=\s*(\d+)",
+    "cube": rb"\A.*\n.*\n\s*(\d+)",
+    "gen": rb"\A\s*(\d+)",
+    "gromacs": rb"\A.*\n\s*(\d+)",
+    "lammps-data": rb"^[ \t]*(\d+)[ \t]+atoms\b",
+    "lammps-dump-text": rb"^ITEM: NUMBER OF ATOMS\s+(\d+)",
+    "vasp": rb"\A(?:.*\n){5,6}((?:[ \t]*\d+)+)[ \t]*\r?$",
+    "xsf": rb"^\s*PRIMCOORD.*\n\s*(\d+)",
+}
+
+
+def _check_count(path: Path, kind: str) -> None:
+    """Refuse a file that states more atoms than it has bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for match in re.finditer(_COUNTS[kind], content, re.MULTILINE):
+            if any(len(word) > 18 or int(word) > size for word in match[1].split()):
+                line = content[: match.start(1)].count(b"\n") + 1
+                raise DataError(
+                    f"{path}: line {line} states {match[1].decode().strip()[:60]} atoms, more than the file has bytes "
+                    f"({size:,}). Correct the number; is the file complete?"
+                )
+
+
 def _read_other(path: Path, kind: str, index: Index) -> Iterator[tuple[int, Atoms]]:
     from ase.io import iread
 
+    if kind in _COUNTS and path.suffix not in (".gz", ".bz2", ".xz"):
+        _check_count(path, kind)
     number = -1
     try:
         text = index_text(index)

@@ -251,8 +251,11 @@ class StructureReader:
                     f"{where}: {name} is {self.stated[name]!r} in the file, but {unit!r} in the settings. Leave the "
                     "setting out, or correct the file."
                 )
-        self.energy_scale = energy_factor(str(given["energy_unit"] or self.stated["energy_unit"] or "eV"))
-        self.length_scale = length_factor(str(given["length_unit"] or self.stated["length_unit"] or "Å"))
+        try:
+            self.energy_scale = energy_factor(str(given["energy_unit"] or self.stated["energy_unit"] or "eV"))
+            self.length_scale = length_factor(str(given["length_unit"] or self.stated["length_unit"] or "Å"))
+        except ConfigError as error:  # settings are looked at before, so the file states it
+            raise DataError(f"{where}: {error}") from None
         self.force_scale = self.energy_scale / self.length_scale
         if source.forces_unit is not None:
             self.force_scale = force_factor(source.forces_unit)

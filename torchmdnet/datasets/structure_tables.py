@@ -227,7 +227,8 @@ def read_npz(path: Path, columns: Columns, choose: Choose) -> Iterator[tuple[int
     names = {part: _column(part, columns, arrays, str(path)) for part in USUAL_COLUMNS}
     positions, numbers = arrays[str(names["positions"])], arrays[str(names["numbers"])]
     if positions.ndim == 2:
-        positions = positions[None]
+        of_atoms = {n: a[None] for n, a in arrays.items() if a.ndim == 2 and a.shape == positions.shape}
+        arrays, positions = {**arrays, **of_atoms}, positions[None]
     if positions.ndim != 3 or positions.shape[2] != 3:
         raise DataError(f"{path}: {names['positions']} has shape {positions.shape} instead of (frames, atoms, 3).")
     total, size = positions.shape[:2]
@@ -242,6 +243,7 @@ def read_npz(path: Path, columns: Columns, choose: Choose) -> Iterator[tuple[int
         if names[part] and arrays[str(names[part])].shape == shape:
             shared[str(names[part])] = arrays[str(names[part])]
     known = {names["positions"], names["numbers"], *shared}
+    _check_rows(path, {n: a for n, a in arrays.items() if n not in known}, total, names)
     of_frame = {n: a for n, a in arrays.items() if n not in known and a.ndim and len(a) == total}
     wanted = choose(total)
     for number in range(total) if wanted is None else wanted:
@@ -251,6 +253,19 @@ def read_npz(path: Path, columns: Columns, choose: Choose) -> Iterator[tuple[int
         if not real.all():
             found = {n: v[real] if n not in _OF_SYSTEM and np.shape(v)[:1] == (size,) else v for n, v in found.items()}
         yield number, _atoms(found, columns, f"{path}, frame {number}")
+
+
+def _check_rows(path: Path, arrays: Mapping[str, np.ndarray], total: int, names: Mapping[str, str | None]) -> None:
+    """Refuse cells and labels without a row for each frame, which would be passed over."""
+    from torchmdnet.datasets.structure_labels import USUAL_NAMES
+
+    labels = {name for usual in USUAL_NAMES.values() for name in usual}
+    for name, array in arrays.items():
+        if (name in labels or name in (names["cell"], names["pbc"])) and array.ndim and len(array) != total:
+            raise DataError(
+                f"{path}: {name} has shape {array.shape}, but {names['positions']} has {total} frames; it needs a row "
+                "for each."
+            )
 
 
 # -------------------------------------------------------------------------------------------------------- one structure
@@ -303,6 +318,8 @@ def _column(part: str, columns: Columns, found: Mapping[str, Any], where: str) -
 
 
 def _numbers(value: Any, shape: tuple[int, ...] | None, kinds: str, what: str) -> np.ndarray:
+    if np.iscomplexobj(value):
+        raise DataError(f"{what} holds complex numbers.")
     try:
         array = np.asarray(value, dtype=np.float64 if "f" in kinds else None)
         array = array if shape is None else array.reshape(shape)

@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("torchmdnet").setLevel(logging.WARNING)  # the tables say it all
     try:
         try:
-            samples = _open(args)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about numbers that are findings
+                samples = _open(args)
+        except MemoryError as error:
+            what = ", ".join(args.paths) or args.conf or args.dataset
+            raise MemoryError(f"{what}: there is not enough memory for the data ({error}).") from error
         except DataError as error:
             raise SystemExit(_unreadable(args, error)) from None
 
