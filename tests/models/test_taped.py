@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from torchmdnet.models import ARCHITECTURES, tensornet2
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.models.taped import TapedRepresentation
-from torchmdnet.ops import kernels
+from torchmdnet.ops import edge_network, kernels
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.tape.tape import Tape
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
 
-SYSTEMS = {"molecules": small_molecules(), "cell": cell_of_atoms()}
+SYSTEMS = {"molecules": small_molecules(charges=True), "cell": cell_of_atoms()}
 ONE = {"embedding_dimension": 16, "num_heads": 2}
 OPTIONS = {
     "graph-network": {
@@ -30,12 +32,42 @@ OPTIONS = {
         "another activation": {"embedding_dimension": 16, "activation": "tanh"},
         "trained basis": {"embedding_dimension": 16, "trainable_rbf": True},
     },
+    "tensornet": {
+        "O(3)": {},
+        "SO(3)": {"equivariance_invariance_group": "SO(3)"},
+        "odd channels, one layer": {"embedding_dimension": 10, "num_layers": 1},
+        "no layers": {"num_layers": 0},
+        "lower cutoff": {"cutoff_lower": 0.8},
+        "another activation": {"activation": "tanh"},
+        "trained basis": {"trainable_rbf": True, "rbf_type": "gauss"},
+    },
+    "tensornet2": {
+        "O(3)": {"q_dim": 3},
+        "SO(3)": {"q_dim": 3, "equivariance_invariance_group": "SO(3)"},
+        "odd channels, one layer": {"q_dim": 3, "embedding_dimension": 10, "num_layers": 1},
+        "no layers": {"q_dim": 3, "num_layers": 0},
+        "lower cutoff": {"q_dim": 3, "cutoff_lower": 0.8},
+        "another activation": {"q_dim": 3, "activation": "tanh"},
+        "repulsion": {"q_dim": 3, "repulsion": True},
+        "no charges": {"q_dim": 0},
+        "Coulomb": {
+            "q_dim": 3,
+            "output_model": "ScalarPlusWeightedCoulomb",
+            "q_weights": [1.0, 0.5, 0.25],
+            "coulomb_cutoff": 5.0,
+        },
+    },
 }
+TRAINED = [name for name in OPTIONS if ARCHITECTURES[name].trains_in_loops]
+#: The layers of TensorNet2 do not read from the grid what goes into their networks.
+TOLERANCE = {"tensornet2": 1e-8}
 CASES = [
     pytest.param(name, options, id=f"{name}, {case}") for name in OPTIONS for case, options in OPTIONS[name].items()
 ]
+TRAINED_CASES = [case for case in CASES if case.values[0] in TRAINED]
 UNKNOWN = [
     ("graph-network", {"embedding_dimension": 10}),
+    ("tensornet", {"embedding_dimension": 2}),
     ("graph-network", {"aggr": "mean", "embedding_dimension": 16}),
 ]
 
@@ -53,8 +85,9 @@ def ask(
         else:
             patch.setattr(TapedRepresentation, "_call", lambda *args: None)
             patch.setattr(TapedRepresentation, "direct", lambda *args: None)
-        z, pos, batch, box, _ = systems
-        found = model(z, pos, batch, box=box, **options)._asdict()
+        z, pos, batch, box, q = systems
+        q = q if "charge" in model.representation_model.reads else None
+        found = model(z, pos, batch, box=box, q=q, **options)._asdict()
         found = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
         if model.training:
             loss = sum((torch.arange(x.numel()).view_as(x).cos() * x).sum() for x in found.values())
@@ -65,10 +98,14 @@ def ask(
 
 
 def assert_same(model: TorchMD_Net, systems: Systems, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
+    tolerance = TOLERANCE.get(model.hyper_parameters.get("model", ""), 1e-10)
     ours, theirs = (ask(model, systems, monkeypatch, taped=taped, **options) for taped in (True, False))
     assert set(ours) == set(theirs)
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-10, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
+        scale = max(float(theirs[name].abs().max()), 0.1)
+        torch.testing.assert_close(
+            value, theirs[name], rtol=0, atol=tolerance * scale, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
@@ -79,7 +116,7 @@ def test_energies_and_forces(name: str, options: dict, systems: Systems, monkeyp
 
 @pytest.mark.parametrize("mode", ["exact", "grid"])
 @pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(("name", "options"), TRAINED_CASES)
 def test_training_on_forces(name: str, options: dict, systems: Systems, mode: str, monkeypatch) -> None:
     model = tiny_model(name, **options).train()
     set_radial_mode(model, mode)
@@ -91,7 +128,7 @@ def test_stress(name: str, monkeypatch) -> None:
     assert_same(tiny_model(name, **ONE), SYSTEMS["cell"], monkeypatch, stress=True)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_on_stress(name: str, monkeypatch) -> None:
     assert_same(tiny_model(name, **ONE).train(), SYSTEMS["cell"], monkeypatch, stress=True)
 
@@ -107,7 +144,7 @@ def test_threads_share_blocks_of_channels_and_receivers(
     monkeypatch.setattr(loops, "ROOM", 20)
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    model = tiny_model(name, embedding_dimension=24, num_heads=3).train(training)
+    model = tiny_model(name, embedding_dimension=24, num_heads=3).train(training and name in TRAINED)
     assert_same(model, SYSTEMS["cell"], monkeypatch)
 
 
@@ -122,7 +159,7 @@ def test_what_the_loops_do_not_know_is_left_to_definitions(name: str, options: d
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_hooks_of_a_layer_are_called(name: str, training: bool, monkeypatch) -> None:
-    model = tiny_model(name, **ONE).train(training)
+    model = tiny_model(name, **ONE).train(training and name in TRAINED)
     ask(model, SYSTEMS["molecules"], monkeypatch, taped=True)
     heard = []
     for module in model.representation_model.modules():
@@ -166,10 +203,11 @@ def test_second_derivatives_and_gradients_of_weights(name: str, training: bool, 
             energy = model(z, x, batch).energy.sum()
             (slope,) = torch.autograd.grad(energy, x, create_graph=True)
             (curvature,) = torch.autograd.grad((slope * slope.detach().cos()).sum(), x, retain_graph=True)
-            weights = torch.autograd.grad(energy + slope.square().sum(), list(model.parameters()))
+            used = [weight for key, weight in model.named_parameters() if "charge_predicts.1" not in key]
+            weights = torch.autograd.grad(energy + slope.square().sum(), used)
             results.append((slope.detach(), curvature, *weights))
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -211,3 +249,144 @@ def test_memory_of_systems_that_do_not_come_again_is_released(name: str) -> None
     for _ in range(40):
         model(z, pos, batch, box=box)
     assert 0 < held() < many
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_evaluations_at_once_do_not_share_memory(name: str) -> None:
+    model = tiny_model(name, derivative=False, **ONE)
+    z, pos, batch, _, _ = SYSTEMS["molecules"]
+    first, second = pos.clone().requires_grad_(), (1.1 * pos).requires_grad_()
+    both = model(z, first, batch).energy.sum(), model(z, second, batch).energy.sum()
+    together = [torch.autograd.grad(energy, x)[0] for energy, x in zip(both, (first, second), strict=True)]
+    for x, expected in zip((first, second), together, strict=True):
+        alone = torch.autograd.grad(model(z, x, batch).energy.sum(), x)[0]
+        torch.testing.assert_close(alone, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_memory_returns_although_an_energy_is_kept(name: str, training: bool) -> None:
+    """Without the help of the garbage collector, which does not know how much hangs on a tape."""
+    model = tiny_model(name, **ONE).train(training and name in TRAINED)
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    workspace, counts = model.representation_model._workspace, []
+    gc.disable()
+    try:
+        kept = []
+        for _ in range(5):
+            energy, forces = model(z, pos, batch, box=box)
+            if model.training:
+                forces.square().sum().backward()
+            kept.append(energy.detach())
+            del energy, forces
+            counts.append(sum(len(shelf.free) for shelf in workspace._shelves.values()))
+    finally:
+        gc.enable()
+    assert counts[1] == counts[-1] > 0
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_gradients_take_the_place_of_tensors_that_were_read(num_layers: int) -> None:
+    """The backward pass, and evaluations that follow, need no more memory than the values and a few gradients."""
+    model = tiny_model("tensornet", num_layers=num_layers, embedding_dimension=40)
+    z, pos, batch, _, _ = SYSTEMS["molecules"]
+    model(z, pos, batch)
+    model(z, pos, batch)
+    places = model.representation_model._workspace._places[torch.float64]
+    tensors = places[len(z), 9, 40][0].free
+    assert len({tensor.ctypes.data for tensor in tensors}) <= 6 + 4 * num_layers
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_of_weights_are_the_slope_of_the_loss(name: str) -> None:
+    """Against finite differences, which do not depend on how it is done."""
+    model = tiny_model(name).train()
+    set_radial_mode(model, "exact")
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+
+    def loss() -> torch.Tensor:
+        energy, forces = model(z, pos, batch, box=box)
+        return energy.square().mean() + forces.square().sum()
+
+    loss().backward()
+    generator = torch.Generator().manual_seed(0)
+    for key, weight in model.representation_model.named_parameters():
+        step = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.add_(step, alpha=sign * 1e-5)
+            values.append(loss().item())
+            with torch.no_grad():
+                weight.add_(step, alpha=-sign * 1e-5)
+        slope = (values[0] - values[1]) / 2e-5
+        assert float((weight.grad * step).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), key
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_second_loss_on_the_same_graph_does_not_use_what_the_first_left(name: str, monkeypatch) -> None:
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    results = []
+    for taped in (True, False):
+        model = tiny_model(name, **ONE).train()
+        with monkeypatch.context() as patch:
+            if not taped:
+                patch.setattr(TapedRepresentation, "_call", lambda *args: None)
+            energy, forces = model(z, pos, batch, box=box)
+            head = list(model.output_model.parameters())
+            forces.square().sum().backward(inputs=head, retain_graph=True)
+            energy.sum().backward(retain_graph=True)
+            forces.square().sum().backward()
+        results.append([weight.grad for weight in model.parameters()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_positions_of_the_caller_still_have_second_derivatives_in_training(name: str, monkeypatch) -> None:
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    results = []
+    for taped in (True, False):
+        model = tiny_model(name, **ONE).train()
+        with monkeypatch.context() as patch:
+            if not taped:
+                patch.setattr(TapedRepresentation, "_call", lambda *args: None)
+            x = pos.clone().requires_grad_()
+            forces = model(z, x, batch, box=box).forces
+            forces.square().sum().backward()
+        results.append([x.grad, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+@pytest.mark.parametrize("systems", SYSTEMS.values(), ids=SYSTEMS)
+def test_networks_on_edges_run_in_blocks_and_again(kept: int, systems: Systems, monkeypatch) -> None:
+    monkeypatch.setattr(tensornet2, "KEPT", kept)
+    monkeypatch.setattr(edge_network, "BLOCK", 40)
+    monkeypatch.setattr(edge_network, "SHARED", 40)
+    assert_same(tiny_model("tensornet2", q_dim=3), systems, monkeypatch)
+
+
+def test_energies_alone_are_the_same(monkeypatch) -> None:
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    for name in OPTIONS:
+        model = tiny_model(name, **ONE)
+        energy = model(z, pos, batch, box=box).energy
+        model.derivative = False
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                torch.testing.assert_close(model(z, pos, batch, box=box).energy, energy, rtol=1e-13, atol=0)
+
+
+def test_a_charge_that_is_differentiated_takes_the_definitions() -> None:
+    z, pos, batch, _, q = SYSTEMS["molecules"]
+    assert q is not None
+    for name in ("tensornet", "tensornet2"):
+        model = tiny_model(name, derivative=False, **({"q_dim": 3} if name == "tensornet2" else {}))
+        (slope,) = torch.autograd.grad(
+            model(z, pos, batch, q=(given := q.clone().requires_grad_())).energy.sum(), given
+        )
+        step = torch.tensor([0.0, 1e-4, 0.0], dtype=torch.float64)
+        up, down = (model(z, pos, batch, q=(q + sign * step).detach()).energy.sum() for sign in (1, -1))
+        torch.testing.assert_close(slope[1], (up - down) / 2e-4, rtol=1e-5, atol=1e-7)

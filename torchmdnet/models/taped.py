@@ -41,6 +41,11 @@ class TapedRepresentation(Representation):
     A subclass has ``distance_expansion`` and ``envelope``, and writes :attr:`radial_functions` and :meth:`program`.
     """
 
+    #: Whether every step of the program has the passes that training on forces needs.
+    trains_in_loops = True
+    #: Whether loops take edges that stand alone, without one of opposite direction.
+    takes_single_edges = False
+
     distance_expansion: nn.Module
     embedding: nn.Embedding
     envelope: CosineCutoff
@@ -76,21 +81,29 @@ class TapedRepresentation(Representation):
         """Whether compiled loops take features of this network's widths, in the precision of a weight."""
         raise NotImplementedError
 
+    def added_energy(self, graph: Graph) -> Tensor | None:
+        """Known physics beside the features, the energy of each atom (N, 1); None for nothing."""
+        return None
+
+    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> Any:
+        """The edges as the loops of this network read them; see :mod:`torchmdnet.tape.geometry`."""
+        return Geometry(radial.spline, self.envelope, graph, vec, dist, self._workspace)
+
     def encode(self, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.base.Representation`."""
         radial = self._radial(graph)
-        call = self._call(graph, radial)
+        call, energy = self._call(graph, radial), self.added_energy(graph)
         if call is None:
-            return self.program(Definitions(graph, radial), graph)
+            return self.program(Definitions(graph, radial), graph)._replace(energy=energy)
         assert graph.pairs is not None
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         outputs = _Encode.apply(call, graph.edge_vec, graph.pairs.dist, *weights)  # type: ignore[misc]
-        return call.features(outputs)
+        return call.features(outputs)._replace(energy=energy)
 
     def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
         """See :class:`torchmdnet.models.base.Representation`."""
         is_usual = type(self).encode is TapedRepresentation.encode and type(self).select is Representation.select
-        if self.training or not is_usual or not self._can_run:
+        if self.training or not is_usual or self.adds_energy or not self._can_run:
             return None
         spline = self.radial.ready(like, *self._of_radial)
         if spline is None:
@@ -126,18 +139,31 @@ class TapedRepresentation(Representation):
         return self.radial(graph, *self._of_radial, self.training)
 
     @property
+    def adds_energy(self) -> bool:
+        """Whether :meth:`added_energy` returns something."""
+        return False
+
+    @property
     def _can_run(self) -> bool:
         return not kernels.is_traced() and self.fits_loops(next(self.parameters()))
 
     def _call(self, graph: Graph, radial: Radial) -> _Call | None:
         """The program in loops; None where it runs by definitions."""
         pairs = graph.pairs
-        comes_in_pairs = pairs is not None and pairs.reverse.shape == pairs.of_edge.shape and graph.num_atoms > 0
-        if not comes_in_pairs or graph.differentiates_systems or not self._can_run:
+        comes_in_pairs = pairs is not None and pairs.reverse.shape == pairs.of_edge.shape
+        if (
+            not (comes_in_pairs or self.takes_single_edges)
+            or graph.num_atoms == 0
+            or graph.differentiates_systems
+            or not self._can_run
+        ):
             return None
         if radial.tables is not None:
-            return _Call(self, graph, radial, self._kept_tables(radial), keeps=False)
-        is_about_forces = self.training and graph.edge_vec.requires_grad and torch.is_grad_enabled()
+            records = graph.edge_vec.requires_grad and torch.is_grad_enabled()
+            return _Call(self, graph, radial, self._kept_tables(radial), keeps=False, records=records)
+        is_about_forces = (
+            self.training and self.trains_in_loops and graph.edge_vec.requires_grad and torch.is_grad_enabled()
+        )
         return _Call(self, graph, radial, Tables(radial, trains=True), keeps=True) if is_about_forces else None
 
     def _kept_tables(self, radial: Radial) -> Tables:
@@ -155,21 +181,31 @@ class _Call:
         radial: Radial functions of the pairs.
         tables: The same as loops read them.
         keeps: Whether gradients of weights may be asked for.
+        records: Whether gradients in the geometry may be.
     """
 
     def __init__(
-        self, model: TapedRepresentation, graph: Graph, radial: Radial, tables: Tables, *, keeps: bool
+        self,
+        model: TapedRepresentation,
+        graph: Graph,
+        radial: Radial,
+        tables: Tables,
+        *,
+        keeps: bool,
+        records: bool = True,
     ) -> None:
-        self.model, self.graph, self.radial, self.tables, self.keeps = model, graph, radial, tables, keeps
+        self.model, self.graph, self.radial, self.tables = model, graph, radial, tables
+        self.keeps, self.records = keeps, records
         self.tape: Tape | None = None
         self.stamp: Any = None  # the run of autograd in which the tangent was taken
         self.names: list[str] = []
 
     def forward(self, vec: Tensor, dist: Tensor) -> tuple[Tensor, ...]:
         """The features that the network has, from vectors of edges (E, 3) and distances of pairs (P,)."""
-        model, workspace = self.model, self.model._workspace
-        geometry = Geometry(self.radial.spline, model.envelope, self.graph, vec, dist, workspace)
-        self.tape = Tape(geometry, self.tables, workspace, keeps=self.keeps)
+        model = self.model
+        self.tape = Tape(
+            model.geometry(self.radial, self.graph, vec, dist), self.tables, keeps=self.keeps, records=self.records
+        )
         made: Any = model.program(self.tape, self.graph)
         self.names = [name for name in Features._fields if getattr(made, name) is not None]
         outputs: list[Buffer] = [getattr(made, name) for name in self.names]
@@ -211,6 +247,10 @@ class _Call:
         assert self.tape is not None
         return self.tape.reverse(self._by_key(grads), wanted)
 
+    def __del__(self) -> None:
+        if self.tape is not None:
+            self.tape.forget()
+
     def _by_key(self, grads: Sequence[Tensor | None]) -> dict[int, Buffer]:
         return {
             key: Buffer(grad.detach().contiguous())
@@ -245,7 +285,8 @@ class _Encode(Function):
         if not again and of_weights and call.stamp == _current_run() and (call.graph.inner or not of_geometry):
             return None, None, None, *call.reverse(grads, weights)
         if not again and not of_weights:
-            if call.tape is None:
+            if call.tape is None or not call.tape.records:
+                call.records = True
                 call.forward(vec, dist)
             return None, *call.backward(grads), *(None for _ in weights)
         with torch.enable_grad():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +11,13 @@ from torch import Tensor, nn
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
-from torchmdnet.models.base import Features, Pullback, Representation
-from torchmdnet.models.tensornet_fused import Encoder, FrozenTensorNet, TrainedTensorNet, encode
+from torchmdnet.models.base import Features, Representation
+from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import Radial, RadialFunction, Tables
-from torchmdnet.nn.mlp import SiluLayers
-from torchmdnet.nn.modules import is_plain, reset_all, weights_of
+from torchmdnet.nn.filters import Radial, RadialFunction
+from torchmdnet.nn.modules import reset_all, weights_of
 from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.nn.spline import Spline
 from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops import kernels
 from torchmdnet.ops.cartesian import (
@@ -29,21 +26,23 @@ from torchmdnet.ops.cartesian import (
     tensor_matmul_o3,
     tensor_matmul_so3,
 )
-from torchmdnet.ops.irreps import (
-    harmonics,
-    interact,
-    mix_channels,
-    normalize,
-    norms_by_part,
-    refine,
-    scale_parts,
-    squared_norm,
+from torchmdnet.tape.geometry import TensorGeometry
+from torchmdnet.tape.memory import Buffer
+from torchmdnet.tape.steps import Plain, activation, linear, norm
+from torchmdnet.tape.tape import Run, Step
+from torchmdnet.tape.tensors import (
+    EmbedEdges,
+    Interact,
+    Mix,
+    Normalize,
+    Part,
+    PartNorms,
+    Refine,
+    ScaleParts,
+    SquaredNorm,
+    TensorMessage,
 )
-from torchmdnet.ops.messages import EdgeRows, RadialFilter, embed_edges, gather_weight_sum, rows_of_pairs
-from torchmdnet.typing import AtomicNumbers, AtomTensors, PairFeatures, SystemIndex
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from torchmdnet.typing import AtomicNumbers, PairFeatures, SystemIndex
 
 __all__ = ["TensorNet"]
 
@@ -56,7 +55,7 @@ _compose_tensor, _decompose_tensor = compose_tensor, decompose_tensor
 _tensor_matmul_o3, _tensor_matmul_so3 = tensor_matmul_o3, tensor_matmul_so3
 
 
-class TensorNet(Representation):
+class TensorNet(TapedRepresentation):
     r"""TensorNet (Simeon and De Fabritiis, NeurIPS 2023).
 
     Each atom carries F channels of 3×3 matrices :math:`X = I + A + S`, embedded from its surroundings and refined by
@@ -87,6 +86,7 @@ class TensorNet(Representation):
 
     has_vectors = True
     has_tensors = True
+    takes_single_edges = True
 
     def __init__(
         self,
@@ -147,20 +147,8 @@ class TensorNet(Representation):
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
         self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
         self.act = make_activation(activation)
-        self._frozen: FrozenTensorNet | None = None
-        self._frozen_of: object = None
-        self._trained = TrainedTensorNet()
         self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_frozen": None, "_frozen_of": None, "_trained": TrainedTensorNet()}
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; what was made from the weights is forgotten."""
-        self._frozen = self._frozen_of = None
-        self._trained = TrainedTensorNet()
-        return super().train(mode)
 
     def reset_parameters(self) -> None:
         reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
@@ -174,76 +162,32 @@ class TensorNet(Representation):
     def setup_for_inference(self, z: AtomicNumbers, batch: SystemIndex) -> None:
         """Kept for compatibility: inference needs no preparation."""
 
-    def encode(self, graph: Graph) -> Features:
-        functions = self.radial_functions
-        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
-        charge = charge_factors(graph)
-
-        def layer_by_layer(graph: Graph, radial: Radial) -> AtomTensors:
-            edges = rows_of_pairs(graph)
-            of_systems = self.system_features(graph)
-            X = self.tensor_embedding(radial(functions[0]), edges, graph, of_systems)  # (N, 9, F)
-            for layer, function in zip(self.layers, functions[1:], strict=True):
-                X = layer(X, partial(gather_weight_sum, filter=radial(function), edges=edges), charge)
-            return X
-
-        encoder = self._encoder(graph, charge, radial)
-        if encoder is None:
-            X = layer_by_layer(graph, radial)
-        else:
-
-            def layers(graph: Graph) -> AtomTensors:
-                again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
-                return layer_by_layer(graph, again)
-
-            X = encode(encoder, graph, layers)
-        x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
-        return Features(x, v=X[:, 1:4], S=X[:, 4:9])
-
-    def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
-        """See :meth:`torchmdnet.models.base.Representation.direct`."""
-        is_usual = (type(self).encode, type(self).select) == (TensorNet.encode, Representation.select)
-        output = (self.linear, nn.Linear), (self.out_norm, nn.LayerNorm), (self.act, nn.SiLU)
-        is_plain_output = all(is_plain(module, kind) for module, kind in output)
-        if (
-            self.training
-            or not is_usual
-            or not is_plain_output
-            or not kernels.can_loop(self.linear.weight, self.hidden_channels)
-        ):
-            return None
-        spline = self.radial.ready(like, self.distance_expansion, self.envelope, self.radial_functions)
-        if spline is None:
-            return None
-        frozen, norm = self._freeze(spline, self.radial.tables), self.out_norm
-        output = SiluLayers([(self.linear.weight, self.linear.bias)], (norm.weight, norm.bias, norm.eps))
-        return lambda graph: frozen.encode(graph, charge_factors(graph), output)
-
     @property
     def radial_functions(self) -> list[RadialFunction]:
         """The functions of distance: of the embedding and of each layer."""
         return [RadialFunction(module, "radial") for module in (self.tensor_embedding, *self.layers)]
 
-    def _encoder(self, graph: Graph, charge: Tensor, radial: Radial) -> Encoder | None:
-        """The whole encoder as one operation, where the loops can run; for training, only where it is about forces."""
-        assert graph.pairs is not None
-        can_run = graph.num_atoms > 0 and kernels.can_loop(self.linear.weight, self.hidden_channels)
-        if graph.differentiates_systems or not can_run:
-            return None
-        if radial.tables is None:
-            is_about_forces = self.training and graph.edge_vec.requires_grad and torch.is_grad_enabled()
-            return self._trained.encoder(self, graph, charge, radial) if is_about_forces else None
-        if not isinstance(self.act, nn.SiLU):
-            return None
-        assert radial.spline is not None
-        return self._freeze(radial.spline, radial.tables).encoder(graph, charge)
+    def fits_loops(self, weight: Tensor) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return kernels.can_loop(weight, self.hidden_channels)
 
-    def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet:
-        """What is kept as long as the tables are, which are made again whenever a weight has changed."""
-        if self._frozen is None or self._frozen_of is not tables:
-            values = [tables[function].values for function in self.radial_functions]
-            self._frozen, self._frozen_of = FrozenTensorNet(self, spline, values), tables
-        return self._frozen
+    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        handedness = self.tensor_embedding.sign
+        return TensorGeometry(radial.spline, self.envelope, graph, vec, dist, self._workspace, handedness)
+
+    def program(self, tape: Any, graph: Graph) -> Features:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        functions, charge = self.radial_functions, charge_factors(graph)
+        X = self.tensor_embedding.program(tape, graph, functions[0], self)  # (N, 9, F)
+        for layer, function in zip(cast(Any, self.layers), functions[1:], strict=True):
+            X = layer.program(tape, X, TensorMessage(function), charge)
+        return Features(self.invariants(tape, X), v=tape(Part(1, 4), X), S=tape(Part(4, 9), X))
+
+    def invariants(self, tape: Any, X: Any) -> Any:
+        """Invariant features of tensors, (N, 9, F) -> (N, F)."""
+        x = tape(norm(self.out_norm), tape(PartNorms(), X))  # (N, 3 F)
+        return tape(activation(self.act), tape(linear(self.linear), x))
 
 
 class TensorEmbedding(nn.Module):
@@ -335,27 +279,46 @@ class TensorEmbedding(nn.Module):
         factors = self.element_factors(graph.z)
         return factors if of_systems is None else factors + self.system_factors(of_systems, graph.batch)
 
-    def forward(
-        self, filter: RadialFilter, edges: EdgeRows, graph: Graph, of_systems: Tensor | None = None
-    ) -> AtomTensors:
+    @property
+    def sign(self) -> float:
+        """Sign of the antisymmetric part."""
+        return -1.0 if self.handedness == "mirror" else 1.0
+
+    def program(self, tape: Any, graph: Graph, function: RadialFunction, model: Representation) -> Any:
         """Embed the atoms of a graph, (N, 9, F).
 
         Args:
-            filter: The radial weights of its edges.
-            edges: Its edges.
+            tape: Where steps run.
             graph: The atoms.
-            of_systems: Added to the features of the elements, (S, F).
+            function: :meth:`radial`.
+            model: Knows what atoms are told of their systems.
         """
-        r = graph.edge_dist[:, None]
-        direction = graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), zero for self loops
-        Y = harmonics(direction, handedness=-1.0 if self.handedness == "mirror" else 1.0)  # (E, 9)
-        X = embed_edges(Y, filter, self.factors(graph, of_systems), edges)  # (N, 9, F)
+        X = tape(EmbedEdges(function, self.sign), tape(_PairFactors(self, graph, model)))
+        gate = tape(norm(self.init_norm), tape(SquaredNorm(), X))  # (N, F)
+        for layer in self.linears_scalar:
+            gate = tape(activation(self.act), tape(linear(layer), gate))  # at last (N, 3 F)
+        mixed = tape(Mix((self, "mix"), weights_of(self.linears_tensor)), X)
+        return tape(ScaleParts(), mixed, gate)
 
-        gate = self.init_norm(squared_norm(X))  # (N, F)
-        for linear in self.linears_scalar:
-            gate = self.act(linear(gate))
-        gate = gate.unflatten(1, (3, self.hidden_channels))  # (N, 3, F)
-        return scale_parts(mix_channels(X, weights_of(self.linears_tensor)), gate)
+
+class _PairFactors(Plain):
+    """What each atom adds to the factor Z of a pair, (N, 2, F); in evaluation those of the elements are kept."""
+
+    def __init__(self, embedding: TensorEmbedding, graph: Graph, model: Representation) -> None:
+        modules = embedding.emb, embedding.emb2, model.system_embedding
+        super().__init__(lambda: embedding.factors(graph, model.system_features(graph)), *modules)
+        self.embedding, self.graph, self.model = embedding, graph, model
+
+    def value(self, run: Run, *inputs: Buffer) -> Buffer:
+        if run.tape.keeps:
+            return super().value(run, *inputs)
+        embedding, graph = self.embedding, self.graph
+        every = torch.arange(embedding.emb.num_embeddings)
+        table = run.tape.tables.kept((embedding, "elements"), lambda: embedding.element_factors(every).detach())
+        factors, of_systems = table.index_select(0, graph.z), self.model.system_features(graph)
+        if of_systems is not None:
+            factors += embedding.system_factors(of_systems, graph.batch)
+        return Buffer(factors)
 
 
 class Interaction(nn.Module):
@@ -402,26 +365,25 @@ class Interaction(nn.Module):
     def radial(self, rbf: PairFeatures) -> Tensor:
         """Radial weights of the three parts, a function of distance alone: (P, K) -> (P, 3, F)."""
         weight = rbf
-        for linear in self.linears_scalar:
-            weight = self.act(linear(weight))
+        for layer in self.linears_scalar:
+            weight = self.act(layer(weight))
         return weight.unflatten(1, (3, self.hidden_channels))
 
-    def forward(self, X: AtomTensors, gather: Callable[[AtomTensors], AtomTensors], charge: Tensor) -> AtomTensors:
+    def program(self, tape: Any, X: Any, message: Step, charge: Tensor, *more: Any) -> Any:
         """Refine the tensors X (N, 9, F).
 
         Args:
+            tape: Where steps run.
             X: Features so far.
-            gather: Sums the features of neighbours with the radial weights h, (N, 9, F) -> (N, 9, F).
+            message: Sums the features of neighbours with the radial weights h, (N, 9, F) -> (N, 9, F).
             charge: The factor κ of each atom, (N,).
+            more: Other inputs of the message.
         """
         weights = weights_of(self.linears_tensor)
-        before, after = weights[:3], weights[3:]
-        X = normalize(X)
-        Y = mix_channels(X, before)
-        M = gather(Y)
-        is_symmetric = self.group == "O(3)"
-        P = interact(Y, M, charge if is_symmetric else torch.ones_like(charge), both=is_symmetric)
-        return refine(X, mix_channels(P, after), charge)
+        X = tape(Normalize(), X)
+        Y = tape(Mix((self, "before"), weights[:3]), X)
+        P = tape(Interact(charge, both=self.group == "O(3)"), Y, tape(message, Y, *more))
+        return tape(Refine(charge), X, tape(Mix((self, "after"), weights[3:]), P))
 
 
 def charge_factors(graph: Graph) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,24 +12,34 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import Graph, sum_to_systems
 from torchmdnet.models import tensornet
-from torchmdnet.models.base import Features, Pullback, Representation
+from torchmdnet.models.base import Features
+from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.models.tensornet import OPT, Group, Handedness, TensorEmbedding, check_group
-from torchmdnet.models.tensornet2_fused import FrozenTensorNet2
-from torchmdnet.models.tensornet_fused import encode
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import Radial, RadialFunction, Tables
-from torchmdnet.nn.mlp import MLP, SiluLayers
-from torchmdnet.nn.modules import is_plain, reset_all
+from torchmdnet.nn.filters import Radial, RadialFunction
+from torchmdnet.nn.mlp import MLP
+from torchmdnet.nn.modules import reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
-from torchmdnet.nn.spline import Spline
 from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops import kernels
-from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
+from torchmdnet.ops.edge_network import (
+    KEPT,
+    EdgeInputs,
+    EdgeNetwork,
+    EdgeRun,
+    Spare,
+    edge_network_sum,
+    edge_network_sum_plain,
+)
 from torchmdnet.ops.irreps import norms_by_part
-from torchmdnet.ops.messages import rows_of_pairs
-from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
+from torchmdnet.tape.geometry import TensorGeometry
+from torchmdnet.tape.memory import Buffer
+from torchmdnet.tape.steps import Concatenate, Plain, activation, linear, norm
+from torchmdnet.tape.tape import Definitions, Run, Step
+from torchmdnet.tape.tensors import Part, PartNorms
+from torchmdnet.typing import AtomTensors, PairFeatures
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["ChargePredict", "TensorNet2"]
 
 
-class TensorNet2(Representation):
+class TensorNet2(TapedRepresentation):
     r"""TensorNet with neural charge equilibration.
 
     The tensors are those of TensorNet (Simeon and De Fabritiis, NeurIPS 2023). Before the first layer and after each
@@ -74,6 +84,7 @@ class TensorNet2(Representation):
 
     has_vectors = True
     has_tensors = True
+    trains_in_loops = False
 
     def __init__(
         self,
@@ -147,17 +158,11 @@ class TensorNet2(Representation):
         self.act = make_activation(activation)
         #: Memory that waits for the next evaluation.
         self.spare = Spare()
-        self._frozen: FrozenTensorNet2 | None = None
-        self._frozen_of: object = None
         self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_frozen": None, "_frozen_of": None}
-
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; what was made from the weights is forgotten."""
-        self._frozen = self._frozen_of = None
         self.spare = Spare()
         return super().train(mode)
 
@@ -171,68 +176,6 @@ class TensorNet2(Representation):
         has_readers = int(options.get("num_layers", 2)) > 0 or "Coul" in str(options.get("output_model", ""))
         return int(options.get("q_dim", 0)) > 0 and (has_readers or bool(options.get("output_charges")))
 
-    def encode(self, graph: Graph) -> Features:
-        functions = self.radial_functions
-        radial = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
-
-        def layer_by_layer(graph: Graph, radial: Radial) -> Tensor:
-            assert graph.pairs is not None
-            ones = graph.pos.new_ones(graph.num_atoms)
-            rbf = self.distance_expansion(graph.pairs.dist)  # (P, K)
-            of_systems = self.system_features(graph)
-            X = self.tensor_embedding(radial(functions[0]), rows_of_pairs(graph), graph, of_systems)  # (N, 9, F)
-            charges = [self.charge_predict_0(X, graph)]  # (N, q_dim) each
-            for layer, predict in zip(self.interactions, self.charge_predicts, strict=True):
-                X = layer(X, layer.gather(rbf, radial.envelope, charges[-1], graph, self.spare), ones)
-                charges.append(predict(X, graph))
-            return torch.cat([X.flatten(1), *charges], dim=1) if self.output_charges else X
-
-        if self._can_fuse(graph, radial):
-
-            def layers(graph: Graph) -> Tensor:
-                again = self.radial(graph, self.distance_expansion, self.envelope, functions, self.training)
-                return layer_by_layer(graph, again)
-
-            assert radial.spline is not None
-            assert radial.tables is not None
-            frozen, keeps = self._freeze(radial.spline, radial.tables), graph.edge_vec.requires_grad
-            encoder = frozen.encoder(graph, graph.pos.new_ones(graph.num_atoms), keeps and torch.is_grad_enabled())
-            out = encode(encoder, graph, layers)
-        else:
-            out = layer_by_layer(graph, radial)
-        if self.output_charges:
-            tensors, charges = out.split([9 * self.hidden_channels, self.num_charges], dim=1)
-            X = tensors.unflatten(1, (9, self.hidden_channels))
-        else:
-            X, charges = out, None
-        x = self.act(self.linear(self.out_norm(norms_by_part(X))))  # (N, F)
-        if charges is not None:
-            x = torch.cat([x, charges], dim=-1)  # (N, F + (L + 1) q_dim)
-        energy = None if self.repulsion is None else self.repulsion(graph.z, graph.edge_index, graph.edge_dist)
-        return Features(x, v=X[:, 1:4], energy=energy, S=X[:, 4:9])
-
-    def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
-        """See :meth:`torchmdnet.models.base.Representation.direct`; not with charges for the head, nor repulsion."""
-        is_usual = (type(self).encode, type(self).select) == (TensorNet2.encode, Representation.select)
-        output = (self.linear, nn.Linear), (self.out_norm, nn.LayerNorm), (self.act, nn.SiLU)
-        is_plain_output = all(is_plain(module, kind) for module, kind in output)
-        if (
-            self.training
-            or not is_usual
-            or not is_plain_output
-            or not kernels.can_loop(self.linear.weight, self.hidden_channels)
-        ):
-            return None
-        if self.output_charges or self.repulsion is not None:
-            return None
-        spline = self.radial.ready(like, self.distance_expansion, self.envelope, self.radial_functions)
-        if spline is None:
-            return None
-        frozen, norm = self._freeze(spline, self.radial.tables), self.out_norm
-        layers = [(self.linear.weight.detach(), self.linear.bias.detach())]
-        output = SiluLayers(layers, (norm.weight.detach(), norm.bias.detach(), norm.eps))
-        return lambda graph: frozen.encode(graph, graph.pos.new_ones(graph.num_atoms), output)
-
     @property
     def interactions(self) -> list[Interaction]:
         """The layers."""
@@ -244,24 +187,109 @@ class TensorNet2(Representation):
         parts = (RadialFunction(layer, "radial_part") for layer in self.layers)
         return [RadialFunction(self.tensor_embedding, "radial"), *parts]
 
-    def _can_fuse(self, graph: Graph, radial: Radial) -> bool:
-        """Whether the whole encoder can run as one operation: in inference where the loops can."""
-        assert graph.pairs is not None
-        return (
-            radial.tables is not None
-            and isinstance(self.act, nn.SiLU)
-            and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
-            and graph.num_atoms > 0
-            and kernels.can_loop(self.linear.weight, self.hidden_channels)
-            and not graph.differentiates_systems
-        )
+    def fits_loops(self, weight: Tensor) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return kernels.can_loop(weight, self.hidden_channels)
 
-    def _freeze(self, spline: Spline, tables: Tables) -> FrozenTensorNet2:
-        """What is kept as long as the tables are, which are made again whenever a weight has changed."""
-        if self._frozen is None or self._frozen_of is not tables:
-            values = [tables[function].values for function in self.radial_functions]
-            self._frozen, self._frozen_of = FrozenTensorNet2(self, spline, values), tables
-        return self._frozen
+    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        handedness = self.tensor_embedding.sign
+        return TensorGeometry(radial.spline, self.envelope, graph, vec, dist, self._workspace, handedness)
+
+    def program(self, tape: Any, graph: Graph) -> Features:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        functions, ones = self.radial_functions, graph.pos.new_ones(graph.num_atoms)
+        X = self.tensor_embedding.program(tape, graph, functions[0], self)  # (N, 9, F)
+        predicts: list[Any] = [self.charge_predict_0, *self.charge_predicts]
+        charges = []
+        for k, predict in enumerate(predicts):
+            if k > 0:
+                layer = self.interactions[k - 1]
+                parts = tape(Plain(layer.charge_parts, layer), charges[-1])  # (N, 2 F)
+                message = EdgeNetworkMessage(layer, functions[k], self.spare)
+                X = layer.program(tape, X, message, ones, parts)
+            if k < len(self.layers) or self.output_charges:
+                charges.append(tape(Plain(lambda X, predict=predict: predict(X, graph), predict), X))  # (N, q_dim)
+        x = tape(norm(self.out_norm), tape(PartNorms(), X))
+        x = tape(activation(self.act), tape(linear(self.linear), x))  # (N, F)
+        if self.output_charges:
+            x = tape(Concatenate(), x, *charges)  # (N, F + (L + 1) q_dim)
+        return Features(x, v=tape(Part(1, 4), X), S=tape(Part(4, 9), X))
+
+    @property
+    def adds_energy(self) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return self.repulsion is not None
+
+    def added_energy(self, graph: Graph) -> Tensor | None:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return None if self.repulsion is None else self.repulsion(graph.z, graph.edge_index, graph.edge_dist)
+
+
+class EdgeNetworkMessage(Step):
+    """M_i = Σ_j c(r_ij) w_ij ⊙ Y_j with weights from the network of a layer, see :mod:`torchmdnet.ops.edge_network`.
+
+    Inputs are Y (N, 9, F) and what charges bring as receiver and as sender, (N, 2 F).
+
+    Args:
+        layer: Whose network it is.
+        function: What distances bring, :meth:`Interaction.radial_part`.
+        spare: Where memory comes from.
+    """
+
+    reads_geometry = True
+
+    def __init__(self, layer: Interaction, function: RadialFunction, spare: Spare) -> None:
+        self.layer, self.function, self.spare = layer, function, spare
+
+    def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
+        assert at.graph.pairs is not None
+        Y, parts = inputs
+        radial = self.layer.radial_part(at.radial.exact_rows)[:, 0]
+        network_sum = edge_network_sum_plain if self.layer.training else edge_network_sum
+        network = self.layer.network(self.spare)
+        receiving, sending = parts.chunk(2, dim=1)
+        return network_sum(Y, radial, receiving, sending, at.radial.envelope, network, at.graph)
+
+    def value(self, run: Run, *inputs: Buffer) -> Buffer:
+        at, tape = run.tape.geometry, run.tape
+        run.Y, parts = inputs
+        run.part = tape.tables.kept((self.function, "flat"), lambda: _flat(tape.tables.table(self.function)))
+        with torch.set_grad_enabled(tape.records):
+            run.dist = torch.from_numpy(at.dist).detach().requires_grad_(tape.records)
+            run.envelope, points = at.envelope(run.dist), at.spline.locate(run.dist)
+        run.coef, run.cell = points.coef, points.cell.numpy()
+        radial = self._read(run)
+        receiving, sending = (part.contiguous() for part in parts.tensor.chunk(2, dim=1))
+        run.inputs = EdgeInputs(run.Y.tensor, torch.from_numpy(radial), receiving, sending, run.envelope.detach())
+        run.network = EdgeRun(self.layer.network(self.spare), at.graph)
+        keeps = tape.records and at.graph.edge_index.shape[1] <= KEPT
+        made = run.network.forward(run.inputs, keeps)
+        self.spare.give([radial])
+        run.inputs = run.inputs._replace(radial=torch.from_numpy(radial[:0]))  # its memory is used again
+        return Buffer(made)
+
+    def _read(self, run: Run) -> Any:
+        """What distances bring to the network, (P, F)."""
+        coef, table = run.coef.detach().numpy(), run.part
+        out = self.spare.take(coef.shape[0], table.shape[1], run.coef.dtype)
+        kernels.edge_network_loops().read(coef.size * table.shape[1], coef, run.cell, table, out)
+        return out
+
+    def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
+        radial, change = self._read(run), torch.empty_like(run.coef)
+        inputs = run.inputs._replace(radial=torch.from_numpy(radial))
+        found, _ = run.network.backward(inputs, grads[0].tensor, of_weights=False)
+        self.spare.give([radial])
+        of_radial, loops = found.radial, kernels.edge_network_loops()
+        loops.read_backward(6 * of_radial.numel(), run.cell, run.part, of_radial.numpy(), change.numpy())
+        (of_dist,) = torch.autograd.grad([run.envelope, run.coef], [run.dist], [found.envelope, change])
+        run.tape.geometry.add_gradient(of_dist)
+        return Buffer(found.X), Buffer(torch.cat([found.receiving, found.sending], dim=1))
+
+
+def _flat(table: Tensor) -> Any:
+    return table.flatten(1).contiguous().numpy()
 
 
 class ChargePredict(nn.Module):
@@ -354,24 +382,12 @@ class Interaction(tensornet.Interaction):
         """What distances bring to the first activation: (P, K) -> (P, 1, F)."""
         return F.linear(rbf, self._first[0], cast(nn.Linear, self.linears_scalar[0]).bias)[:, None]
 
-    def charge_parts(self, charges: Tensor) -> tuple[AtomFeatures, AtomFeatures]:
-        """What an atom brings as receiver and as sender: (N, q_dim) -> (N, F), (N, F)."""
+    def charge_parts(self, charges: Tensor) -> Tensor:
+        """What an atom brings as receiver and as sender: (N, q_dim) -> (N, 2 F)."""
         _, receiving, sending = self._first
-        return F.linear(charges, receiving), F.linear(charges, sending)
+        return F.linear(charges, torch.cat([receiving, sending]))
 
     def network(self, spare: Spare) -> EdgeNetwork:
         """The network from the first activation on."""
         rest: Any = self.linears_scalar[1:]
         return EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest], spare)
-
-    def gather(
-        self, rbf: PairFeatures, envelope: PairScalars, charges: Tensor, graph: Graph, spare: Spare
-    ) -> Callable[[AtomTensors], AtomTensors]:
-        """How this layer sums over neighbours.
-
-        The first layer of the network is linear in the radial basis and in the charges of either atom, so the former
-        is mapped on pairs and the latter on atoms, not on edges.
-        """
-        radial, (receiving, sending) = self.radial_part(rbf)[:, 0], self.charge_parts(charges)
-        method = edge_network_sum_plain if self.training else edge_network_sum
-        return lambda X: method(X, radial, receiving, sending, envelope, self.network(spare), graph)

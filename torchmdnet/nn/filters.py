@@ -78,6 +78,7 @@ class Radial:
         self.dist, self.basis, self.fade, self.spline, self.tables = dist, basis, fade, spline, tables
         self._envelope: Tensor | None = None
         self._rows: Tensor | None = None
+        self._exact: Tensor | None = None
         self._bare: RadialPoints | None = None
         self._points: RadialPoints | None = None
 
@@ -99,6 +100,16 @@ class Radial:
             self._rows = self.basis(self.dist) if nodes is None else self.basis.continued(nodes)  # type: ignore[operator]
         assert self._rows is not None
         return self._rows
+
+    @property
+    def exact_rows(self) -> PairFeatures:
+        """Radial basis of each pair, (P, K), with or without a grid."""
+        if self.spline is None:
+            return self.rows
+        if self._exact is None:
+            self._exact = self.basis(self.dist)
+        assert self._exact is not None
+        return self._exact
 
     @property
     def bare(self) -> RadialPoints:

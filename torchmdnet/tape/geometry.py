@@ -13,9 +13,9 @@ from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
-from torchmdnet.tape.memory import Buffer, Workspace
+from torchmdnet.tape.memory import Buffer, Places, Workspace
 
-__all__ = ["Coefficients", "Geometry"]
+__all__ = ["Coefficients", "Geometry", "TensorGeometry"]
 
 _BASIS = np.asarray(BASIS, dtype=np.float64) / 120
 
@@ -57,7 +57,7 @@ class Geometry:
     ) -> None:
         assert graph.pairs is not None
         loops, pairs = kernels.vector_edge_loops(), graph.pairs
-        self.num_atoms, self.dtype, self._workspace = graph.num_atoms, dist.dtype, workspace
+        self.num_atoms, self.dtype, self.places = graph.num_atoms, dist.dtype, workspace.begin(dist.dtype)
         self._held: list[Buffer] = []
         self.row, self.row_start = pairs.of_edge.numpy(), pairs.row_start.numpy()
         self.sender, self.reverse = (index.int().numpy() for index in (graph.edge_index[1], pairs.reverse))
@@ -88,7 +88,7 @@ class Geometry:
 
     def empty(self, *shape: int) -> np.ndarray:
         """An array with arbitrary values that lives as long as this geometry."""
-        self._held.append(self._workspace.acquire(shape, self.dtype))
+        self._held.append(self.places.empty(*shape))
         return self._held[-1].array
 
     # ------------------------------------------------------------------------------------------- what messages read
@@ -165,7 +165,7 @@ class Geometry:
         """
         found = self._gradients.get((sides, size))
         if found is None:
-            found = self._gradients[sides, size] = self._workspace.acquire((sides, len(self.row), size), self.dtype)
+            found = self._gradients[sides, size] = self.places.empty(sides, len(self.row), size)
             found.array.fill(0)
         return found.array
 
@@ -192,7 +192,7 @@ class Geometry:
         """How coefficients change along the direction of :meth:`move`, (n, 6)."""
         found = self._changes.get(id(coefficients))
         if found is None:
-            found = self._changes[id(coefficients)] = self._workspace.acquire(coefficients.slope.shape, self.dtype)
+            found = self._changes[id(coefficients)] = self.places.empty(*coefficients.slope.shape)
             np.multiply(coefficients.slope, self._by_pair[self.schedule.rows][:, None], out=found.array)
         return found.array
 
@@ -203,3 +203,177 @@ class Geometry:
         out = np.zeros_like(self.u)
         np.divide(-along, dist, out=out[:, :3], where=dist > 0)
         return out
+
+
+class TensorGeometry:
+    """Edges as loops over tensors see them, their gradients, and a direction in which they change.
+
+    Functions of distance fade at the cutoff. Edges may stand alone, without one of opposite direction: then gradients
+    flow along a second order of the edges, by sender.
+
+    Args:
+        spline: The grid of the radial functions; None for pair by pair.
+        envelope: The cosine that fades at the cutoff.
+        graph: The atoms.
+        vec: Vectors of the edges, (E, 3).
+        dist: Distances of the pairs, (P,).
+        workspace: Where memory comes from.
+        handedness: Sign of the antisymmetric components of directions.
+    """
+
+    def __init__(
+        self,
+        spline: Spline | None,
+        envelope: CosineCutoff,
+        graph: Graph,
+        vec: Tensor,
+        dist: Tensor,
+        workspace: Workspace,
+        handedness: float,
+    ) -> None:
+        assert graph.pairs is not None
+        pairs, E, P = graph.pairs, vec.shape[0], dist.shape[0]
+        self.num_atoms, self.dtype, self.places = graph.num_atoms, dist.dtype, workspace.begin(dist.dtype)
+        self.handedness, self.spline, self.envelope, self.graph = handedness, spline, envelope, graph
+        self._held: list[Buffer] = []
+        (receiver, sender), row = graph.edge_index.numpy(), pairs.of_edge.numpy()
+        self.row, self.dist = row, dist.detach().contiguous().numpy()
+        if spline is None:
+            grid, num = (float(envelope.cutoff_lower), float(envelope.cutoff_upper), 0), 2
+        else:
+            grid, num = (spline.start, spline.stop, spline.num_cells), 6
+        self.u, self.Y = self.empty(E, 3), self.empty(E, 9)
+        self.coef, self.slope = self.empty(P, num), self.empty(P, num)
+        cell = np.empty(P, np.int64)
+        arrays = (vec.detach().contiguous().numpy(), self.dist, row, *grid, _BASIS, handedness)
+        kernels.network_loops().geometry(40 * E, *arrays, self.Y, self.u, self.coef, self.slope, cell)
+        num_rows = 0 if spline is None else spline.num_cells + 6
+        made = (self.places, self.coef, self.slope)
+        self.by_receiver = Order(*made, sender, row, pairs.row_start.numpy(), cell, num_rows)
+        self.by_sender = self.by_receiver
+        if pairs.reverse.shape != pairs.of_edge.shape:
+            order = np.argsort(sender, kind="stable")
+            starts = np.searchsorted(sender, np.arange(graph.num_atoms + 1), sorter=order)
+            self.by_sender = Order(*made, receiver[order], row[order], starts, cell, num_rows)
+        self._shares: dict[Any, tuple[int, int]] = {}
+        self.dY = self.Y  # the change of Y, once there is one
+        self.clear()
+
+    def empty(self, *shape: int) -> np.ndarray:
+        """An array with arbitrary values that lives as long as this geometry."""
+        self._held.append(self.places.empty(*shape))
+        return self._held[-1].array
+
+    def work(self, channels: int, blends: int, of_edge: int) -> int:
+        """Multiply-adds of a loop: blends of the table for each pair, and others for each channel of an edge."""
+        rows, num = self.by_receiver.coef.shape
+        return channels * (3 * num * rows * blends + of_edge * len(self.row))
+
+    def shares(self, table: np.ndarray, *, sums: bool = False) -> tuple[int, int]:
+        """How threads share the loops that read a table: see :func:`torchmdnet.ops.kernels.tensor_edges.shares`."""
+        found = self._shares.get((table.shape, sums))
+        if found is None:
+            loops, (blocks, *_, size) = kernels.tensor_edge_loops(), table.shape
+            is_worth = 27 * len(self.row) * blocks * size >= kernels.WORTH_THREADS
+            threads, chunks = kernels.cores.count() if is_worth else 1, len(self.by_receiver.schedule.chunk) - 1
+            found = self._shares[table.shape, sums] = loops.shares(threads, blocks, chunks, sums=sums)
+        return found
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        self._of_Y: list[Buffer] = []
+        self._of_edges: dict[bool, list[Buffer]] = {False: [], True: []}
+        self._of_dist: list[Tensor] = []
+
+    def gradient_of_directions(self, sides: int) -> np.ndarray:
+        """Where a loop with this number of sides writes gradients in components of directions, (S, E, 8)."""
+        self._of_Y.append(self.places.empty(sides, len(self.row), 8))
+        return self._of_Y[-1].array
+
+    def gradient_of_edges(self, sides: int, *, by_sender: bool) -> np.ndarray:
+        """Where a loop with this number of sides writes gradients in the distance of each edge, (S, E)."""
+        found = self._of_edges[by_sender]
+        found.append(self.places.empty(sides, len(self.row)))
+        return found[-1].array
+
+    def add_gradient(self, of_dist: Tensor) -> None:
+        """Add a gradient in the distances of pairs, (P,)."""
+        self._of_dist.append(of_dist)
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        """Gradients in the vectors (E, 3) and the distances (P,), of all that was found."""
+        loops, E = kernels.network_loops(), len(self.row)
+        of_vec, of_dist = torch.empty(E, 3, dtype=self.dtype), torch.empty(self.dist.shape, dtype=self.dtype)
+        none = np.empty((0, E), self.u.dtype)
+        of_Y = np.concatenate([*(x.array for x in self._of_Y), np.empty((0, E, 8), self.u.dtype)])
+        loops.vectors_backward(40 * E, self.u, self.dist, self.row, self.handedness, of_Y, of_vec.numpy())
+        there, back = (np.concatenate([*(x.array for x in self._of_edges[way]), none]) for way in (False, True))
+        edges = (self.u, self.row, self.by_sender.row, of_vec.numpy(), there, back)
+        loops.distances_backward(*edges, of_dist.numpy())
+        for more in self._of_dist:
+            of_dist += more
+        return of_vec, of_dist
+
+    def move(self, dvec: Tensor, ddist: Tensor) -> None:
+        """Let vectors (E, 3) and distances (P,) change along a direction."""
+        E = len(self.row)
+        self._moved = self.places.empty(E, 9), self.places.empty(*self.slope.shape)
+        self.dY, dcoef = (x.array for x in self._moved)
+        arrays = (self.u, self.dist, self.row, self.handedness, self.slope, dvec.contiguous().numpy())
+        loops = kernels.network_loops()
+        loops.geometry_tangent(40 * E, *arrays, ddist.contiguous().numpy(), self.dY, dcoef)
+        for order in {id(order): order for order in (self.by_receiver, self.by_sender)}.values():
+            order.move(dcoef)
+
+
+class Order:
+    """Edges in the order of the atoms that sum over them.
+
+    Args:
+        places: Where memory comes from.
+        coef: Coefficients of the pairs, (P, K).
+        slope: Their derivatives in the distance, (P, K).
+        far: The atoms at the other end of the edges, (E,).
+        row: The pair of each edge, (E,).
+        start: The first edge of each atom, (N + 1,).
+        cell: First row of each pair in a table, (P,).
+        num_rows: Of tables; 0 if each pair has rows of its own.
+    """
+
+    dcoef: np.ndarray  # changes of the coefficients along a direction, (n, K)
+
+    def __init__(
+        self,
+        places: Places,
+        coef: np.ndarray,
+        slope: np.ndarray,
+        far: Any,
+        row: Any,
+        start: Any,
+        cell: Any,
+        num_rows: int,
+    ) -> None:
+        self.far, self.row, self.start, self._places, self._slope = far, row, start, places, slope
+        self.schedule = kernels.tensor_edge_loops().schedule(cell, row, start, num_rows)
+        self.place = cell[self.schedule.rows]
+        self._held: dict[str, Buffer] = {}
+        self.coef = self._picked("coef", coef)  # (n, K) in the order in which loops come to the pairs
+
+    @cached_property
+    def slope(self) -> np.ndarray:
+        """Derivatives of the coefficients in the distance, (n, K)."""
+        return self._picked("slope", self._slope)
+
+    def move(self, dcoef: np.ndarray) -> None:
+        """Let the coefficients of pairs, (P, K), change."""
+        self.dcoef = self._picked("dcoef", dcoef)
+
+    def _picked(self, name: str, values: np.ndarray) -> np.ndarray:
+        out = self._held[name] = self._places.empty(len(self.schedule.rows), values.shape[1])
+        kernels.tensor_edge_loops().pick(values, self.schedule.rows, out.array)
+        return out.array
+
+    def where(self, shares: tuple[int, int]) -> tuple[Any, ...]:
+        """Indices as loops over edges take them."""
+        _, slot, chunk, first, most = self.schedule
+        return self.far, slot, chunk, first, self.start, most, *shares

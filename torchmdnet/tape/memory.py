@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Buffer", "Workspace"]
+__all__ = ["Buffer", "Places", "Workspace"]
 
 #: Evaluations after which arrays that were not needed since the last time are released.
 _PERIOD = 16
@@ -18,48 +18,56 @@ _MANY = 4096
 
 
 class Buffer:
-    """An array, which is a tensor too. Its memory returns to its workspace with the last reference to the buffer.
+    """A tensor, which is an array too.
 
-    A step that reads an array later keeps the buffer, not the array or the tensor.
+    A step that reads a tensor later keeps the buffer, not the tensor or its array, whose memory may be used again.
     """
 
-    __slots__ = ("_array", "_flat", "_home", "_tensor", "key")
+    #: As a tensor without history, and as an array of NumPy; either is made of the other when it is first read.
+    tensor: Tensor
+    array: Any
+    #: The number of the value on its tape.
+    key = -1
+    #: Whether the value depends on the geometry.
+    moves = False
+    #: Whether a step keeps these numbers, so that nothing may be added to them in place.
+    is_shared = False
 
-    def __init__(self, values: Tensor | np.ndarray, home: _Shelf | None = None, flat: Any = None):
-        self._tensor, self._array = (values, None) if isinstance(values, Tensor) else (None, values)
-        self._home, self._flat = home, flat
-        #: The number of the value on its tape; -1 for anything else.
-        self.key = -1
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
-    @property
-    def array(self) -> Any:
-        """As an array of NumPy."""
-        if self._array is None:
-            assert self._tensor is not None
-            self._array = self._tensor.contiguous().numpy()
-        return self._array
-
-    @property
-    def tensor(self) -> Tensor:
-        """As a tensor without history."""
-        if self._tensor is None:
-            assert self._array is not None
-            self._tensor = torch.from_numpy(self._array)
-        return self._tensor
+    def __getattr__(self, name: str) -> Any:
+        if name == "array":
+            self.array = self.tensor.contiguous().numpy()
+            return self.array
+        if name == "tensor":
+            self.tensor = torch.from_numpy(self.array)
+            return self.tensor
+        raise AttributeError(name)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return tuple((self._tensor if self._array is None else self._array).shape)  # type: ignore[union-attr]
+        """Of the tensor."""
+        return self.array.shape
 
     def owned(self) -> Tensor:
-        """As a tensor that may outlive the buffer: the workspace never gets its memory back."""
-        self._home = None
+        """As a tensor that may outlive the buffer."""
+        return self.tensor
+
+
+class _Lent(Buffer):
+    """A buffer whose memory returns to its shelf with the last reference to it."""
+
+    def __init__(self, array: Any, free: list[Any] | None, flat: Any) -> None:
+        self.array, self.free, self.flat = array, free, flat
+
+    def owned(self) -> Tensor:
+        self.free = None
         return self.tensor
 
     def __del__(self) -> None:
-        if self._home is not None:
-            self._home.free.append(self._flat)
+        if self.free is not None:
+            self.free.append(self.flat)
 
 
 class Workspace:
@@ -67,7 +75,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._shelves: dict[tuple[int, torch.dtype], _Shelf] = {}
-        self._of_shape: dict[tuple[tuple[int, ...], torch.dtype], tuple[_Shelf, int]] = {}
+        self._places: dict[torch.dtype, Places] = {}
         self._evaluations = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:
@@ -76,34 +84,62 @@ class Workspace:
     def __reduce__(self) -> tuple[Any, ...]:
         return Workspace, ()
 
-    def acquire(self, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
-        """A buffer with arbitrary values."""
-        found = self._of_shape.get((shape, dtype))
-        if found is None:
-            found = self._of_shape[shape, dtype] = self._place(shape, dtype)
-        shelf, size = found
-        flat = shelf.take()
-        return Buffer(flat[:size].reshape(shape), shelf, flat)
+    def begin(self, dtype: torch.dtype) -> Places:
+        """Call before every evaluation; now and then, arrays that no evaluation needed are given back to the system.
 
-    def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[_Shelf, int]:
-        size = math.prod(shape)
+        Returns:
+            Where buffers of this precision come from.
+        """
+        self._evaluations += 1
+        if self._evaluations % _PERIOD == 0:
+            for shelf in self._shelves.values():
+                shelf.release_idle()
+            if sum(map(len, self._places.values())) > _MANY:
+                self._shelves = {kind: shelf for kind, shelf in self._shelves.items() if shelf.free}
+                self._places.clear()
+        places = self._places.get(dtype)
+        if places is None:
+            places = self._places[dtype] = Places(self._shelf, dtype)
+        return places
+
+    def _shelf(self, size: int, dtype: torch.dtype) -> _Shelf:
         step = 1 << max(size.bit_length() - 4, 0)
         kind = (-(-size // step) * step, dtype)
         shelf = self._shelves.get(kind)
         if shelf is None:
             shelf = self._shelves[kind] = _Shelf(*kind)
-        return shelf, size
+        return shelf
 
-    def begin(self) -> None:
-        """Call before every evaluation: now and then, arrays that no evaluation needed are given back to the system."""
-        self._evaluations += 1
-        if self._evaluations % _PERIOD:
-            return
-        for shelf in self._shelves.values():
-            shelf.release_idle()
-        if len(self._of_shape) > _MANY:
-            self._shelves = {kind: shelf for kind, shelf in self._shelves.items() if shelf.free}
-            self._of_shape.clear()
+
+class Places(dict[tuple[int, ...], tuple[Any, int]]):
+    """Buffers of one precision, of a workspace."""
+
+    def __init__(self, shelf: Callable[[int, torch.dtype], _Shelf], dtype: torch.dtype) -> None:
+        super().__init__()
+        self._shelf, self.dtype = shelf, dtype
+
+    def __missing__(self, shape: tuple[int, ...]) -> tuple[Any, int]:
+        size = math.prod(shape)
+        self[shape] = self._shelf(size, self.dtype), size
+        return self[shape]
+
+    def empty(self, *shape: int) -> Buffer:
+        """A buffer with arbitrary values."""
+        shelf, size = self[shape]
+        free = shelf.free
+        if free:
+            flat = free.pop()
+            if len(free) < shelf.idle:
+                shelf.idle = len(free)
+        else:
+            flat = torch.empty(shelf.size, dtype=shelf.dtype).numpy()  # aligned, unlike NumPy's
+        return _Lent(flat[:size].reshape(shape), free, flat)
+
+    def zeros(self, *shape: int) -> Buffer:
+        """A buffer that holds zeros."""
+        made = self.empty(*shape)
+        made.array.fill(0)
+        return made
 
 
 class _Shelf:
@@ -115,16 +151,6 @@ class _Shelf:
         self.size, self.dtype = size, dtype
         self.free: list[Any] = []
         self.idle = 0  # the fewest that were free since the last release
-
-    def take(self) -> Any:
-        free = self.free
-        try:
-            flat = free.pop()
-        except IndexError:
-            return torch.empty(self.size, dtype=self.dtype).numpy()  # aligned, unlike NumPy's
-        if len(free) < self.idle:
-            self.idle = len(free)
-        return flat
 
     def release_idle(self) -> None:
         del self.free[: self.idle]

@@ -38,11 +38,13 @@ class Plain(Step):
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         run.inputs = inputs  # their memory
-        if not (inputs or run.tape.keeps):
-            return Buffer(self.function())
+        if not run.tape.keeps and not (inputs and run.tape.records):
+            return Buffer(self.function(*(x.tensor for x in inputs)))
         with torch.enable_grad():
             run.x = [x.tensor.detach().requires_grad_() for x in inputs]
             run.y = self.function(*run.x)
+            if any(_share_memory(run.y, x) for x in run.x):
+                run.y = run.y.clone()
         run.changed = []
         return Buffer(run.y.detach())
 
@@ -56,7 +58,11 @@ class Plain(Step):
             run.of_x = torch.autograd.grad(
                 run.y, run.x, run.g, create_graph=keeps, retain_graph=keeps, allow_unused=True
             )
-        return tuple(None if x is None else Buffer(x.detach().contiguous()) for x in run.of_x)
+        found = [None if x is None else Buffer(x.detach().contiguous()) for x in run.of_x]
+        for x in found:
+            if x is not None:
+                x.is_shared = True  # its numbers are those of run.of_x
+        return tuple(found)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
         run.dx = changes  # their memory
@@ -78,6 +84,10 @@ class Plain(Step):
             if grad is not None:
                 run.tape.add(weight, grad)
         return tuple(None if x is None else Buffer(x.contiguous()) for x in found[: len(run.x)])
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _columns(terms: Any, inputs: Any) -> tuple[list[Tensor], Any, list[Tensor]]:
@@ -234,7 +244,7 @@ class Concatenate(Step):
         return Buffer(torch.cat([x.tensor for x in inputs], dim=-1))
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, ...]:
-        return tuple(Buffer(part.contiguous()) for part in grads[0].tensor.split(run.widths, dim=-1))
+        return tuple(Buffer(part.clone()) for part in grads[0].tensor.split(run.widths, dim=-1))
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
         known = next((change.tensor for change in changes if change is not None), None)
@@ -322,8 +332,7 @@ class Message(Step):
         O, (_, ranges) = pack(run, grads[0]), at.shares(run.table, sums=True)
         dsent = run.dsent
         if dsent is None:
-            dsent = tape.empty(*run.sent.shape)
-            dsent.array.fill(0)
+            dsent = tape.zeros(*run.sent.shape)
         out = tape.empty(ranges, *run.table.shape)
         arrays = (run.at.coef, run.dcoef, at.place, O.array, run.given.array, run.sent.array, dsent.array)
         where, loops = at.where(run.table, sums=True), kernels.vector_edge_loops()
@@ -353,6 +362,9 @@ def unpacked(sums: Buffer, shape: tuple[int, ...]) -> Tensor:
     return total.permute(1, 2, 0, 3).flatten(2)[:, :, : shape[-1]].clone()
 
 
+_SILU = Silu()
+
+
 def linear(module: nn.Module) -> Step:
     """The step of a linear layer."""
     return Linear(module) if is_plain(module, nn.Linear) else Plain(module, module)  # type: ignore[arg-type]
@@ -360,7 +372,7 @@ def linear(module: nn.Module) -> Step:
 
 def activation(module: nn.Module) -> Step:
     """The step of an activation."""
-    return Silu() if is_plain(module, nn.SiLU) else Plain(module, module)
+    return _SILU if is_plain(module, nn.SiLU) else Plain(module, module)
 
 
 def norm(module: nn.Module) -> Step:

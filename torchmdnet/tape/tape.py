@@ -20,7 +20,7 @@ tensors, which autograd, ``torch.compile``, ``torch.export`` and ``torch.func`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +29,7 @@ from torch import Tensor
 from torchmdnet.graph import Graph
 from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.ops.messages import EdgeRows, rows_of_pairs
-from torchmdnet.tape.geometry import Geometry
-from torchmdnet.tape.memory import Buffer, Workspace
+from torchmdnet.tape.memory import Buffer
 
 __all__ = ["Definitions", "Run", "Step", "Tables", "Tape"]
 
@@ -44,8 +43,8 @@ class Run:
     dx: Any = None
     #: Whether the outputs depend on the geometry.
     moves: bool
-    #: Of the outputs.
-    shapes: list[tuple[int, ...]]
+    #: Of the outputs, if there are several.
+    shapes: Any = None
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
@@ -144,58 +143,64 @@ class Tape:
     """Runs the steps of a program in loops, and its derivatives.
 
     Args:
-        geometry: Edges of the graph, which messages read, and where their gradients in it are summed.
+        geometry: Edges of the graph, which messages read, and where their gradients in it are summed; a
+            :class:`torchmdnet.tape.geometry.Geometry` or, for tensors, a ``TensorGeometry``.
         tables: Radial functions.
-        workspace: Where memory comes from.
         keeps: Whether tangent and reverse may be asked for. Otherwise :meth:`backward` can be called once, and
             releases what it has read.
+        records: Whether :meth:`backward` may be asked for at all.
     """
 
-    def __init__(self, geometry: Geometry, tables: Tables, workspace: Workspace, *, keeps: bool) -> None:
-        self.geometry, self.tables, self.workspace, self.keeps = geometry, tables, workspace, keeps
+    def __init__(self, geometry: Any, tables: Tables, *, keeps: bool, records: bool = True) -> None:
+        self.geometry, self.tables, self.keeps, self.records = geometry, tables, keeps, records
+        #: Buffers of the tape's precision, with arbitrary values or zeros, by their shape.
+        self.empty, self.zeros = geometry.places.empty, geometry.places.zeros
         self.steps: list[tuple[Step, Run, list[int], list[int]]] = []
         self.num_values = 0
-        self._moving: set[int] = set()  # values that depend on the geometry
         self.num_gradients = 0  # backward passes so far; runs keep the slopes of the last one
         self._gradients: list[tuple[Tensor, Tensor]] = []
-        workspace.begin()
 
     def __call__(self, step: Step, *inputs: Buffer) -> Any:
         """Run a step; its outputs are inputs of others."""
         run = Run(self)
         made = step.value(run, *inputs)
-        outputs = made if type(made) is tuple else (made,)
-        run.shapes = [output.shape for output in outputs]
-        keys, first = [x.key for x in inputs], self.num_values
-        for output in outputs:
-            output.key = self.num_values
-            self.num_values += 1
-        made_keys = [*range(first, self.num_values)]
-        run.moves = step.reads_geometry or not self._moving.isdisjoint(keys)
-        if run.moves:
-            self._moving.update(made_keys)
-        self.steps.append((step, run, keys, made_keys))
+        keys, moves, key = [], step.reads_geometry, self.num_values
+        for x in inputs:
+            keys.append(x.key)
+            moves = moves or x.moves
+        run.moves = moves
+        if type(made) is tuple:
+            run.shapes = [output.shape for output in made]
+            outputs = [*range(key, key + len(made))]
+            for output in made:
+                output.key, output.moves = key, moves
+                key += 1
+        else:
+            outputs = [key]
+            made.key, made.moves = key, moves
+            key += 1
+        self.num_values = key
+        self.steps.append((step, run, keys, outputs))
         return made
 
-    def empty(self, *shape: int) -> Buffer:
-        """A buffer of the tape's precision with arbitrary values."""
-        return self.workspace.acquire(shape, self.geometry.dtype)
+    def forget(self) -> None:
+        """Release everything; runs refer to their tape, which would keep it alive."""
+        self.steps.clear()
 
     def backward(self, grads: dict[int, Buffer]) -> None:
         """Slopes of everything, given those in outputs by their keys; those in the geometry are summed there."""
         self.num_gradients += 1
         self.geometry.clear()
-        for step, run, inputs, outputs in self._backwards():
+        steps = self.steps
+        number = len(steps)
+        while number:
+            number -= 1
+            step, run, inputs, outputs = steps[number]
+            if not self.keeps:
+                steps.pop()
             run.slopes = given = self._given(run, outputs, grads)
             if given is not None and run.moves:
-                self._accumulate(grads, inputs, step.backward(run, *given))
-
-    def _backwards(self) -> Iterator[tuple[Step, Run, list[int], list[int]]]:
-        """The steps, the last one first; without ``keeps`` each is forgotten before the next."""
-        if self.keeps:
-            yield from reversed(self.steps)
-        while not self.keeps and self.steps:
-            yield self.steps.pop()
+                self._accumulate(grads, inputs, given, step.backward(run, *given))
 
     def tangent(self) -> dict[int, Buffer]:
         """Changes of all values along the direction that :meth:`Geometry.move` was given."""
@@ -215,7 +220,7 @@ class Tape:
         for step, run, inputs, outputs in reversed(self.steps):
             given = self._given(run, outputs, grads, always=run.slopes is not None)
             if given is not None:
-                self._accumulate(grads, inputs, step.reverse(run, *given))
+                self._accumulate(grads, inputs, given, step.reverse(run, *given))
         found: dict[int, Tensor] = {}
         made = [(tensor, grad) for tensor, grad in self._gradients if not tensor.is_leaf]
         of_weights = [(tensor, grad) for tensor, grad in self._gradients if tensor.is_leaf]
@@ -237,29 +242,35 @@ class Tape:
         self, run: Run, outputs: Sequence[int], grads: dict[int, Buffer], always: bool = False
     ) -> list[Buffer] | None:
         """Gradients in the outputs of a step; None if there are none, zeros for some of several."""
+        if len(outputs) == 1:
+            grad = grads.pop(outputs[0], None)
+            if grad is not None:
+                return [grad]
+            return [self.zeros(*run.slopes[0].shape)] if always else None
         found = [grads.pop(key, None) for key in outputs]
+        if None not in found:
+            return found  # type: ignore[return-value]
         if not always and all(grad is None for grad in found):
             return None
-        if any(grad is None for grad in found):
-            found = [self._zeros(s) if g is None else g for g, s in zip(found, run.shapes, strict=True)]
-        return found  # type: ignore[return-value]
+        return [self.zeros(*s) if g is None else g for g, s in zip(found, run.shapes, strict=True)]
 
-    def _zeros(self, shape: tuple[int, ...]) -> Buffer:
-        zeros = self.empty(*shape)
-        zeros.array.fill(0)
-        return zeros
-
-    def _accumulate(self, grads: dict[int, Buffer], inputs: Sequence[int], found: Sequence[Buffer | None]) -> None:
+    def _accumulate(
+        self, grads: dict[int, Buffer], inputs: Sequence[int], given: list[Buffer], found: Sequence[Buffer | None]
+    ) -> None:
+        """Add what a step found for its inputs, in place unless the numbers are those of other gradients too."""
         for key, more in zip(inputs, found, strict=True):
             if more is None:
                 continue
-            before = grads.get(key)
-            if before is None:
+            if more in given:
+                more.is_shared = True
+            if key not in grads:
                 grads[key] = more
-            else:
-                total = self.empty(*before.tensor.shape)
-                torch.add(before.tensor, more.tensor, out=total.tensor)
-                grads[key] = total
+                continue
+            before = grads[key]
+            kept = more if before.is_shared else before
+            total = self.empty(*before.shape) if kept.is_shared else kept
+            torch.add(before.tensor, more.tensor, out=total.tensor)
+            grads[key] = total
 
 
 class Definitions:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchmdnet.graph import Graph
 from torchmdnet.nn.filters import Radial
-from torchmdnet.tape.geometry import Geometry
+from torchmdnet.tape.geometry import Geometry, TensorGeometry
 from torchmdnet.tape.memory import Buffer, Workspace
 from torchmdnet.tape.tape import Definitions, Run, Step, Tables, Tape
 
@@ -25,6 +25,7 @@ def check_step(
     weights: Sequence[Tensor] = (),
     *,
     constant: Sequence[int] = (),
+    handedness: float | None = None,
     tolerance: float = 1e-10,
 ) -> None:
     """Compare value, backward, tangent and reverse of a step with the derivatives of its definition by autograd.
@@ -36,6 +37,7 @@ def check_step(
         radial: Radial functions of the pairs of the graph.
         weights: Leaf tensors in which gradients are compared.
         constant: Numbers of inputs that do not depend on the geometry.
+        handedness: For steps of tensors, see :class:`torchmdnet.tape.geometry.TensorGeometry`.
         tolerance: Largest deviation, relative to the largest number of each result.
 
     Raises:
@@ -49,7 +51,8 @@ def check_step(
 
     vec, dist = graph.edge_vec.detach(), graph.pairs.dist.detach()
     moving = [k for k in range(len(inputs)) if k not in constant]
-    dx, dvec, ddist = [random(x) for x in inputs], random(vec), random(dist)
+    is_edge = (dist.index_select(0, graph.pairs.of_edge) > 0)[:, None]  # self loops do not move
+    dx, dvec, ddist = [random(x) for x in inputs], is_edge * random(vec), random(dist)
 
     leaves = [x.detach().clone().requires_grad_() for x in (*inputs, vec, dist)]
     moved = graph._replace(
@@ -73,8 +76,9 @@ def check_step(
     expected = torch.autograd.grad(objective, [*leaves[:-2], *weights], allow_unused=True)
 
     workspace = _Poisoned()
-    geometry = Geometry(radial.spline, radial.fade, graph, vec, dist, workspace)
-    tape = Tape(geometry, Tables(radial, trains=True), workspace, keeps=True)
+    edges = (radial.spline, radial.fade, graph, vec, dist, workspace)
+    geometry = Geometry(*edges) if handedness is None else TensorGeometry(*edges, handedness)
+    tape = Tape(geometry, Tables(radial, trains=True), keeps=True)
     with torch.no_grad():
         given = [_Given(x, change, k in moving) for k, (x, change) in enumerate(zip(inputs, dx, strict=True))]
         made = _as_tuple(tape(step, *(tape(source) for source in given)))
@@ -88,7 +92,8 @@ def check_step(
             names = [f"input {k}" for k in moving]
             for name, ours, theirs in zip(names, found, of_places, strict=False):
                 _compare("backward", name, ours, theirs, tolerance)
-            _compare("backward", "vectors", of_vec, of_places[-2], tolerance)
+            of_edges = None if of_places[-2] is None else is_edge * of_places[-2]
+            _compare("backward", "vectors", of_vec, of_edges, tolerance)
             _compare("backward", "distances", of_dist, of_places[-1], tolerance)
         geometry.move(dvec, ddist)
         changes = tape.tangent()
@@ -119,12 +124,11 @@ def _compare(which: str, name: str, ours: Tensor | None, theirs: Tensor | None, 
 class _Poisoned(Workspace):
     """Memory that is NaN as soon as it is released: a step has to keep the buffers of all that it reads later."""
 
-    def acquire(self, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
-        made = super().acquire(shape, dtype)
-        shelf, _ = self._of_shape[shape, dtype]
+    def _shelf(self, size: int, dtype: torch.dtype) -> Any:
+        shelf = super()._shelf(size, dtype)
         if type(shelf.free) is list:
             shelf.free = _NaNs()
-        return made
+        return shelf
 
 
 class _NaNs(list[Any]):
