@@ -23,6 +23,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.filters import Tables as StoredTables
 from torchmdnet.ops import kernels
 from torchmdnet.ops.batched import is_within_batch, one_by_one
+from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.tape.geometry import Geometry
 from torchmdnet.tape.memory import Buffer, Workspace
 from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
@@ -38,7 +39,8 @@ __all__ = ["TapedRepresentation"]
 class TapedRepresentation(Representation):
     """An architecture that is a program of steps.
 
-    A subclass has ``distance_expansion`` and ``envelope``, and writes :attr:`radial_functions` and :meth:`program`.
+    A subclass has ``hidden_channels``, ``distance_expansion`` and ``envelope``, and writes :attr:`radial_functions` and
+    :meth:`program`.
     """
 
     #: Whether every step of the program has the passes that training on forces needs.
@@ -49,6 +51,7 @@ class TapedRepresentation(Representation):
     distance_expansion: nn.Module
     embedding: nn.Embedding
     envelope: CosineCutoff
+    hidden_channels: int
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -78,8 +81,12 @@ class TapedRepresentation(Representation):
         raise NotImplementedError
 
     def fits_loops(self, weight: Tensor) -> bool:
-        """Whether compiled loops take features of this network's widths, in the precision of a weight."""
-        raise NotImplementedError
+        """Whether compiled loops take features of this network's widths, in the precision of a weight.
+
+        As it is, whole vectors of ``hidden_channels``: a multiple of 8 in single precision, of 4 in double.
+        """
+        channels: Any = self.hidden_channels
+        return kernels.can_loop(weight, channels) and channels % lanes_of(weight.element_size()) == 0
 
     def added_energy(self, graph: Graph) -> Tensor | None:
         """Known physics beside the features, the energy of each atom (N, 1); None for nothing."""
