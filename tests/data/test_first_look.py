@@ -43,6 +43,15 @@ def test_signs_and_units_are_looked_at_before_a_run(tmp_path, caplog, name):
         assert any(text.startswith(words) and "torchmd-net data " in text for text in told)
 
 
+def test_further_quantities_are_let_be(tmp_path, caplog):
+    frames = molecules()[:20]
+    for atoms in frames:
+        atoms.arrays["hirshfeld"] = atoms.positions.copy()
+        atoms.info["mine"] = 1.0
+    options = {"dataset_arg": {"cache": False, "extra_keys": ["hirshfeld", "mine"]}}
+    assert not [text for text in looked_at(tmp_path, frames, caplog, **options) if text.startswith("The data, ")]
+
+
 def test_charges_that_the_model_is_not_given_are_told(tmp_path, caplog):
     frames = molecules()[:20]
     for number, atoms in enumerate(frames):

@@ -20,6 +20,8 @@ __all__ = ["first_look"]
 
 #: Samples and atoms that are looked at, in this many runs of neighbours, so that the work of forces can be told.
 SAMPLES, ATOMS, RUNS = 160, 4000, 4
+#: Quantities that are looked at.
+NAMES = ("z", "pos", "box", "y", "neg_dy", "stress")
 
 
 def first_look(dataset: Any, rows: np.ndarray, learnt: frozenset[LabelKind]) -> list[Finding]:
@@ -30,7 +32,8 @@ def first_look(dataset: Any, rows: np.ndarray, learnt: frozenset[LabelKind]) -> 
         rows: Numbers of the samples to choose from.
         learnt: Labels that training asks for.
     """
-    frames = Frames.from_samples(dataset.frames.sample(int(row)) for row in _chosen(dataset.frames.counts, rows))
+    chosen = (dataset.frames.sample(int(row)) for row in _chosen(dataset.frames.counts, rows))
+    frames = Frames.from_samples({name: sample[name] for name in NAMES if name in sample} for sample in chosen)
     samples = samples_of(dataset, type(dataset).__name__, "", None)
     samples.frames, samples.learnt, samples.splits = frames, learnt, {}
     diagnosis = Diagnosis(samples)
