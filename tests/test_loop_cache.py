@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -274,13 +275,55 @@ def test_a_first_call_tells_that_it_compiles_and_how_long_it_took(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     progress = loop_cache._Progress()
+    progress.NOTICE = 0.0  # type: ignore[misc]
     dispatcher = type("Dispatcher", (), {"py_func": loop_cache.folders})
     calls = ((progress.on_start, event.EventStatus.START), (progress.on_end, event.EventStatus.END))
     with caplog.at_level(logging.WARNING, logger=loop_cache.__name__):
         for listen, status in calls * 2:
             listen(event.Event("numba:compile", status, data={"dispatcher": dispatcher}))
+            assert progress._notice is not None
+            progress._notice.join()
         progress.close()
+    assert "Compiling loops for this processor, which" in caplog.text
     assert [record.message.split(" ")[0] for record in caplog.records] == ["Compiling", "Compiled"]
+
+
+def test_what_compiles_in_a_moment_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    progress = loop_cache._Progress()
+    dispatcher = type("Dispatcher", (), {"py_func": loop_cache.folders})
+    with caplog.at_level(logging.WARNING, logger=loop_cache.__name__):
+        progress.on_start(event.Event("numba:compile", event.EventStatus.START, data={"dispatcher": dispatcher}))
+        assert progress._depth == 1
+        progress.on_end(event.Event("numba:compile", event.EventStatus.END, data={"dispatcher": dispatcher}))
+        assert progress._depth == 0
+        progress._tell(progress._number, "torchmdnet.neighbors.brute")
+        progress.close()
+    assert not caplog.records
+
+
+def test_a_signal_is_heard_between_two_parts_of_what_is_compiled() -> None:
+    from torchmdnet.config.stopping import Stopped, stop_signals
+
+    progress = loop_cache._progress
+    dispatcher = type("Dispatcher", (), {"py_func": len})  # not ours, and not announced
+    started = event.Event("numba:compile", event.EventStatus.START, data={"dispatcher": dispatcher})
+    ended = event.Event("numba:compile", event.EventStatus.END, data={"dispatcher": dispatcher})
+    with stop_signals():
+        progress.on_start(started)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            progress.on_end(ended)
+        progress.on_start(started)
+        progress.on_end(ended)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_messages_name_what_loops_are_for() -> None:
+    assert loop_cache._purpose("torchmdnet.neighbors.brute") == "the neighbour search"
+    assert loop_cache._purpose("torchmdnet.ops.kernels.tensor_edges") == "the edges of TensorNet"
+    assert loop_cache._purpose("torchmdnet.ops.kernels.sharing") == "the model"
+    assert loop_cache._purpose("torchmdnet.stacking") == "this processor"
 
 
 def test_digest_follows_imports() -> None:

@@ -41,7 +41,7 @@ from numba.core.compiler import CompileResult
 
 from torchmdnet.files import private_temporary_folder
 
-__all__ = ["LoopCache", "folders", "jit"]
+__all__ = ["LoopCache", "folders", "interrupt", "jit"]
 
 log = logging.getLogger(__name__)
 
@@ -314,32 +314,66 @@ class _Progress(event.Listener):
     first evaluation would otherwise be silent for half a minute. Workers of another process say nothing.
     """
 
-    #: Seconds without compiling after which the time is told.
-    PAUSE = 2.0
+    #: Seconds without compiling after which the time is told, and of compiling after which it is announced.
+    PAUSE, NOTICE = 2.0, 1.0
 
     def __init__(self) -> None:
         self._depth, self._is_told = 0, False
         self._began = self._ended = 0.0
+        self._number = 0  # of loops so far
+        self._asked: BaseException | None = None
+        self._thread = 0  # that compiles
         self._timer: threading.Timer | None = None
+        self._notice: threading.Timer | None = None
+
+    def interrupt(self, error: BaseException) -> bool:
+        """See :func:`interrupt`."""
+        is_heard = self._depth > 0 and self._asked is None and self._thread == threading.get_ident()
+        if is_heard:
+            self._asked = error
+        return is_heard
+
+    def _raise(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            raise asked
 
     def on_start(self, event: Any) -> None:
+        self._raise()
+        self._thread = threading.get_ident()
         function = getattr((event.data or {}).get("dispatcher"), "py_func", None)
         self._depth += 1
         if self._timer is not None:
             self._timer.cancel()
-        if self._began or not getattr(function, "__module__", "").startswith("torchmdnet."):
+        module = getattr(function, "__module__", "")
+        if not module.startswith("torchmdnet."):
+            return
+        if self._depth == 1 and not (self._is_told or _is_worker()):
+            self._announce(module)
+        if self._began:
             return
         self._began = time.monotonic()
-        if not (self._is_told or _is_worker()):
-            self._is_told = True
-            when = "once, until the package is updated" if writable_folder() else "in every run"
-            log.warning("Compiling loops for this processor, which takes half a minute or so, %s.", when)
+
+    def _announce(self, module: str) -> None:
+        """Say, after a second, that loops of a module are compiled, if that is still going on."""
+        self._number += 1
+        self._notice = threading.Timer(self.NOTICE, self._tell, [self._number, module])
+        self._notice.daemon = True
+        self._notice.start()
+
+    def _tell(self, number: int, module: str) -> None:
+        if self._number != number or self._is_told or not self._depth:
+            return
+        self._is_told = True
+        when = "once, until the package is updated" if writable_folder() else "in every run"
+        log.warning("Compiling loops for %s, which takes half a minute or so, %s.", _purpose(module), when)
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
         if event._exc_details is not None:  # event.is_failed is true where nothing failed, and only there
             for lock in reversed(_HELD[-1:]):
                 _release(lock)
+        self._raise()
         if not self._began or self._depth:
             return
         self._ended = time.monotonic()
@@ -349,9 +383,37 @@ class _Progress(event.Listener):
 
     def close(self) -> None:
         """Say how long it took."""
-        if self._began and not self._depth and not _is_worker():
-            log.warning("Compiled loops for %.0f s.", self._ended - self._began)
+        took = self._ended - self._began
+        if self._began and not self._depth and took >= self.NOTICE and not _is_worker():
+            log.warning("Compiled loops for %.0f s.", took)
         self._began = 0.0
+
+
+#: What the loops of a module are for.
+_PURPOSES = {
+    "torchmdnet.neighbors": "the neighbour search",
+    "torchmdnet.ops.kernels.tensor_edges": "the edges of TensorNet",
+    "torchmdnet.ops.kernels.vector_edges": "the edges of the equivariant transformer",
+    "torchmdnet.ops.kernels.nodes": "the atoms of the model",
+    "torchmdnet.ops.kernels": "the model",
+    "torchmdnet.datasets": "reading data",
+}
+
+
+def _purpose(module: str) -> str:
+    """What the loops of a module are for, in words."""
+    return next((words for name, words in _PURPOSES.items() if module.startswith(name)), "this processor")
+
+
+def interrupt(error: BaseException) -> bool:
+    """Raise an error between two parts of the loop that is being compiled, for handlers of signals.
+
+    LLVM calls back into Python, where an error that a handler raises is lost.
+
+    Returns:
+        Whether this thread is compiling a loop and was not asked before; nothing is raised otherwise.
+    """
+    return _progress.interrupt(error)
 
 
 def _is_worker() -> bool:

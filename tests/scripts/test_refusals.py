@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,29 @@ def test_users_that_there_are_not_are_names_of_folders():
     assert expanded("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
     with pytest.raises(ConfigError, match="output: "):
         check_target("a\0b", "output")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["info", ""], "argument 1 of torchmd-net info"),
+        (["convert", "a.ckpt", "  "], "argument 2 of torchmd-net convert"),
+        (["convert", "a.ckpt", "b.ckpt", "--elements", ""], "--elements"),
+        (["convert", "a.ckpt", "b.ckpt", "--units="], "--units"),
+        (["sample", "in.xyz", "-o", "", "-m", "rattle"], "-o"),
+        (["bench", ""], "argument 1 of torchmd-net bench"),
+    ],
+)
+def test_empty_arguments_are_named(words, name, capsys):
+    assert f"error: {name} is empty. Give it a value" in refused(words, capsys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_asked_to_end_says_so_in_one_line(number, monkeypatch, capsys):
+    from torchmdnet.scripts import info
+
+    monkeypatch.setattr(info, "main", lambda words: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as end:
+        main(["info", "x.ckpt"])
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().err == f"{number.name}: stopped before the end.\n"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["STOPS", "Stopped", "signals_to", "stop_signals"]
+__all__ = ["STOPS", "Stopped", "interrupt_compiling", "signals_to", "stop_signals"]
 
 #: What asks a run to end.
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -50,12 +51,19 @@ def signals_to(handler: Callable[[int, Any], None]) -> Iterator[bool]:
             signal.signal(number, earlier)
 
 
+def interrupt_compiling(error: BaseException) -> bool:
+    """See :func:`torchmdnet.loop_cache.interrupt`; where nothing was compiled, nothing is imported for it."""
+    loops = sys.modules.get("torchmdnet.loop_cache")
+    return loops is not None and loops.interrupt(error)
+
+
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Raise :class:`Stopped` in this block when a signal asks for the end."""
 
     def stop(number: int, frame: Any) -> None:
-        raise Stopped(number)
+        if not interrupt_compiling(Stopped(number)):
+            raise Stopped(number)
 
     with signals_to(stop):
         yield

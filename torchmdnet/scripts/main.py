@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from torchmdnet._version import __version__
+from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean, shown
 from torchmdnet.files import ensure_home, reader_may_end
 
@@ -62,14 +63,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
         _show_notices()
         ensure_home()
+        _check_words(words)
         module, _, function = COMMANDS[words[0]][1].partition(":")
-        with reader_may_end():
+        with reader_may_end(), stop_signals():
             getattr(importlib.import_module(module), function)(words[1:])
     except (ConfigError, DataError, CheckpointError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
         print(f"error: {shown(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt as stop:
+        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+            raise
+        stop = stop if isinstance(stop, Stopped) else Stopped()
+        print(f"{stop.name}: stopped before the end.", file=sys.stderr)
+        raise SystemExit(stop.status) from None
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse arguments without a character: a variable of a shell that is not set, mostly."""
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and equals:
+            name, text = flag, value
+        else:
+            before = words[number - 1]
+            name, text = before if before.startswith("-") else f"argument {number} of torchmd-net {words[0]}", word
+        if not text.strip():
+            raise ConfigError(f"{name} is empty. Give it a value, or leave it out.")
 
 
 def usage() -> str:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet.checkpoint import read_checkpoint
-from torchmdnet.config.stopping import STOPS, signals_to
+from torchmdnet.config.stopping import STOPS, interrupt_compiling, signals_to
 from torchmdnet.errors import CheckpointError, WriteError
 from torchmdnet.training.files import copy_file
 
@@ -406,6 +406,10 @@ class PoliteStop(Callback):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        if not torch.distributed.is_initialized() and interrupt_compiling(KeyboardInterrupt()):
+            # it may go on for half a minute, and no step is lost by not waiting for it
+            log.warning("%s: stopping while loops are compiled.", signal.Signals(number).name)
+            return
         words = "stopping between two steps. Once more stops at once."
         if self.is_validating:
             words = "stopping after this validation. Once more stops at once, and the epoch has to be trained again."
