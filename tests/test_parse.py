@@ -132,3 +132,19 @@ def test_a_value_of_another_kind_is_refused_by_its_key(line, message, tmp_path, 
 
 def test_a_value_alone_is_read():
     assert parse_yaml("{a: [1e3, no]}") == {"a": [1000, "no"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("lr 1e-4\nbatch_size: 3\n", "line 1"),  # no colon, which is noticed on the next line
+        ("a: 1\nb: [1, 2\nc: 3\n", "line 2"),
+        ("a: 1\nb: 'text\nc: 3\n", "line 2"),
+        ("a: 1\n  b: 2\n", "line 2"),
+        ("a: 1\nb: 2\n c\nd: - 3\n", "line 4"),
+        ("a:\n  - 1\n - 2\n", "at or before line 3"),
+    ],
+)
+def test_the_line_of_an_error_is_the_one_that_is_wrong(text, line):
+    with pytest.raises(ConfigError, match=f"^c.yaml, {line}: this is not YAML"):
+        parse_yaml(text, "c.yaml")

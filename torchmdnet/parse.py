@@ -264,7 +264,7 @@ def _described(error: yaml.YAMLError, name: str, is_file: bool) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     problem = "an anchor is defined twice" if problem == "second occurrence" else problem
-    line = f"line {mark.line + 1}" if mark is not None and is_file else ""
+    line = _line_of(error, mark) if mark is not None and is_file else ""
     if isinstance(error, ReaderError):  # it knows the character alone
         code = error.character if isinstance(error.character, int) else ord(error.character)
         problem = f"the character of code 0x{code:02x}, number {error.position + 1} of the file, is not allowed"
@@ -275,6 +275,18 @@ def _described(error: yaml.YAMLError, name: str, is_file: bool) -> str:
     else:
         words = f"this is not YAML: {problem}."
     return f"{place}: {words}" if place else words
+
+
+def _line_of(error: yaml.YAMLError, mark: Any) -> str:
+    """The line that is wrong: where something begins that never ends, not where that is noticed."""
+    context, start = str(getattr(error, "context", None)), getattr(error, "context_mark", None)
+    if start is not None and start.line < mark.line and context.startswith(("while scanning", "while parsing a flow")):
+        return f"line {start.line + 1}"
+    before = (mark.buffer or "").split("\n")[: mark.line]
+    if "mapping values are not allowed" in str(error) and before and before[-1].strip() and ":" not in before[-1]:
+        return f"line {mark.line}"  # a key without a colon reads on to the colon of the next
+    is_late = str(getattr(error, "problem", None)).startswith("expected <block end>")
+    return f"{'at or before ' if is_late else ''}line {mark.line + 1}"
 
 
 def parse_json(

@@ -77,7 +77,7 @@ def test_a_repeated_key_is_reported_and_the_later_value_used(write, caplog):
     ("- 1\n- 2\n", "conf.yaml", "is not a mapping"),
     ("just words", "conf.yaml", "is not a mapping"),
     ("a: 1", "conf.txt", "does not end in .yaml or .yml"),
-    ("a: 1\nb: [1, 2\nc: 3\n", "conf.yaml", "line 3: this is not YAML"),
+    ("a: 1\nb: [1, 2\nc: 3\n", "conf.yaml", "line 2: this is not YAML"),
     ("a: 1\n---\nb: 2\n", "conf.yaml", "this is not YAML"),
     ("lr: !!python/object/apply:os.system ['true']", "conf.yaml", "line 1: .*refused"),
     ("lr: !!python/name:os.system", "conf.yaml", "line 1: .*refused"),

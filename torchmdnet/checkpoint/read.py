@@ -173,11 +173,15 @@ def as_model_file(path: str | Path) -> Iterator[None]:
     Options and weights can be anything: a file may lack what its model needs, or hold values of another kind.
 
     Raises:
-        CheckpointError: Naming the file, and the option or tensor that is missing.
+        CheckpointError: Naming the file, and the option or tensor that is missing. A ``ConfigError`` stays one.
     """
     try:
         yield
-    except (CheckpointError, ConfigError, DataError, OSError, MemoryError, ImportError):
+    except (CheckpointError, ConfigError, DataError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except (OSError, MemoryError, ImportError):
         raise
     except KeyError as error:
         what = error.args[0] if error.args else "something"

@@ -319,7 +319,7 @@ def _print(args: argparse.Namespace, about: dict[str, Any], found: Sequence[dict
 
     from torchmdnet.calculators.speed import THROUGH
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, no_color=True)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=80, no_color=True)
     for entry in found:
         atoms, rows = entry["atoms"], entry["rows"]
         kind = "periodic" if atoms.pbc.any() else "open"
@@ -341,7 +341,7 @@ def _print(args: argparse.Namespace, about: dict[str, Any], found: Sequence[dict
         *notes,
     ]
     for line in lines:
-        console.print(Text(line), soft_wrap=not console.is_terminal)
+        console.print(Text(line))
 
 
 #: Columns that a narrow terminal goes without, the first of them first: what they say follows from the others.
