@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -224,3 +225,49 @@ def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch):
     assert left == sorted(left, reverse=True)
     assert left[0] > left[-1] + 10
     assert 0 <= left[-1] < 5
+
+
+def test_the_lowest_loss_and_the_epochs_of_this_run_are_told_in_words(tmp_path):
+    from torchmdnet.training.report import RunFacts, _monitor_words
+
+    facts = RunFacts(
+        folder=tmp_path, options={"y_weight": 2.0, "derivative": True}, units=EV, splits={}, train_facts=None,
+        evaluation=None, provenance={}, monitor="val_total_mse_loss", best_score=1.0, tested="best.ckpt",
+        tested_epoch=4, num_epochs=5, num_parameters=3, device="CPU", seconds=1.0, samples_per_second=1.0,
+    )  # fmt: skip
+    loss = "2 × mse_loss(energies) + 1 × mse_loss(force components), in eV and Å"
+    assert _monitor_words(facts) == f"lowest validation loss, {loss}"
+    facts.monitor, facts.units = "train_total_l1_loss", Units()
+    words = "2 × l1_loss(energies) + 1 × l1_loss(force components), in the units of the data"
+    assert _monitor_words(facts) == f"lowest training loss, {words}"
+    assert facts.epochs_in_words == "5 epochs"
+    facts.epochs_before = 3
+    assert facts.epochs_in_words == "2 epochs (5 in all)"
+
+
+def test_energies_relative_to_elements_are_labelled_so(tmp_path, monkeypatch):
+    from torchmdnet.training import plots
+
+    titles = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: titles.append(figure.axes[0].get_title()))
+    points = {"y": (np.array([1.0, 2.0]), np.array([1.1, 2.1]))}
+    evaluation = Evaluation("test", Errors(1, *([0.1] * 4), 3, 0.1, 0.1), points)
+    assert draw_parity(tmp_path / "parity.png", evaluation, EV, relative=True)
+    assert draw_parity(tmp_path / "parity.png", evaluation, EV)
+    assert titles == ["Energy relative to elements", "Energy"]
+
+
+def test_a_signal_while_loops_compile_ends_at_once(monkeypatch):
+    from torchmdnet import loop_cache
+    from torchmdnet.training.callbacks import PoliteStop
+
+    polite = PoliteStop(None)
+    polite._note(15, None)
+    assert polite.signal == 15  # between two steps
+    polite = PoliteStop(None)
+    monkeypatch.setattr(loop_cache._progress, "_depth", 1)
+    monkeypatch.setattr(loop_cache._progress, "_thread", threading.get_ident())
+    polite._note(15, None)  # an error from a handler would be lost in a callback of LLVM
+    assert polite.signal == 15
+    with pytest.raises(KeyboardInterrupt):
+        loop_cache._progress.on_start(None)

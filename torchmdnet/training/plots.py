@@ -116,8 +116,14 @@ def _log_scale(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
+def draw_parity(path: Path, evaluation: Evaluation, units: Units, *, relative: bool = False) -> bool:
     """Predictions against labels, a panel for energies, force components, stress and each property.
+
+    Args:
+        path: The file to write.
+        evaluation: Predictions and labels.
+        units: Units of the data.
+        relative: Whether energies are relative to the reference energies of the elements.
 
     Returns:
         Whether there was anything to draw.
@@ -127,7 +133,12 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units) -> bool:
     panels = [
         (term, title, unit, error)
         for term, title, unit, error in (
-            ("y", "Energy", f"{units.energy or 'energy unit'}/atom", _words(evaluation, "y", units)),
+            (
+                "y",
+                "Energy relative to elements" if relative else "Energy",
+                f"{units.energy or 'energy unit'}/atom",
+                _words(evaluation, "y", units),
+            ),
             ("neg_dy", "Force components", _plain_force(units), _words(evaluation, "neg_dy", units)),
             *((t, _title(t), units.others[t], _words(evaluation, t, units)) for t in units.others),
         )

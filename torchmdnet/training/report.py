@@ -55,6 +55,13 @@ class RunFacts:
     samples_per_second: float
     stopped: str = ""
     notes: Sequence[str] = field(default_factory=list)
+    epochs_before: int = 0  # of the run that this one continues
+
+    @property
+    def epochs_in_words(self) -> str:
+        """The epochs of this run, and of all where it continues another: ``2 epochs (5 in all)``."""
+        words = counted(self.num_epochs - self.epochs_before, "epoch")
+        return f"{words} ({self.num_epochs} in all)" if self.epochs_before else words
 
 
 def versions() -> dict[str, str]:
@@ -139,6 +146,17 @@ def trivial_words(facts: RunFacts) -> str:
     if evaluation is not None and evaluation.errors.others:
         words.append(f"mean {', '.join(evaluation.errors.others)} of the training set")
     return ", ".join(words)
+
+
+def _monitor_words(facts: RunFacts) -> str:
+    """What ``best.ckpt`` has the lowest value of: ``lowest validation loss, 1 × mse_loss(energies), in eV and Å``."""
+    split, _, loss = facts.monitor.partition("_total_")
+    words = loss_words(facts)
+    trained = loss_name(facts.options.get("train_loss", "mse_loss"))
+    words = words.replace(f"{trained}(", f"{loss}(") if loss != trained else words
+    units = " and ".join(filter(None, (facts.units.energy, facts.units.length)))
+    kind = {"val": "validation", "train": "training"}.get(split, split)
+    return f"lowest {kind} loss, {words}, in {units or 'the units of the data'}"
 
 
 def loss_words(facts: RunFacts) -> str:
@@ -246,7 +264,7 @@ def _title(facts: RunFacts) -> str:
 
 def _subtitle(facts: RunFacts) -> str:
     words = [
-        counted(facts.num_epochs, "epoch"),
+        facts.epochs_in_words,
         duration(facts.seconds),
         facts.device,
         f"{facts.num_parameters:,} parameters",
@@ -265,7 +283,7 @@ def _cards(facts: RunFacts) -> str:
         cards.append((f"{mae} {unit}", f"{split} MAE, {name}" + (f"; {compare}" if compare else "")))
     best = f"{significant(facts.best_score)}" if math.isfinite(facts.best_score) else "-"
     where = f", epoch {facts.tested_epoch}" if facts.tested_epoch is not None else ""
-    cards.append((best, f"best {facts.monitor}{where}"))
+    cards.append((best, f"{_monitor_words(facts)}{where}"))
     cards.append((f"{significant(facts.samples_per_second)}/s", "systems trained per second"))
     return (
         '<div class="cards">'
