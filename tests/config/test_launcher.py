@@ -2,12 +2,13 @@
 
 import pytest
 
-from torchmdnet.config.launcher import check_launcher
+from torchmdnet.config.launcher import check_environment, check_launcher, check_places
 from torchmdnet.errors import ConfigError
 from torchmdnet.scripts.train import main
 
 NAMES = ("NODE_RANK", "GROUP_RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID",
-         "SLURM_NTASKS", "SLURM_NNODES", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+         "SLURM_NTASKS", "SLURM_NNODES", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT",
+         "TORCHMDNET_RENDEZVOUS_TIMEOUT")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +56,54 @@ def test_nodes_need_a_port_and_one_process_needs_nothing(monkeypatch):
     check_launcher(2)
     monkeypatch.setenv("NODE_RANK", "1")
     check_launcher(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "4"), ("WORLD_SIZE", "0"), ("LOCAL_WORLD_SIZE", "2"),
+     ("NODE_RANK", "1"), ("GROUP_RANK", "3"), ("SLURM_PROCID", "2")],
+)  # fmt: skip
+def test_a_place_that_the_settings_do_not_have_is_refused(name, value, monkeypatch):
+    check_places(1, 1)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"{name}: {value} in the environment.*ask for 1 process \(ngpus 1"):
+        check_places(1, 1)
+
+
+def test_places_that_fit_are_taken(monkeypatch):
+    for name, value in {"WORLD_SIZE": "4", "NODE_RANK": "1", "LOCAL_RANK": "1", "RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    check_places(2, 2)
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ConfigError, match=r"RANK: 2 in the environment.*4 processes \(ngpus 2, num_nodes 2\); 3 would"):
+        check_places(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        *[
+            ("TORCHMDNET_RENDEZVOUS_TIMEOUT", value, "no number of seconds")
+            for value in ("abc", "-1", "0", "nan", "1e9")
+        ],
+        *[("MASTER_PORT", value, "is no port") for value in ("abc", "0", "99999")],
+        ("WORLD_SIZE", "9" * 5000, "no whole number"),
+        ("WORLD_SIZE", "2", "ask for 1 process"),
+    ],
+)
+def test_the_environment_is_looked_at_before_anything_is_made(name, value, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["--dataset", "TinyQM", "--ngpus", "1", "--log-dir", str(tmp_path / "run")])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"error: {name}: " in told
+    assert words in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_nearly_ours_are_told(monkeypatch, caplog):
+    monkeypatch.setenv("TORCHMDNET_RENDEZVOUS_TIME", "5")
+    check_environment()
+    assert "TORCHMDNET_RENDEZVOUS_TIME in the environment is not read" in caplog.text
+    assert "Did you mean 'TORCHMDNET_RENDEZVOUS_TIMEOUT'" in caplog.text

@@ -18,9 +18,11 @@ import torch
 from toy_runs import finish, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
+from torchmdnet.config import launcher
+from torchmdnet.config.launcher import rendezvous_seconds
 from torchmdnet.errors import ConfigError
 from torchmdnet.training import distributed
-from torchmdnet.training.distributed import choose_world, rendezvous_seconds
+from torchmdnet.training.distributed import choose_world
 
 
 def _free_port():
@@ -194,7 +196,7 @@ def test_a_wait_that_is_no_number_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"TORCHMDNET_RENDEZVOUS_TIMEOUT.*soon"):
         rendezvous_seconds()
     monkeypatch.delenv("TORCHMDNET_RENDEZVOUS_TIMEOUT")
-    assert rendezvous_seconds() == distributed.WAIT_SECONDS
+    assert rendezvous_seconds() == launcher.WAIT_SECONDS
 
 
 @pytest.mark.parametrize(

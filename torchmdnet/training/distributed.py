@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed import PrefixStore, TCPStore
 
+from torchmdnet.config.launcher import check_places, rendezvous_seconds
 from torchmdnet.errors import ConfigError, PeerError
 from torchmdnet.processes import end_with_parent
 
@@ -30,9 +31,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-#: How long the processes of a run wait for each other, at the start and later at any step, in seconds.
-WAIT_SECONDS = 120.0
 
 #: Seconds between two signs of life of a process.
 BEAT_SECONDS = 1.0
@@ -86,11 +84,14 @@ def choose_world(ngpus: int, num_nodes: int) -> World:
         num_nodes: Number of nodes.
 
     Raises:
-        ConfigError: If there are not that many, or the launcher started other processes.
+        ConfigError: If there are not that many, the launcher started other processes, or the environment names a place
+            that is none of theirs.
     """
     launched = launched_world()
     if launched is None:
-        return World(*_choose_devices(ngpus), num_nodes)
+        world = World(*_choose_devices(ngpus), num_nodes)
+        check_places(world.devices, num_nodes)
+        return world
     per_node, nodes, launcher = launched
     for option, given, default, found in (("ngpus", ngpus, -1, per_node), ("num_nodes", num_nodes, 1, nodes)):
         if given not in (default, found):
@@ -126,18 +127,6 @@ def _positive(ngpus: int) -> int:
 
 
 # -------------------------------------------------------------------------------------------------- rendezvous
-
-
-def rendezvous_seconds() -> float:
-    """How long to wait for the other processes: ``TORCHMDNET_RENDEZVOUS_TIMEOUT``, or two minutes."""
-    text = os.environ.get("TORCHMDNET_RENDEZVOUS_TIMEOUT", "")
-    try:
-        seconds = float(text or WAIT_SECONDS)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"TORCHMDNET_RENDEZVOUS_TIMEOUT: {text!r} is no number of seconds above 0.")
-    return seconds
 
 
 def end_with_launcher() -> None:
