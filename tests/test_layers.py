@@ -18,6 +18,7 @@ LAYERS = [
         "errors",
         "elements",
         "files",
+        "limits",
         "loop_cache",
         "memory",
         "page",
@@ -38,6 +39,7 @@ LAYERS = [
 ]
 NEIGHBOURS = {
     ("elements", "errors"),
+    ("limits", "errors"),
     ("memory", "errors"),
     ("parse", "errors"),
     ("files", "errors"),

@@ -204,7 +204,7 @@ def test_priors_a_head_does_not_allow_are_dropped_with_a_warning(caplog: pytest.
         ({"model": "tensor-net"}, "model: 'tensor-net' is not available. Did you mean 'tensornet'"),
         ({"output_model": "Scaler"}, "output_model: 'Scaler' is not available. Did you mean 'Scalar'"),
         ({"prior_model": "AtomRef"}, "prior_model: 'AtomRef' is not available. Did you mean 'Atomref'"),
-        ({"prior_model": {"Atomref": {"maxz": 3}}}, "Atomref cannot be built from {'maxz': 3}"),
+        ({"prior_model": {"Atomref": {"maxz": 3}}}, "Atomref has no argument 'maxz'. Did you mean 'max_z'"),
         ({"precision": 48}, "precision: 48 is not available. Choose from 32, 64"),
         ({"rbf_type": "bessel"}, "rbf_type: 'bessel'"),
         ({"activation": "relu"}, "activation: 'relu'"),

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.heads import HEADS
 from torchmdnet.heads.base import OutputModel
+from torchmdnet.limits import check_limits, is_small
+from torchmdnet.memory import available_memory
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.potential import TorchMD_Net
@@ -26,6 +28,8 @@ __all__ = [
     "MODEL_KEYS",
     "PRECISIONS",
     "PropertySpec",
+    "check_priors",
+    "check_size",
     "create_model",
     "create_prior_models",
     "default_of",
@@ -93,7 +97,7 @@ def create_model(
     architecture = ARCHITECTURES[_required(args, "model")]
     if "system_embedding" in representation_arguments(architecture):
         args["system_embedding"] = system_embedding_of(architecture, args)
-    _check_kinds(architecture, args)
+    check_size(args)
     representation = architecture(**_arguments(architecture, args, dtype))
     if args.get("atom_filter", -1) is not None and int(args.get("atom_filter", -1)) > -1:
         if args.get("derivative"):
@@ -129,6 +133,37 @@ def create_model(
     model.hyper_parameters = args
     set_radial_mode(model, args.get("radial") or "auto")
     return model
+
+
+def check_size(args: Mapping[str, Any], copies: int = 1) -> None:
+    """Refuse a model that cannot be made or held, before anything of it is allocated.
+
+    Args:
+        args: Configuration keys.
+        copies: How often the weights are held: once, or four times in training, with gradients and two moments.
+
+    Raises:
+        ConfigError: With the key and its value; or with the sizes, the number of parameters, and the memory needed and
+            available.
+    """
+    _check_kinds(ARCHITECTURES[_required(args, "model")], args)
+    check_limits(args)
+    if is_small(args) or args.get("model") not in ARCHITECTURES:
+        return
+    if torch.get_default_device().type == "meta":
+        return
+    with torch.device("meta"):
+        model = create_model({**args, "box_vecs": None}, prior_model=())
+    count = sum(weights.numel() for weights in model.parameters())
+    needed, available = count * copies * (8 if args.get("precision") == 64 else 4), available_memory()
+    if available is not None and needed > available:
+        sizes = ("embedding_dimension", "num_layers", "num_rbf", "max_z", "q_dim")
+        given = ", ".join(f"{key}={args[key]}" for key in sizes if args.get(key))
+        raise ConfigError(
+            f"{given}: the model has {count:,} parameters, which take {needed / 1e9:,.3g} GB"
+            f"{' to train (weights, gradients and the moments of AdamW)' if copies > 1 else ''}, but "
+            f"{available / 1e9:,.3g} GB are available. Make embedding_dimension smaller."
+        )
 
 
 def system_embedding_of(architecture: type[Any], args: Mapping[str, Any]) -> str:
@@ -340,11 +375,63 @@ def create_prior_models(args: Mapping[str, Any], dataset: Any = None) -> list[Ba
     priors = []
     for name, keywords in named:
         prior = PRIORS[name]
+        _check_keywords(name, prior, keywords)
         try:
             priors.append(prior(dataset=dataset, **keywords))
-        except TypeError as error:
-            raise ConfigError(f"prior_model: {name} cannot be built from {keywords}: {error}") from error
+        except ConfigError as error:
+            raise type(error)(f"prior_model: {error}") from error
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise ConfigError(
+                f"prior_model: {name} cannot be built from {keywords or 'no arguments'}: {str(error).splitlines()[0]}"
+            ) from error
     return priors
+
+
+class _AnyData:
+    """Stands for data that are not read yet: they state a unit of length and of energy, and energies of elements."""
+
+    distance_scale = energy_scale = 1.0
+
+    def get_atomref(self, max_z: int = 100) -> Tensor:
+        """Energy of each element."""
+        return torch.zeros(max_z, 1)
+
+
+def check_priors(prior_model: Any) -> None:
+    """Refuse arguments that no data make right, before any are read.
+
+    Args:
+        prior_model: As in a configuration.
+
+    Raises:
+        ConfigError: For an unknown prior, a keyword it does not take, or a value that is not valid.
+    """
+    for name, keywords in _named_priors(prior_model):
+        _check_keywords(name, PRIORS[name], keywords)
+        if name in PRIORS:  # what others do with data that are none is not known
+            create_prior_models({"prior_model": {name: keywords}}, _AnyData())
+
+
+def _check_keywords(name: str, prior: type[BasePrior], keywords: Mapping[str, Any]) -> None:
+    """Refuse keywords that a prior does not take, and ask for those that it needs."""
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(prior).parameters.items()
+        if key != "dataset" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(prior).parameters.values())
+    for key in keywords:
+        if key not in parameters and (key == "dataset" or not takes_any):
+            raise ConfigError(
+                f"prior_model: {name} has no argument {key!r}.{did_you_mean(key, parameters)} It takes "
+                f"{', '.join(parameters) or 'none'}."
+            )
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in keywords]
+    if missing:
+        example = ", ".join(f'"{key}": ...' for key in missing)
+        raise ConfigError(f'prior_model: {name} needs {" and ".join(missing)}: {{"{name}": {{{example}}}}}.')
 
 
 def _named_priors(prior_model: Any) -> list[tuple[str, dict[str, Any]]]:

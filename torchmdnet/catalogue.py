@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from torchmdnet.errors import ConfigError, did_you_mean
@@ -22,12 +22,16 @@ class Catalogue(Mapping[str, Any]):
         addresses: ``name -> "module:object"``.
         base: Address of a class. Addresses from outside have to lead to subclasses of it: they can come from a model
             file, which must not choose what is called.
+        needs: Methods that a class from outside must have.
     """
 
-    def __init__(self, key: str, addresses: Mapping[str, str], base: str | None = None) -> None:
+    def __init__(
+        self, key: str, addresses: Mapping[str, str], base: str | None = None, needs: Sequence[str] = ()
+    ) -> None:
         self.key = key
         self.addresses = dict(addresses)
         self.base = base
+        self.needs = tuple(needs)
 
     def __getitem__(self, name: str) -> Any:
         address = self.addresses.get(name, name) if isinstance(name, str) else ""
@@ -48,11 +52,20 @@ class Catalogue(Mapping[str, Any]):
             raise ConfigError(f"{self.key}: module {module!r} has no {attribute!r}.") from error
 
     def _checked(self, found: Any, name: str) -> Any:
+        """Refuse what cannot be such a part, before it is called."""
         if self.base is not None:
             module, _, attribute = self.base.partition(":")
             base = getattr(importlib.import_module(module), attribute)
             if not (isinstance(found, type) and issubclass(found, base)):
                 raise ConfigError(f"{self.key}: {name!r} is no subclass of {module}.{attribute}, so it cannot be used.")
+        if self.needs:
+            methods = " and ".join(f"{method}()" for method in self.needs)
+            if not isinstance(found, type) or issubclass(found, (Sequence, Mapping, Set)):
+                what = f"a plain {found.__name__}" if isinstance(found, type) else "no class"
+                raise ConfigError(f"{self.key}: {name!r} is {what}. It takes a class with {methods}.")
+            missing = [method for method in self.needs if not callable(getattr(found, method, None))]
+            if missing:
+                raise ConfigError(f"{self.key}: {name!r} has no {missing[0]}(). It takes a class with {methods}.")
         return found
 
     def __contains__(self, name: object) -> bool:

@@ -326,7 +326,7 @@ def test_a_file_cannot_choose_what_is_called(saved, tmp_path: Path, key: str) ->
     card["hyper_parameters"] |= {key: "subprocess:Popen", "args": ["touch", str(trap)], "prior_args": [{}]}
     card["sha256"]["card"] = card_digest(card)
     path = write(tmp_path / "evil.safetensors", state, card)
-    with pytest.raises(ConfigError, match=r"subprocess:Popen' is no subclass of torch\.nn\.Module"):
+    with pytest.raises(ConfigError, match=r"subprocess:Popen' is no subclass of torch"):
         load_model(path)
     torch.save({"state_dict": state, "hyper_parameters": card["hyper_parameters"]}, tmp_path / "evil.ckpt")
     with pytest.raises(ConfigError, match=r"subprocess:Popen' is no subclass"):

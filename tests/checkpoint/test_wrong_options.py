@@ -100,3 +100,11 @@ def test_a_device_that_is_not_there_is_refused_before_the_file_is_read(device):
         usable_device(device)
     with pytest.raises(ConfigError, match="device: "):
         load_model("no-such-file.ckpt", device=device)
+
+
+def test_a_setting_that_is_refused_comes_with_the_name_of_its_file(changed):
+    for change in ({"num_layers": 10**9}, {"cutoff_upper": 1e300}, {"prior_model": "D2", "prior_args": None}):
+        with pytest.raises((ConfigError, CheckpointError), match=r"changed\.ckpt: "):
+            load_model(changed(lambda stored, change=change: {**stored, **change}))
+    with pytest.raises((ConfigError, CheckpointError), match=r"changed\.ckpt"):
+        load_model(changed(lambda stored: stored.clear()))

@@ -90,8 +90,8 @@ def test_choices_come_from_the_catalogues():
     ("key", "words"),
     [
         ("lr_factor", "a number between 0 and 1 (exclusive)"),
-        ("cutoff_upper", "a number above 0"),
-        ("batch_size", "a whole number of 1 or more"),
+        ("coulomb_epsilon_solvent", "a number above 0"),
+        ("save_interval", "a whole number of 1 or more"),
         ("ema_alpha_y", "a number between 0 and 1"),
         ("precision", "one of 32, 64"),
         ("derivative", "true or false"),

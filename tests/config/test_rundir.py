@@ -22,6 +22,7 @@ from torchmdnet.config.rundir import (
     redirect,
     release_log_dir,
     save_argparse,
+    undo_log_dir,
 )
 from torchmdnet.errors import ConfigError, WriteError
 
@@ -56,7 +57,8 @@ def test_input_yaml_holds_every_setting_but_conf_sorted(here):
 
 def test_input_yaml_repeats_the_run(here):
     args = given("--log-dir", "run", "--lr", "1e-7", "--train-size", "1.0", "--val-size", "0", "--test-size", "0",
-                 "--prior-model", '{"ZBL": {"cutoff_distance": 4}}', "D2", "--box-vecs", "[[9,0,0],[0,9,0],[0,0,9]]",
+                 "--prior-model", '{"ZBL": {"cutoff_distance": 4}}', "Atomref",
+                 "--box-vecs", "[[9,0,0],[0,9,0],[0,0,9]]",
                  "--early-stopping-monitor", "null", "--train-loss", "huber_loss", "--train-loss-arg",
                  "delta=1e-2")  # fmt: skip
     prepare_log_dir(args)
@@ -302,3 +304,43 @@ def test_settings_that_cannot_be_written_leave_the_old_ones(here, monkeypatch):
         save_argparse(argparse.Namespace(lr=2.0), "input.yaml")
     assert (here / "input.yaml").read_text() == "lr: 1.0\n"
     assert [path.name for path in here.iterdir()] == ["input.yaml"]
+
+
+# A run that is refused
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "runs" / "new"
+    prepare_log_dir(given("--log-dir", str(folder)))
+    (folder / "splits.npz").write_bytes(b"")
+    undo_log_dir(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_leaves_an_earlier_one_as_it_was(tmp_path):
+    for name in ("metrics.csv", "last.ckpt", "input.yaml", "mine.txt"):
+        (tmp_path / name).write_text(f"earlier {name}")
+    prepare_log_dir(given("--log-dir", str(tmp_path)))
+    assert (tmp_path / "input.yaml").read_text() != "earlier input.yaml"
+    undo_log_dir(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: f"earlier {name}" for name in ("metrics.csv", "last.ckpt", "input.yaml", "mine.txt")
+    }
+
+
+def test_a_refused_continuation_keeps_the_settings_of_its_folder(tmp_path):
+    (tmp_path / "last.ckpt").write_text("")
+    (tmp_path / "input.yaml").write_text("earlier")
+    args = given("--log-dir", str(tmp_path))
+    args.load_model = str(tmp_path / "last.ckpt")
+    prepare_log_dir(args)
+    undo_log_dir(tmp_path)
+    assert (tmp_path / "input.yaml").read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.yaml", "last.ckpt"]
+
+
+def test_what_others_put_into_a_refused_run_stays(tmp_path):
+    prepare_log_dir(given("--log-dir", str(tmp_path / "new")))
+    (tmp_path / "new/notes.txt").write_text("mine")
+    undo_log_dir(tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]

@@ -22,7 +22,7 @@ def test_sizes_are_counts_or_fractions(text, value):
 
 @pytest.mark.parametrize("text", ["many", "nan", "inf", ""])
 def test_sizes_that_are_no_numbers_are_refused(text):
-    with pytest.raises(ValueError, match=r"convert|finite"):
+    with pytest.raises(ValueError, match=r"not a number|finite"):
         number(text)
 
 
@@ -162,3 +162,9 @@ def test_one_path_is_a_path_and_several_are_a_list():
 def test_home_is_found_in_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert coerce("log_dir", "~/runs", "--log-dir") == "/home/me/runs"
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_epochs", "100 epochs"), ("train_size", "half"), ("batch_size", "x")])
+def test_numbers_with_words_are_refused_without_the_text_of_python(key, value):
+    with pytest.raises(ConfigError, match=rf"{key}='{value}' is not valid \('{value}' is not a number\). It takes a"):
+        coerce(key, value, "c.yaml, line 1")

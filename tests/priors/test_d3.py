@@ -207,7 +207,7 @@ def test_atoms_at_one_place_have_finite_energies_and_forces() -> None:
         ({"functional": "wb97m", "damping": "zero"}, "no 'zero' parameters for functional='wb97m'"),
         ({"functional": "pbe", "damping": "exact"}, "Choose from bj, bjm, zero"),
         ({"functional": "pbe", "damping": "zero", "a1": 0.4}, "a1=0.4 has no meaning with damping='zero'"),
-        ({"functional": "pbe", "cutoff_distance": 0}, "cutoff_distance=0 is no range"),
+        ({"functional": "pbe", "cutoff_distance": 0}, "cutoff_distance=0 is not valid"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(options: dict, message: str) -> None:

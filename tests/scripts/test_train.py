@@ -126,7 +126,8 @@ def test_help_ends_without_training(training, capsys):
 
 
 def test_parts_from_the_working_folder_are_found(training, here):
-    (here / "cwd_nets.py").write_text("from torch.nn import Module\nclass Net(Module): ...\n")
+    source = "from torch.nn import Module\nclass Net(Module):\n    def reset_parameters(self): ...\n"
+    (here / "cwd_nets.py").write_text(source)
     sys.path[:] = [entry for entry in sys.path if entry not in ("", str(here))]
     program.main(["--dataset", "QM9", "--model", "cwd_nets:Net", "-l", "run"])
     assert training.seen.model == "cwd_nets:Net"

@@ -244,7 +244,9 @@ def test_a_run_that_comes_to_its_last_epoch_says_so_even_where_patience_ends_the
 def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(tmp_path):
     refused = pytest.raises(DivergenceError, match=r"batch \d of epoch \d.*No potential.safetensors.*lower lr")
     with contextlib.redirect_stdout(io.StringIO()) as said, refused:
-        train_toy(folder := tmp_path / "run", num_epochs=9, lr=1e30)
+        args = settings(folder := tmp_path / "run", num_epochs=9)
+        args.lr = 1e30  # beyond what settings may be
+        run.train(args)
     assert len(rows(folder)) < 9
     assert [row["test_total_l1_loss"] for row in rows(folder) if "test_total_l1_loss" in row][-1] in ("nan", "inf")
     assert rows(folder, "errors.csv")[-1]["neg_dy_mae"] in ("nan", "inf")
@@ -546,3 +548,9 @@ def test_weights_that_are_lost_are_not_saved_and_end_the_run(tmp_path, monkeypat
 
 def test_all_toy_settings_are_options():
     assert set(SETTINGS) <= set(OPTIONS)
+
+
+def test_a_run_that_the_data_refuse_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="samples are asked for"):
+        train_toy(tmp_path / "run", train_size=1000)
+    assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.rundir import other_checkpoint
 from torchmdnet.config.values import prior_entries
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.limits import check_range, is_small
 
 if TYPE_CHECKING:
     from torchmdnet.config.settings import Settings
@@ -222,11 +223,7 @@ def _architecture(args: argparse.Namespace, settings: Settings) -> None:
             f"atom_filter={args.atom_filter} cannot be combined with derivative: forces need every atom. Set "
             "atom_filter to -1, or derivative to false."
         )
-    if args.cutoff_lower >= args.cutoff_upper:
-        raise ConfigError(
-            f"cutoff_lower={args.cutoff_lower:g} is not below cutoff_upper={args.cutoff_upper:g} (Å): no atom would "
-            "have a neighbour."
-        )
+    check_range(args.cutoff_lower, args.cutoff_upper)
     if args.model in ("transformer", "equivariant-transformer") and args.embedding_dimension % args.num_heads:
         raise ConfigError(
             f"embedding_dimension={args.embedding_dimension} cannot be shared evenly by num_heads={args.num_heads}. "
@@ -234,6 +231,15 @@ def _architecture(args: argparse.Namespace, settings: Settings) -> None:
         )
     if args.ngpus == 0:
         raise ConfigError("ngpus=0 leaves nothing to run on. Use -1: every GPU, or one process on a machine without.")
+
+
+def _size(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse a model that does not fit into memory, and settings that an architecture from outside lacks."""
+    if is_small(vars(args)) and ":" not in args.model:
+        return
+    from torchmdnet.build import check_size
+
+    check_size(vars(args), copies=4)
 
 
 def _charge_and_spin(args: argparse.Namespace, settings: Settings) -> None:
@@ -261,6 +267,18 @@ def _charge_and_spin(args: argparse.Namespace, settings: Settings) -> None:
                 f"{settings.source(option)}: {option}=True has no effect on {args.model} with system_embedding={kind}. "
                 f"Set system_embedding: auto, or {option}: false."
             )
+
+
+def _arguments_of_priors(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse arguments that no data make right."""
+    if not args.prior_model:
+        return
+    from torchmdnet.build import check_priors
+
+    try:
+        check_priors(args.prior_model)
+    except ConfigError as error:
+        raise ConfigError(f"{settings.source('prior_model')}: {error}") from error
 
 
 def _priors(args: argparse.Namespace, settings: Settings) -> None:
@@ -300,8 +318,8 @@ def _addresses(args: argparse.Namespace, settings: Settings) -> None:
     used = [(DATASETS, args.dataset), (ARCHITECTURES, args.model), (HEADS, args.output_model)]
     used += [(PRIORS, name) for name, _ in prior_entries(args.prior_model)]
     for catalogue, name in used:
-        if ":" in name and not callable(catalogue[name]):
-            raise ConfigError(f"{catalogue.key}: {name!r} is {type(catalogue[name]).__name__}, not a class.")
+        if ":" in name:
+            _ = catalogue[name]
 
 
 _CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
@@ -316,4 +334,6 @@ _CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
     _priors,
     _trackers,
     _addresses,
+    _arguments_of_priors,
+    _size,
 )

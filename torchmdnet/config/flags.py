@@ -11,6 +11,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torchmdnet.limits import LARGEST, LARGEST_COUNT, NARROWEST
+
 __all__ = ["OPTIONS", "RENAMED", "RETIRED", "Option"]
 
 
@@ -52,6 +54,11 @@ class Option:
         return "--" + self.key.replace("_", "-")
 
     @property
+    def most(self) -> float | None:
+        """The largest value: every whole number has one."""
+        return LARGEST_COUNT if self.le is None and self.lt is None and self.type == "int" else self.le
+
+    @property
     def takes_none(self) -> bool:
         """Whether None is a value."""
         return self.nullable or self.default is None
@@ -77,9 +84,8 @@ class Option:
             return words + (" or 'my_package.module:Class'" if self.takes_address else "")
         low, high = self.ge if self.ge is not None else self.gt, self.le if self.le is not None else self.lt
         if low is not None and high is not None:
-            bounds = f" between {low:.10g} and {high:.10g}" + (
-                "" if self.gt is None and self.lt is None else " (exclusive)"
-            )
+            bounds = f" between {low:.10g} and {high:.10g}" + ("" if self.lt is None else " (exclusive)")
+            bounds = bounds if self.gt is None or self.lt is not None else f" above {low:.10g}, up to {high:.10g}"
         elif low is not None:
             bounds = f" of {low:g} or more" if self.ge is not None else f" above {low:g}"
         else:
@@ -104,6 +110,9 @@ TYPES: dict[str, str] = {
     "weights": "a list of numbers, or of lists of numbers",
 }
 
+#: Bounds of numbers that have no natural one: a learning rate, a weight, a batch beyond them is a slip of the pen.
+MOST_RATE, MOST_DECAY, MOST_WEIGHT, MOST_SYSTEMS, MOST_PROCESSES = 100, 10_000, 1e12, 1_000_000, 1024
+
 _ACTIVATIONS = ("ssp", "silu", "tanh", "sigmoid", "swish", "mish")
 
 # fmt: off
@@ -117,18 +126,18 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "YAML file with settings, one 'key: value' a line. May be given more than once; later files win over "
                "earlier ones, flags win over files.", short="-c"),
         Option("num_epochs", "int", 300, "Train for at most this many epochs.", ge=-1),
-        Option("batch_size", "int", 32, "Systems per training batch, per process.", ge=1),
+        Option("batch_size", "int", 32, "Systems per training batch, per process.", ge=1, le=MOST_SYSTEMS),
         Option("inference_batch_size", "int", None,
-               "Systems per validation or test batch. None takes batch_size.", ge=1),
+               "Systems per validation or test batch. None takes batch_size.", ge=1, le=MOST_SYSTEMS),
         Option("seed", "int", 1, "Seed of the splits, the initial weights and the shuffling.", ge=0, le=2**32 - 1),
         Option("num_workers", "int", 4,
-               "Processes that prepare batches, for data sets that are not read in place.", ge=0),
+               "Processes that prepare batches, for data sets that are not read in place.", ge=0, le=MOST_PROCESSES),
         Option("shuffle_block", "int", None,
                "Shuffle blocks of this many samples in a row, and the samples within 32 of them, so that data larger "
                "than memory are read in few places at a time. None shuffles all samples.", ge=1, established=False),
         Option("ngpus", "int", -1,
                "Devices per node. -1 takes every visible GPU, or one process on a machine without. "
-               "CUDA_VISIBLE_DEVICES chooses among them.", ge=-1),
+               "CUDA_VISIBLE_DEVICES chooses among them.", ge=-1, le=MOST_PROCESSES),
         Option("num_nodes", "int", 1,
                "Nodes of a distributed run; NODE_RANK, MASTER_ADDR and MASTER_PORT tell each its place.", ge=1),
         Option("precision", "int", 32, "Bits of a floating point number in the model. 16 are too few for forces.",
@@ -155,13 +164,14 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "that were trained on may be tested on.", established=False),
     ),
     "Optimisation": (
-        Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=0),
+        Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=0, le=MOST_RATE),
         Option("lr_patience", "int", 10, "Epochs without improvement before the learning rate is reduced.", ge=0),
         Option("lr_metric", "text", "val", "Which loss the learning rate follows.", choices=("train", "val")),
-        Option("lr_min", "float", 1e-6, "The learning rate is not reduced below this. Training goes on there.", ge=0),
+        Option("lr_min", "float", 1e-6, "The learning rate is not reduced below this. Training goes on there.",
+               ge=0, le=MOST_RATE),
         Option("lr_factor", "float", 0.8, "Each reduction multiplies the learning rate by this.", gt=0, lt=1),
         Option("lr_warmup_steps", "int", 0, "Steps over which the learning rate grows to lr. 0 for no warm-up.", ge=0),
-        Option("weight_decay", "float", 0.0, "Weight decay of AdamW.", ge=0),
+        Option("weight_decay", "float", 0.0, "Weight decay of AdamW.", ge=0, le=MOST_DECAY),
         Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0),
         Option("early_stopping_patience", "int", 30, "Stop after this many epochs without improvement.", ge=0),
         Option("early_stopping_monitor", "text", "val_total_mse_loss",
@@ -174,16 +184,16 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Exponential smoothing of the loss of y: 1 for none. Values below 1 also scale its gradient.",
                ge=0, le=1),
         Option("ema_alpha_neg_dy", "float", 1.0, "The same for the loss of the forces.", ge=0, le=1),
-        Option("y_weight", "float", 1.0, "Weight of y (the energy) in the loss.", ge=0),
+        Option("y_weight", "float", 1.0, "Weight of y (the energy) in the loss.", ge=0, le=MOST_WEIGHT),
         Option("y_loss_per_atom", "bool", False,
                "Divide predicted and reference energies by the number of atoms before they enter the loss (training, "
                "validation and test), so that one y_weight suits systems of every size. Recommended.",
                established=False),
         Option("neg_dy_weight", "float", 1.0,
-               "Weight of the forces in the loss. Without derivative there are none.", ge=0),
+               "Weight of the forces in the loss. Without derivative there are none.", ge=0, le=MOST_WEIGHT),
         Option("stress_weight", "float", 0.0,
                "Weight of the stress in the loss. Needs derivative and periodic data with stress labels; samples "
-               "without one count for the other terms.", ge=0, established=False),
+               "without one count for the other terms.", ge=0, established=False, le=MOST_WEIGHT),
         Option("train_loss", "text", "mse_loss", "Loss to train with.", choices="torchmdnet.training:LOSSES"),
         Option("train_loss_arg", "mapping", None, 'Arguments of the loss, e.g. {"delta": 0.5} for huber_loss.'),
     ),
@@ -291,7 +301,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                choices=("auto", "exact", "grid"), established=False),
         Option("derivative", "bool", False, "Predict forces, the negative gradient of y."),
         Option("cutoff_lower", "float", 0.0, "Neighbours nearer than this are not seen, in Å.", ge=0),
-        Option("cutoff_upper", "float", 5.0, "Neighbours farther than this are not seen, in Å.", gt=0),
+        Option("cutoff_upper", "float", 5.0, "Neighbours farther than this are not seen, in Å.", ge=NARROWEST),
         Option("atom_filter", "int", -1,
                "Only atoms with an atomic number above this count. Not with derivative.", ge=-1),
         Option("max_z", "int", 100, "Atomic numbers must be smaller than this.", ge=1),
@@ -312,7 +322,9 @@ _GROUPS: dict[str, Sequence[Option]] = {
 
 #: Every option by its key, in the order in which they are shown.
 OPTIONS: Mapping[str, Option] = {
-    option.key: dataclasses.replace(option, group=group) for group, options in _GROUPS.items() for option in options
+    option.key: dataclasses.replace(option, group=group, le=LARGEST.get(option.key, option.le))
+    for group, options in _GROUPS.items()
+    for option in options
 }
 
 #: Keys of earlier releases that are now spelt differently.

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from torchmdnet.config.reader import write_yaml
 from torchmdnet.errors import ConfigError, did_you_mean
@@ -35,6 +35,7 @@ __all__ = [
     "release_log_dir",
     "save_argparse",
     "set_aside",
+    "undo_log_dir",
 ]
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,12 @@ def prepare_log_dir(args: argparse.Namespace) -> None:
         return
     folder = Path(args.log_dir)
     try:
+        before = _Before.of(folder)
         folder.mkdir(parents=True, exist_ok=True)
         claim_log_dir(folder)
+        _before[folder.resolve()] = before
         if not (args.load_model and Path(args.load_model).resolve().parent == folder.resolve()):
-            _make_room(folder, args)
+            before.renamed.update(_make_room(folder, args))
         save_argparse(args, folder / "input.yaml", exclude=["conf"])
     except OSError as error:
         raise ConfigError(
@@ -88,6 +91,49 @@ def prepare_log_dir(args: argparse.Namespace) -> None:
 
 #: The locks this process holds, by folder: open files, since a lock ends with the file or the process.
 _claimed: dict[Path, TextIO] = {}
+
+
+class _Before(NamedTuple):
+    """What was there before a run made its folder ready."""
+
+    made: list[Path]  # folders that were not there, innermost first
+    files: frozenset[str]
+    settings: bytes | None  # input.yaml, which a run that continues in its folder writes again
+    renamed: dict[Path, Path]  # files of an earlier run: new name -> name
+
+    @classmethod
+    def of(cls, folder: Path) -> _Before:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        files = frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+        settings = folder / "input.yaml"
+        return cls(made, files, settings.read_bytes() if settings.is_file() else None, {})
+
+
+#: What was there before, by folder.
+_before: dict[Path, _Before] = {}
+
+
+def undo_log_dir(folder: str | os.PathLike[str]) -> None:
+    """Leave nothing of a run that was refused before its first step: its files go, those of an earlier run come back.
+
+    What ``overwrite`` deleted stays deleted.
+    """
+    folder = Path(folder)
+    before = _before.pop(folder.resolve(), None)
+    if before is None:
+        return
+    with contextlib.suppress(OSError):
+        for pattern in _OUTPUT:
+            for path in folder.glob(pattern):
+                if path.is_file() and path.name not in before.files and path not in before.renamed:
+                    path.unlink()
+        for new, name in before.renamed.items():
+            new.replace(name)
+        if before.settings is not None and not before.renamed:
+            (folder / "input.yaml").write_bytes(before.settings)
+        release_log_dir(folder)
+        for path in before.made:
+            path.rmdir()  # not if another program put something there
 
 
 def release_log_dir(folder: str | os.PathLike[str]) -> None:
@@ -165,17 +211,19 @@ def reclaim_log_dir(folder: str | os.PathLike[str]) -> None:
     claim_log_dir(folder)
 
 
-def _make_room(folder: Path, args: argparse.Namespace) -> None:
+def _make_room(folder: Path, args: argparse.Namespace) -> dict[Path, Path]:
+    """Rename or delete what an earlier run left; new names and names of what was renamed."""
     earlier = sorted({path for pattern in _OUTPUT for path in folder.glob(pattern)})
     if not any(path.suffix == ".ckpt" or path.name == "metrics.csv" for path in earlier):
-        return
+        return {}
     needed = {Path(name).resolve() for name in (args.load_weights, args.splits, args.conf) if name}
     if args.overwrite:
         for path in earlier:
             if path.resolve() not in needed:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         logger.warning("overwrite: %d files of an earlier run in %s were deleted.", len(earlier), folder)
-        return
+        return {}
+    present = [folder / name for name in _RENAMED if (folder / name).exists()]
     stamp = set_aside([folder / name for name in _RENAMED], keep=needed)
     logger.warning(
         "%s holds an earlier run. Its last.ckpt, best.ckpt, potential.safetensors, tables, settings, splits.npz and "
@@ -183,6 +231,7 @@ def _make_room(folder: Path, args: argparse.Namespace) -> None:
         "--log-dir chooses another folder, --overwrite deletes the earlier run.",
         folder, stamp,
     )  # fmt: skip
+    return {path.with_stem(f"{path.stem}_{stamp}"): path for path in present}
 
 
 def other_checkpoint(path: str | os.PathLike[str]) -> str:

@@ -20,6 +20,7 @@ from torchmdnet.config.reader import FALSE_WORDS, TRUE_WORDS, plain
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.files import expanded
 from torchmdnet.parse import check_plain, parse_yaml
+from torchmdnet.text import shortened
 
 __all__ = ["as_truth", "coerce", "number", "with_truths"]
 
@@ -45,7 +46,10 @@ def number(text: Any) -> int | float | None:
     try:
         return int(word)
     except ValueError:
-        value = float(word)
+        try:
+            value = float(word)
+        except ValueError:
+            raise ValueError(f"{shortened(word)} is not a number") from None
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is not a finite number")
     return int(value) if "e" in word.lower() and value.is_integer() else value
@@ -264,7 +268,8 @@ _TYPES: dict[str, Any] = {
 @functools.cache
 def _adapter(key: str) -> TypeAdapter[Any]:
     option = OPTIONS[key]
-    bounds = {name: getattr(option, name) for name in ("ge", "gt", "le", "lt") if getattr(option, name) is not None}
+    limits = {"ge": option.ge, "gt": option.gt, "le": option.most, "lt": option.lt}
+    bounds: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     annotation: Any = _TYPES[option.type]
     if bounds:
         annotation = Annotated[annotation, Field(**bounds)]
@@ -295,7 +300,7 @@ def coerce(key: str, value: Any, source: str) -> Any:
         if option.type == "box":
             result = _check_box(result)
     except ValidationError as error:
-        raise _refusal(option, value, source, _reasons(error)) from error
+        raise _refusal(option, value, source, _reasons(error, option)) from error
     except ValueError as error:
         raise _refusal(option, value, source, str(error)) from error
     if option.type == "priors":
@@ -308,9 +313,12 @@ def coerce(key: str, value: Any, source: str) -> Any:
     return result
 
 
-def _reasons(error: ValidationError) -> str:
+def _reasons(error: ValidationError, option: Option) -> str:
     """What our own readers said; what pydantic says is clear from what the option expects."""
-    own = (str(item.get("ctx", {}).get("error")) for item in error.errors() if item["type"] == "value_error")
+    found = [(item["type"], item.get("ctx", {})) for item in error.errors()]
+    own = [str(context.get("error")) for kind, context in found if kind == "value_error"]
+    if option.le is None and any(kind == "less_than_equal" for kind, _ in found):
+        own.append(f"the largest value is {option.most:,.10g}")
     return "; ".join(dict.fromkeys(own))
 
 

@@ -37,6 +37,7 @@ DATASETS = Catalogue(
         "ASE": "torchmdnet.datasets.ase:ASE",
         "TinyQM": "torchmdnet.datasets.tinyqm:TinyQM",
     },
+    needs=("__len__", "__getitem__"),
 )
 
 __all__ = list(DATASETS)  # pyright: ignore[reportUnsupportedDunderAll]

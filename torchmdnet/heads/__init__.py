@@ -19,7 +19,7 @@ HEADS = Catalogue(
         "EquivariantElectronicSpatialExtent": "torchmdnet.heads.spatial_extent:EquivariantElectronicSpatialExtent",
         "EquivariantVectorOutput": "torchmdnet.heads.equivariant:EquivariantVectorOutput",
     },
-    base="torch.nn:Module",
+    base="torchmdnet.heads.base:OutputModel",
 )
 
 __all__ = ["HEADS"]

@@ -12,6 +12,7 @@ ARCHITECTURES = Catalogue(
         "tensornet2": "torchmdnet.models.tensornet2:TensorNet2",
     },
     base="torch.nn:Module",
+    needs=("forward", "reset_parameters"),
 )
 
 __all_models__ = list(ARCHITECTURES)

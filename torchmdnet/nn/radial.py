@@ -123,7 +123,8 @@ class ExpNormalSmearing(nn.Module):
             self.register_buffer("betas", betas)
 
     def _initial_params(self) -> tuple[Tensor, Tensor]:
-        start = torch.exp(torch.scalar_tensor(self.cutoff_lower - self.cutoff_upper, dtype=self.dtype))
+        span = torch.scalar_tensor(self.cutoff_lower - self.cutoff_upper, dtype=self.dtype, device="cpu")
+        start = torch.exp(span)  # a number also where a model is built on the meta device
         means = torch.linspace(float(start), 1.0, self.num_rbf, dtype=self.dtype)
         betas = torch.full((self.num_rbf,), float((2 / self.num_rbf * (1 - start)) ** -2), dtype=self.dtype)
         return means, betas

@@ -16,7 +16,7 @@ PRIORS = Catalogue(
         "ZBL": "torchmdnet.priors.zbl:ZBL",
         "Coulomb": "torchmdnet.priors.coulomb:Coulomb",
     },
-    base="torch.nn:Module",
+    base="torchmdnet.priors.base:BasePrior",
 )
 
 __all__ = list(PRIORS)  # pyright: ignore[reportUnsupportedDunderAll]

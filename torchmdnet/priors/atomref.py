@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
 from torchmdnet.priors.base import BasePrior, HasAtomref, stated_energies
+from torchmdnet.priors.scales import count_of
 
 __all__ = ["Atomref", "LearnableAtomref"]
 
@@ -42,6 +43,8 @@ class Atomref(BasePrior):
         enable: bool = True,
     ) -> None:
         super().__init__()
+        if max_z is not None:
+            count_of(max_z, "max_z", type(self).__name__)
         if max_z is None and dataset is None:
             raise ConfigError("Atomref: give max_z=, or a data set with get_atomref() through dataset=.")
         if dataset is None:

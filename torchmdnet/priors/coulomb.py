@@ -15,7 +15,7 @@ from torchmdnet.neighbors.nearest import nearest_pairs
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import ImagePairs, find_pairs, sum_pairs
-from torchmdnet.priors.scales import joules_per_energy, metres_per_length
+from torchmdnet.priors.scales import FARTHEST, joules_per_energy, metres_per_length, number_of
 
 __all__ = ["Coulomb"]
 
@@ -81,11 +81,17 @@ class Coulomb(BasePrior):
         alpha: float | None = None,
     ) -> None:
         super().__init__()
+        number_of(lower_switch_distance, "lower_switch_distance", "Coulomb", above=-math.inf)
+        number_of(upper_switch_distance, "upper_switch_distance", "Coulomb", most=FARTHEST)
         if not 0 <= lower_switch_distance < upper_switch_distance:
             raise ConfigError(
                 f"Coulomb: lower_switch_distance={lower_switch_distance} and "
                 f"upper_switch_distance={upper_switch_distance} nm are not in order. Give 0 <= lower < upper."
             )
+        if cutoff_distance is not None:
+            number_of(cutoff_distance, "cutoff_distance", "Coulomb", most=FARTHEST)
+        if alpha is not None:
+            number_of(alpha, "alpha", "Coulomb")
         box = initial_box if box_vecs is None else box_vecs
         self.distance = OptimizedDistance(
             0.0,

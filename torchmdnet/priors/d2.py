@@ -13,7 +13,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import find_pairs, sum_pairs
-from torchmdnet.priors.scales import elements_of_types, joules_per_energy, metres_per_length
+from torchmdnet.priors.scales import FARTHEST, elements_of_types, joules_per_energy, metres_per_length, number_of
 from torchmdnet.tracing import is_abstract
 
 __all__ = ["D2"]
@@ -75,6 +75,7 @@ class D2(BasePrior):
         periodic: bool = True,
     ) -> None:
         super().__init__()
+        number_of(cutoff_distance, "cutoff_distance", "D2", most=FARTHEST)
         self.register_buffer("Z_map", elements_of_types(atomic_number, dataset))
         table = torch.tensor(((float("nan"), float("nan")), *_C6_AND_RADIUS), dtype=torch.float64)
         self.register_buffer("C_6", table[:, 0].to(dtype))

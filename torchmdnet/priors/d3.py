@@ -17,7 +17,14 @@ from torchmdnet.graph import Graph, sum_to_systems
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import ImagePairs, find_pairs
-from torchmdnet.priors.scales import JOULES_PER_EV, elements_of_types, joules_per_energy, metres_per_length
+from torchmdnet.priors.scales import (
+    FARTHEST,
+    JOULES_PER_EV,
+    elements_of_types,
+    joules_per_energy,
+    metres_per_length,
+    number_of,
+)
 from torchmdnet.tracing import is_abstract
 from torchmdnet.units import energy_factor, length_factor
 
@@ -106,6 +113,8 @@ class D3(BasePrior):
     ) -> None:
         super().__init__()
         _library()
+        if cutoff_distance is not None:
+            number_of(cutoff_distance, "cutoff_distance", "D3", most=FARTHEST)
         given = {"s6": s6, "s8": s8, "a1": a1, "a2": a2, "rs6": rs6, "rs8": rs8, "alp": alp}
         self.functional = functional
         self.damping = damping
@@ -116,8 +125,6 @@ class D3(BasePrior):
         self.cutoff_distance = (
             CUTOFF * BOHR / self.distance_scale if cutoff_distance is None else float(cutoff_distance)
         )
-        if not 0 < self.cutoff_distance < math.inf:
-            raise ConfigError(f"D3: cutoff_distance={cutoff_distance} is no range. Give a positive, finite distance.")
 
     def get_init_args(self) -> dict[str, Any]:
         return {
@@ -266,7 +273,7 @@ def _parameters(functional: str | None, damping: str, given: dict[str, float | N
     for name, value in given.items():
         if value is not None and name not in usual:
             raise ConfigError(f"D3: {name}={value} has no meaning with damping={damping!r}. Leave one of them out.")
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: number_of(value, name, "D3", above=-math.inf) for name, value in given.items() if value is not None}
     if functional is not None and any(name not in chosen for name in usual):
         chosen = {**_published(functional, damping), **chosen}
     numbers = {name: chosen.get(name, value) for name, value in usual.items()}

@@ -14,7 +14,7 @@ from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.repulsion import zbl_screening
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import find_pairs, sum_pairs
-from torchmdnet.priors.scales import elements_of_types, joules_per_energy, metres_per_length
+from torchmdnet.priors.scales import FARTHEST, elements_of_types, joules_per_energy, metres_per_length, number_of
 
 __all__ = ["ZBL"]
 
@@ -55,6 +55,7 @@ class ZBL(BasePrior):
         dataset: Any = None,
     ) -> None:
         super().__init__()
+        number_of(cutoff_distance, "cutoff_distance", "ZBL", most=FARTHEST)
         self.register_buffer("atomic_number", elements_of_types(atomic_number, dataset))
         self.distance = OptimizedDistance(0.0, cutoff_distance, max_num_pairs=-max_num_neighbors)
         self.cutoff_distance = cutoff_distance

@@ -28,14 +28,21 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         ConfigError: With the place, the key, the value, and the accepted values. Nothing has been written then.
     """
-    from torchmdnet.config.launcher import check_launcher, check_numbers
-    from torchmdnet.config.rundir import is_main_process, prepare_log_dir, redirect
+    from torchmdnet.config.launcher import check_environment, check_launcher
+    from torchmdnet.config.rundir import is_main_process, prepare_log_dir, redirect, undo_log_dir
     from torchmdnet.config.settings import resolve
 
-    check_numbers()
+    check_environment()
     args = resolve(argv)
     check_launcher(args.num_nodes)
-    prepare_log_dir(args)
+    from torchmdnet.training.distributed import choose_world
+
+    choose_world(args.ngpus, args.num_nodes)
+    try:
+        prepare_log_dir(args)
+    except ConfigError:
+        undo_log_dir(args.log_dir)
+        raise
     if args.redirect and is_main_process():
         atexit.register(redirect(args.log_dir))
     return args

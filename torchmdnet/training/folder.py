@@ -30,16 +30,29 @@ class RunFolder:
         args: The settings of the run.
     """
 
+    #: The stage in which a run has read its data, but trained on none of them.
+    FIRST_STAGE = "before the first step"
+
     def __init__(self, args: Namespace) -> None:
         self.path = Path(args.log_dir)
         self.load_model: str | None = args.load_model
         #: What the run is doing, in words.
-        self.stage = "before the first step"
+        self.stage = self.FIRST_STAGE
         self.checkpoints: Checkpoints | None = None
         self.logger: RunLogger | None = None
         self.data: DataModule | None = None
         settings = self.path / "input.yaml"
         self._settings = settings.read_bytes() if settings.is_file() else None
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether nothing is trained yet."""
+        return self.stage == self.FIRST_STAGE
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether there is no checkpoint of this run yet."""
+        return self.checkpoints is None or self.checkpoints.saved_step < 0
 
     @property
     def how_to_continue(self) -> str:

@@ -94,9 +94,18 @@ class LossFunction:
     """
 
     def __init__(self, loss_fn: Callable[..., Tensor], extra_args: Mapping[str, Any] | None = None) -> None:
+        name = getattr(loss_fn, "__name__", str(loss_fn))
+        if isinstance(loss_fn, type) or not callable(loss_fn):
+            what = "a class" if isinstance(loss_fn, type) else f"a {type(loss_fn).__name__}"
+            raise ConfigError(f"train_loss: {name} is {what}. It takes a function of prediction and target.")
         self.loss_fn = loss_fn
         self.extra_args = dict(extra_args or {})
-        parameters = inspect.signature(loss_fn).parameters
+        try:
+            parameters = inspect.signature(loss_fn).parameters
+        except ValueError as error:
+            raise ConfigError(
+                f"train_loss: the arguments of {name} are not known. It takes a function of prediction and target."
+            ) from error
         #: Whether rows can have weights: the loss has an argument ``weight``, (R,).
         self.takes_weights = "weight" in parameters
         try:

@@ -27,7 +27,7 @@ from torchmdnet.checkpoint.card import count_parameters
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
 from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.launcher import check_launcher
-from torchmdnet.config.rundir import claim_log_dir, companion, is_main_process, release_log_dir
+from torchmdnet.config.rundir import claim_log_dir, companion, is_main_process, release_log_dir, undo_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.data import DataModule
@@ -52,6 +52,7 @@ from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.logger import FINAL_TEST, RunLogger
 from torchmdnet.training.losses import loss_name
 from torchmdnet.training.potential_file import FILE_NAME, write_potential
+from torchmdnet.training.reach import SYSTEMS, check_reach, reach_of
 from torchmdnet.training.report import (
     RunFacts,
     error_table,
@@ -107,6 +108,10 @@ def train(args: Namespace) -> Path:
         if is_main_process():
             log.warning("%s: stopped %s. %s", stop.name, folder.stage, folder.how_to_continue)
         raise SystemExit(stop.status) from None
+    except (ConfigError, DataError, CheckpointError) as error:
+        if is_main_process() and (folder.is_at_start or (folder.is_unsaved and isinstance(error, ConfigError))):
+            undo_log_dir(args.log_dir)
+        raise
     except OSError as error:
         if not isinstance(error, WriteError) and error.errno not in STORAGE_ERRORS:
             raise
@@ -135,6 +140,7 @@ def _train(args: Namespace, watched: RunFolder) -> Path:
     data.setup("fit")
     train_facts = facts_of(read_batches(data.dataset, data.idx_train), data.targets)
     _check_data(args, data, train_facts)
+    _look_at_cutoffs(args, data)
     assert train_facts is not None
 
     module, alignment = _module(args, data, resumed, train_facts)
@@ -230,6 +236,7 @@ def _train(args: Namespace, watched: RunFolder) -> Path:
         seconds=time.monotonic() - began,
         samples_per_second=terminal.num_samples / terminal.seconds_training if terminal.seconds_training else math.nan,
         stopped=stopped,
+        epochs_before=0 if resumed is None else resumed.next_epoch,
     )
     _tell(terminal, facts)
     is_sound = _is_sound(module, evaluation)
@@ -308,6 +315,15 @@ def _check_data(args: Namespace, data: DataModule, facts: SplitFacts | None) -> 
             f"max_z: {args.max_z} is too small, the data hold atomic number {max(elements)}. "
             f"Set max_z to {max(elements) + 1} or more."
         )
+
+
+def _look_at_cutoffs(args: Namespace, data: DataModule) -> None:
+    """Compare the cutoffs with the first training systems; the first process alone says what is odd."""
+    cutoffs = float(args.cutoff_lower), float(args.cutoff_upper)
+    batch = next(iter(read_batches(data.dataset, data.idx_train, size=SYSTEMS)))
+    reach = reach_of(batch, *cutoffs, int(args.embedding_dimension))
+    if reach is not None and is_main_process():
+        check_reach(reach, *cutoffs)
 
 
 class _Resumed:
@@ -715,8 +731,9 @@ def _write_all(
             )
         )
         if facts.evaluation is not None:
-            evaluation = facts.evaluation
-            steps.append(("parity.png", lambda: draw_parity(folder / "parity.png", evaluation, facts.units)))
+            evaluation, parity = facts.evaluation, folder / "parity.png"
+            is_relative = bool(args.remove_ref_energy)
+            steps.append(("parity.png", lambda: draw_parity(parity, evaluation, facts.units, relative=is_relative)))
         defaults = {key: option.default for key, option in OPTIONS.items()}
         steps.append(("report.html", lambda: write_report(facts, defaults)))
     failed: dict[str, Exception] = {}
@@ -766,7 +783,7 @@ def _tell(terminal: Terminal, facts: RunFacts) -> None:
     """The last lines on the terminal."""
     say = terminal.console.print
     say("", soft_wrap=True)
-    epochs = f"{counted(facts.num_epochs, 'epoch')} in {duration(facts.seconds)}"
+    epochs = f"{facts.epochs_in_words} in {duration(facts.seconds)}"
     stopped = facts.stopped or "all epochs done"
     say(f"{epochs}. {stopped[0].upper()}{stopped[1:]}.", soft_wrap=True, markup=False)
     if math.isfinite(facts.best_score):
