@@ -19,8 +19,8 @@ import torch
 
 from torchmdnet import stacking
 from torchmdnet.build import create_model
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.potential import Ensemble
 
 SETTINGS = {
     "embedding_dimension": 64,

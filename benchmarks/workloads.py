@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["GROWTH", "OPTIONS", "STARTUP", "Workload", "all_workloads", "computing", "loading"]
+__all__ = ["GROWTH", "OPTIONS", "STARTUP", "WITH_PRIORS", "Workload", "all_workloads", "computing", "loading"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "graph-network": {**_COMMON, **_VECTOR, "model": "graph-network"},
 }
 
+#: The repulsion of nuclei that keeps atoms apart in simulations, in eV and Å.
+_ZBL: dict[str, Any] = {
+    "cutoff_distance": 4.0,
+    "max_num_neighbors": 128,
+    "atomic_number": list(range(128)),
+    "distance_scale": 1e-10,
+    "energy_scale": 1.602176634e-19,
+}
+#: Architectures with a prior that looks at distances: what it costs beside the same model without one.
+WITH_PRIORS: dict[str, dict[str, Any]] = {
+    f"{architecture}+zbl": {**OPTIONS[architecture], "prior_model": [{"ZBL": _ZBL}]}
+    for architecture in ("tensornet", "graph-network")
+}
+
 #: Arguments of a fresh interpreter, by name.
 STARTUP = {
     "startup/import": ["-c", "import torchmdnet"],
@@ -82,14 +96,15 @@ def computing(architecture: str, system: str, task: str, when: When = "named", t
     """One architecture at work on one system.
 
     Args:
-        architecture: A key of :data:`OPTIONS`.
+        architecture: A key of :data:`OPTIONS` or :data:`WITH_PRIORS`.
         system: A key of :data:`systems.SYSTEMS`.
         task: ``"forces"`` computes energy and forces, ``"train"`` takes an optimiser step on both, ``"dynamics"`` a
             step of velocity Verlet in ASE, ``"external"`` calls ``External`` as engines do.
         when: See :class:`Workload`.
         twice: See :class:`Workload`.
     """
-    order = {"task": task, "system": system, "weights": f"{architecture}.ckpt", "options": OPTIONS[architecture]}
+    options = WITH_PRIORS.get(architecture) or OPTIONS[architecture]
+    order = {"task": task, "system": system, "weights": f"{architecture}.ckpt", "options": options}
     return Workload(f"{architecture}/{system}/{task}", order, when, twice)
 
 
@@ -119,7 +134,7 @@ def _on_cpu() -> list[Workload]:
         computing("tensornet", "192-water", "forces", "always", twice=True),
         *(computing("tensornet", system, "dynamics", "always") for system in ("benzene", "dipeptide")),
         *(computing("tensornet", system, "train", "always") for system in ("32-benzenes", "192-water")),
-        *(computing(name, "192-water", "forces", "all") for name in others),
+        *(computing(name, "192-water", "forces", "all") for name in (*others, *WITH_PRIORS)),
         *(computing(name, "192-water", "train", "all") for name in others),
         loading(32),
     ]

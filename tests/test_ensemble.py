@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from torchmdnet import stacking
+from torchmdnet.ensemble import Ensemble, EnsembleOutputs, EnsemblePrediction
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.potential import Ensemble, EnsembleOutputs, EnsemblePrediction, Outputs, Prediction
+from torchmdnet.potential import Outputs, Prediction
 from torchmdnet.testing import cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 
 SYSTEMS = {"molecules": small_molecules(charges=True), "cell": cell_of_atoms(), "mixed": mixed_boxes()}

@@ -8,9 +8,9 @@ import torch
 from ase import Atoms
 
 from torchmdnet.calculators import External, TMDNETCalculator
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.ops.inference import outside_modes
-from torchmdnet.potential import Ensemble
 from torchmdnet.testing import cell_of_atoms, tiny_model
 
 CELL = cell_of_atoms()

@@ -30,10 +30,21 @@ LAYERS = [
     },
     {"catalogue", "units"},
     {"neighbors", "ops", "graph"},
-    {"nn", "recording"},
+    {"nn", "recording", "forces"},
     {"tape"},
     {"models", "heads", "priors", "datasets"},
-    {"potential", "compiled", "properties", "stacking", "build", "checkpoint"},
+    {
+        "predictions",
+        "energy",
+        "whole_calls",
+        "potential",
+        "ensemble",
+        "compiled",
+        "properties",
+        "stacking",
+        "build",
+        "checkpoint",
+    },
     {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export", "scripting"},
     {"scripts"},
 ]
@@ -52,12 +63,22 @@ NEIGHBOURS = {
     ("neighbors", "ops"),  # loops are compiled in one place
     ("neighbors", "graph"),  # the module OptimizedDistance stands on the same function as graphs
     ("heads", "models"),  # heads read Features
-    ("potential", "stacking"),
+    ("energy", "predictions"),
+    ("whole_calls", "energy"),
+    ("whole_calls", "predictions"),
+    ("potential", "energy"),
+    ("potential", "predictions"),
+    ("potential", "whole_calls"),
+    ("ensemble", "potential"),
+    ("ensemble", "predictions"),
+    ("ensemble", "stacking"),
     ("compiled", "potential"),
+    ("compiled", "predictions"),
     ("build", "potential"),
     ("build", "properties"),
     ("checkpoint", "build"),
     ("checkpoint", "potential"),
+    ("checkpoint", "ensemble"),
     ("neighbors", "scripting"),  # torch.jit.script asks a module for the form it can read
     ("potential", "scripting"),
     ("data", "config"),  # the option table and its words for booleans

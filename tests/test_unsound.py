@@ -10,11 +10,11 @@ import torch
 from ase import Atoms
 
 from torchmdnet.calculators import External, TMDNETCalculator
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import DataError
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.optimize import optimize
-from torchmdnet.potential import Ensemble
 from torchmdnet.testing import tiny_model
 
 Z = torch.tensor([8, 1, 1, 6, 7, 1])

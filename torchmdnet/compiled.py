@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph, Inputs, Pairs, bare_graph
+from torchmdnet.forces import Slopes, derivatives_of, forces_of, with_leaves
+from torchmdnet.graph import Graph, Inputs, Pairs, sum_to_systems
 from torchmdnet.models.base import Representation
 from torchmdnet.neighbors import CLOSEST, apart, length, not_a_number
-from torchmdnet.potential import Evaluation, TorchMD_Net, derivatives_of, strained
+from torchmdnet.potential import TorchMD_Net
+from torchmdnet.predictions import Evaluation
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.recording import Recorded, needs_compiler, record
 
@@ -122,7 +124,7 @@ class CompiledPotential(TorchMD_Net):
         inputs = inputs._replace(pos=inputs.pos.clone() if inputs.pos.is_inference() else inputs.pos.detach())
         inputs = inputs._replace(box=self._box(inputs.box))
         with torch.no_grad():
-            graph = _graph(self.representation_model, inputs)
+            graph = self._graph(inputs)
         assert graph.pairs is not None
         if min(graph.num_atoms, graph.pairs.atoms.shape[1], 2 * graph.num_systems) < 2:
             return None
@@ -154,7 +156,7 @@ class CompiledPotential(TorchMD_Net):
         found = self._assemble(graph, arguments, energy, slope, slope_of_pos, virial=virial)
         found = found._replace(properties=dict(zip(names, values, strict=True)), atomic=atomic if by_atom else None)
         if self.beyond:
-            found = self._with_priors(found, inputs, graph, virial=virial, by_atom=by_atom)
+            found = self._with_priors(found, graph, virial=virial)
         if plain is not None:
             _expect_agreement(found, plain)
             if training:  # through another call: a compiled program is differentiated once
@@ -211,45 +213,31 @@ class CompiledPotential(TorchMD_Net):
         virial: bool,
     ) -> Evaluation:
         """Forces and virial from the derivatives in the vectors of pairs, (P, 3), and in positions."""
-        i, j = arguments["atoms"]
-        forces = slope.new_zeros(graph.num_atoms, 3).index_add(0, i, -slope).index_add(0, j, slope)
+        slopes, pairs = Slopes(vec=slope), graph._replace(edge_index=arguments["atoms"], edge_vec=arguments["vec"])
         if slope_of_pos is not None:
-            forces = forces - slope_of_pos
-        strain = None
-        if virial:
-            strain = slope.new_zeros(graph.num_systems, 3, 3)
-            product = arguments["vec"][:, :, None] * slope[:, None, :]  # (P, 3, 3)
-            strain = strain.index_add(0, graph.batch.index_select(0, i), product)
-            if slope_of_pos is not None:
-                strain = strain.index_add(0, graph.batch, graph.pos[:, :, None] * slope_of_pos[:, None, :])
-            strain = (strain + strain.mT) / 2
+            of_strain = sum_to_systems(graph.pos[:, :, None] * slope_of_pos[:, None, :], graph)
+            slopes = slopes._replace(pos=slope_of_pos, strain=of_strain)
+        forces, strain = forces_of(pairs._replace(pairs=None), slopes, strained=virial)
         return Evaluation(energy, forces, strain, {}, None)
 
-    def _with_priors(
-        self, found: Evaluation, inputs: Inputs, graph: Graph, *, virial: bool, by_atom: bool
-    ) -> Evaluation:
+    def _with_priors(self, found: Evaluation, graph: Graph, *, virial: bool) -> Evaluation:
         """Add the priors that look for pairs themselves."""
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
-            pos = place = graph.pos.detach().requires_grad_()
-            box, wanted = graph.box, [pos]
-            if virial:
-                place, box, strain = strained(pos, graph.batch, box, graph.num_systems)
-                wanted.append(strain)
-            bare = bare_graph(graph.z, place, graph.batch, box, graph.extra, graph.num_systems)
-            bare = bare._replace(q=graph.q, s=graph.s, search=inputs.search)
-            of_atoms = place.new_zeros(graph.num_atoms, 1).double()
-            of_systems = place.new_zeros(graph.num_systems, 1).double()
+            moved, leaves = with_leaves(graph, strained=virial)
+            of_atoms = moved.pos.new_zeros(graph.num_atoms, 1).double()
+            of_systems = moved.pos.new_zeros(graph.num_systems, 1).double()
             for prior in self.beyond:
-                of_atoms, of_systems = prior.add_to_atoms(of_atoms, bare), prior.add_to_systems(of_systems, bare)
-            energy = of_systems.index_add(0, graph.batch, of_atoms)
-            slopes = derivatives_of(energy, wanted, differentiable=differentiable)
+                of_atoms, of_systems = prior.add_to_atoms(of_atoms, moved), prior.add_to_systems(of_systems, moved)
+            energy = of_systems + sum_to_systems(of_atoms, graph)
+            slopes = Slopes(*derivatives_of(energy, leaves, differentiable=differentiable))
         if not differentiable:
             energy, of_atoms = energy.detach(), of_atoms.detach()
+        forces, strain = forces_of(graph, slopes, strained=virial)
         return found._replace(
             energy=(found.energy + energy).to(found.energy.dtype),
-            forces=None if found.forces is None else found.forces - slopes[0],
-            virial=None if found.virial is None else found.virial + (slopes[1] + slopes[1].mT) / 2,
+            forces=None if found.forces is None else found.forces + forces,
+            virial=None if found.virial is None or strain is None else found.virial + strain,
             atomic=found.atomic + of_atoms[:, 0].to(found.atomic.dtype) if found.atomic is not None else None,
         )
 
@@ -297,16 +285,11 @@ class _Step(nn.Module):
                 pairs=pairs,
                 guard=guard,
             )
-            representation: Any = potential.representation_model
-            features, seen = representation.select(representation.encode(graph), graph)
-            energy, values, atomic = potential._values_of(
-                features, seen, properties=kind.properties, by_atom=kind.by_atom
-            )
-            slope, slope_of_pos = torch.autograd.grad(
-                [energy.sum()], wanted, create_graph=kind.training, allow_unused=True
-            )
+            features, seen = potential._encoded(graph)
+            found = potential._values_of(features, seen, properties=kind.properties, by_atom=kind.by_atom)
+            slope, slope_of_pos = derivatives_of(found.energy, wanted, differentiable=kind.training)
         slope = torch.zeros_like(vec) if slope is None else slope
-        return energy, slope, slope_of_pos, list(values.values()), atomic
+        return found.energy, slope, slope_of_pos, list(found.properties.values()), found.atomic
 
 
 @contextlib.contextmanager
@@ -340,11 +323,6 @@ _AXES: dict[str, dict[int, str]] = {
     "q": {0: "systems"},
     "s": {0: "systems"},
 }
-
-
-def _graph(representation: Any, inputs: Inputs) -> Graph:
-    found_by = {} if inputs.search is None else {"search": inputs.search}
-    return representation.graph(*inputs[:6], num_systems=inputs.num_systems, extra=inputs.extra, **found_by)
 
 
 def _arguments(graph: Graph) -> dict[str, Tensor]:

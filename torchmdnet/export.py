@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from torchmdnet._version import __version__
 from torchmdnet.errors import ConfigError
 from torchmdnet.files import check_target
-from torchmdnet.graph import Graph, Pairs, guard_of_edges
+from torchmdnet.forces import Slopes, forces_of
+from torchmdnet.graph import Graph, Pairs, bare_graph, guard_of_edges
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.neighbors import CLOSEST, apart, length
 from torchmdnet.potential import TorchMD_Net
@@ -169,7 +170,7 @@ def _of_edges(model: TorchMD_Net) -> Callable[..., tuple[Tensor, ...]]:
         edge_vec = edge_vec.detach().requires_grad_()
         with torch.enable_grad():
             graph = _with_ghost(model, z, edge_index, edge_vec, batch, q, s)
-            features, seen = model.representation_model.select(model.representation_model.encode(graph), graph)
+            features, seen = model._encoded(graph)
             energy = model._system_energy(features, seen)[:-1, 0]
             (slope,) = torch.autograd.grad([energy.sum()], [edge_vec])  # (E, 3)
         with torch.no_grad():
@@ -177,10 +178,10 @@ def _of_edges(model: TorchMD_Net) -> Callable[..., tuple[Tensor, ...]]:
                 atomic = model._atomic(features, seen)[:-1, 0].to(energy.dtype)
             else:
                 atomic = energy.new_full((z.shape[0],), torch.nan)
-            i, j = edge_index
-            forces = slope.new_zeros(z.shape[0], 3).index_add(0, i, -slope).index_add(0, j, slope)
-            virial = edge_vec.detach()[:, :, None] * slope[:, None, :]  # (E, 3, 3)
-            virial = slope.new_zeros(q.shape[0], 3, 3).index_add(0, batch.index_select(0, i), (virial + virial.mT) / 2)
+            given = bare_graph(z, edge_vec.new_zeros(z.shape[0], 3), batch, num_systems=q.shape[0])
+            given = given._replace(edge_index=edge_index, edge_vec=edge_vec.detach())
+            forces, virial = forces_of(given, Slopes(vec=slope), strained=True)
+            assert virial is not None
         return energy.detach(), forces, virial, slope, atomic.detach()
 
     return energy_and_derivatives

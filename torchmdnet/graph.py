@@ -22,7 +22,6 @@ from torchmdnet.neighbors import (
     measured_edges,
     not_a_number,
     pairs_within,
-    pull_back,
 )
 from torchmdnet.neighbors.lattice import is_too_flat
 from torchmdnet.tracing import is_abstract
@@ -49,7 +48,6 @@ __all__ = [
     "build_graph",
     "count_systems",
     "edges_within",
-    "forces_of",
     "graph_of_edges",
     "guard_of_edges",
     "sum_to_atoms",
@@ -69,7 +67,6 @@ class Inputs(NamedTuple):
     extra: dict[str, Tensor] | None = None  # for heads and priors, by name
     num_systems: int | None = None  # None reads it from batch
     search: Search | None = None  # who finds neighbours; None starts afresh
-    inner: bool = False  # only the model can reach pos, or a lattice vector that is differentiated
 
 
 class Pairs(NamedTuple):
@@ -112,6 +109,7 @@ class Graph(NamedTuple):
     inner: bool = False  # no second derivatives in the geometry are possible: its leaves are the model's own
     search: Search | None = None  # who found them, for parts that look further; None starts afresh
     guard: AtomScalars | None = None  # (N,) 0, or NaN for all atoms of a system that is not finite; None is checked
+    cutoff: float = 0.0  # Å; all pairs that are closer than this are there, 0 if it is not known
 
     @property
     def num_atoms(self) -> int:
@@ -295,6 +293,7 @@ def build_graph(
         pairs=edges.pairs,
         search=search,
         guard=None if can_check(pos) else _guard(pos, batch, num_systems, box, cutoff_upper, (q, s)),
+        cutoff=float(cutoff_upper) if cutoff_lower <= 0 else 0.0,
     )
 
 
@@ -451,23 +450,6 @@ def _per_system(value: Tensor | None, name: str, num_systems: int, pos: Position
         )
     check_finite(name, value.reshape(num_systems), "system")
     return value.reshape(num_systems).to(device=pos.device, dtype=pos.dtype)
-
-
-def forces_of(
-    graph: Graph, of_vec: EdgeVectors, of_dist: PairScalars, *, strained: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Forces (N, 3) and, if wanted, the derivative in a strain of each system (S, 3, 3), on the CPU.
-
-    Args:
-        graph: With edges in both directions.
-        of_vec: Gradient of the energy in the vectors of the edges.
-        of_dist: And in the distances of the pairs.
-        strained: Whether to differentiate in strains.
-    """
-    assert graph.pairs is not None
-    _, dist, of_edge, reverse, row_start = graph.pairs
-    systems = (graph.batch, graph.num_systems) if strained else None
-    return pull_back(row_start, of_edge, reverse, (graph.edge_vec, dist), (of_vec, of_dist), systems)
 
 
 def sum_to_atoms(x: Tensor, graph: Graph) -> Tensor:

@@ -1,116 +1,45 @@
-"""The whole potential: representation, head and priors, and ensembles of them."""
+"""The whole potential: representation, head and priors, and the derivatives of their energy."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.errors import ConfigError
-from torchmdnet.graph import (
-    Graph,
-    Inputs,
-    as_boxes,
-    bare_graph,
-    count_systems,
+from torchmdnet.energy import EnergyModel
+from torchmdnet.forces import (
+    Slopes,
+    derivatives_of,
+    detached,
     forces_of,
-    graph_of_edges,
-    sum_to_systems,
+    in_pairs,
+    slopes_of_edges,
+    stress_of,
+    with_leaves,
 )
+from torchmdnet.graph import Graph, Inputs, as_boxes, graph_of_edges
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
-from torchmdnet.neighbors import can_check, check_finite
+from torchmdnet.neighbors import can_check
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.inference import outside_modes
 from torchmdnet.ops.kernels.threads import cores
-from torchmdnet.ops.scatter import widened
+from torchmdnet.predictions import EdgePrediction, Evaluation, Outputs, Prediction, Values
 from torchmdnet.priors.base import BasePrior
-from torchmdnet.stacking import Stack, find_same_edges, moved_copies
 from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import AtomicNumbers, Boxes, EdgeIndex, EdgeVectors, Positions, SystemIndex, SystemScalars
+from torchmdnet.whole_calls import evaluate_abstractly, evaluate_without_graph
 
-__all__ = [
-    "EdgePrediction",
-    "Ensemble",
-    "EnsembleOutputs",
-    "EnsemblePrediction",
-    "Evaluation",
-    "Outputs",
-    "Prediction",
-    "TorchMD_Net",
-    "derivatives_of",
-    "strained",
-    "stress_of",
-]
+__all__ = ["EdgePrediction", "Evaluation", "Outputs", "Prediction", "TorchMD_Net"]
 
 log = logging.getLogger(__name__)
 
 
-class Prediction(NamedTuple):
-    """What a potential says of a batch; unpacks as ``energy, forces``."""
-
-    energy: Tensor  # (S, 1) in the unit of the training data
-    forces: Tensor  # (N, 3) per Å, or empty, (0,), without derivative
-
-
-class Outputs(NamedTuple):
-    """All that a potential was asked for."""
-
-    energy: Tensor  # (S, 1) in the unit of the training data
-    forces: Tensor  # (N, 3) per Å, or empty, (0,), without derivative
-    stress: Tensor | None  # (S, 3, 3) per Å³; NaN for systems that are not periodic; None unless asked for
-    properties: dict[str, Tensor]  # by name, (S, ...) or for values of atoms (N, ...); empty unless asked for
-
-
-class Evaluation(NamedTuple):
-    """What :meth:`TorchMD_Net.evaluate` finds."""
-
-    energy: Tensor  # (S, 1)
-    forces: Tensor | None  # (N, 3)
-    virial: Tensor | None  # (S, 3, 3) derivative of the energy in the strain
-    properties: dict[str, Tensor]
-    atomic: Tensor | None  # (N,) contributions that add up to the energy, in float64
-
-
-class EnsemblePrediction(NamedTuple):
-    """Mean and standard deviation over the members of an ensemble."""
-
-    energy: Tensor  # (S, 1)
-    forces: Tensor  # (N, 3) or (0,)
-    energy_std: Tensor  # (S, 1)
-    forces_std: Tensor  # (N, 3) or (0,)
-
-
-class EnsembleOutputs(NamedTuple):
-    """:class:`Outputs` over the members of an ensemble, means and standard deviations."""
-
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor | None
-    properties: dict[str, Tensor]
-    energy_std: Tensor
-    forces_std: Tensor
-    stress_std: Tensor | None
-    properties_std: dict[str, Tensor]
-
-
-class EdgePrediction(NamedTuple):
-    """What a potential says of atoms and the edges between them; see :meth:`TorchMD_Net.from_edges`."""
-
-    energy: Tensor  # (S, 1)
-    forces: Tensor  # (N, 3), or empty, (0,), without derivative, like the next two
-    edge_gradient: Tensor  # (E, 3) derivative of the energy in each edge vector, in the order given
-    virial: Tensor  # (S, 3, 3) derivative of the energy in a strain, symmetrised
-    stress: Tensor | None  # (S, 3, 3) the virial divided by the volume; None without box
-    atomic: Tensor | None  # (N, 1) contributions that add up to the energy; None where it is no sum over atoms
-    properties: dict[str, Tensor]  # by name; empty unless asked for
-
-
-class TorchMD_Net(nn.Module):
+class TorchMD_Net(EnergyModel):
     """A representation, an output head and priors.
 
     Args:
@@ -123,12 +52,6 @@ class TorchMD_Net(nn.Module):
         dtype: Precision of the parameters.
         property_heads: Heads of what is predicted beside the output, by name. They read the same features.
     """
-
-    mean: Tensor
-    std: Tensor
-    representation_model: Any  # a Representation, or a module of older releases that returns five results
-    output_model: OutputModel
-    prior_model: Any  # priors in a ModuleList, or None
 
     def __init__(
         self,
@@ -174,11 +97,6 @@ class TorchMD_Net(nn.Module):
         from torchmdnet.scripting import scriptable_potential
 
         return scriptable_potential(self)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the parameters; positions and boxes are expected in it."""
-        return self.mean.dtype
 
     @outside_modes
     def forward(
@@ -256,124 +174,95 @@ class TorchMD_Net(nn.Module):
                 whose :attr:`is_sum_of_atoms` holds.
         """
         if not (forces or virial):
-            energy, values, atomic = self._values(inputs, properties=properties, by_atom=by_atom)
-            return Evaluation(energy, None, None, values, atomic)
+            features, graph = self._features(inputs)
+            values = self._values_of(features, graph, properties=properties, by_atom=by_atom)
+            return Evaluation(values.energy, None, None, values.properties, values.atomic)
         if is_abstract():
-            return self._evaluate_abstractly(inputs, forces=forces, virial=virial, properties=properties)
-        with contextlib.nullcontext() if self.training else cores.for_all():
-            return self._evaluate_eagerly(inputs, forces=forces, virial=virial, properties=properties, by_atom=by_atom)
+            return evaluate_abstractly(self, inputs, forces=forces, virial=virial, properties=properties)
+        options = {"properties": properties, "by_atom": by_atom}
+        keep, threads = torch.is_grad_enabled(), contextlib.nullcontext() if self.training else cores.for_all()
+        with torch.inference_mode(False), torch.set_grad_enabled(keep), threads:
+            if not hasattr(self.representation_model, "encode"):
+                return evaluate_without_graph(self, inputs, forces=forces, virial=virial, **options)
+            if not keep:
+                box = None if inputs.box is None else inputs.box.detach()
+                inputs = inputs._replace(pos=inputs.pos.detach(), box=box)
+            found = self.evaluate_graph(self._graph(inputs), virial=virial, **options)
+        return found if forces else found._replace(forces=None)
 
-    def _evaluate_eagerly(
-        self, inputs: Inputs, *, forces: bool, virial: bool, properties: bool, by_atom: bool
+    def evaluate_graph(
+        self, graph: Graph, *, virial: bool = False, properties: bool = False, by_atom: bool = False
     ) -> Evaluation:
-        """:meth:`evaluate` with forces or a virial, where nothing is recorded for later."""
-        keep = torch.is_grad_enabled()
-        found = self._evaluate_directly(inputs, virial=virial, properties=properties, by_atom=by_atom)
-        if found is not None:
-            return found if forces else found._replace(forces=None)
-        with torch.inference_mode(False), torch.enable_grad():
-            pos = inputs.pos
-            inner = not pos.requires_grad and (inputs.box is None or not inputs.box.requires_grad)
-            if forces and not pos.requires_grad:
-                pos = (pos.clone() if pos.is_inference() else pos.detach()).requires_grad_()
-            place, box, wanted = pos, inputs.box, [pos] if forces else []
-            if virial:
-                place, box, strain = strained(pos, inputs.batch, self._box(box), inputs.num_systems)
-                wanted.append(strain)
-            moved = inputs._replace(pos=place, box=box, inner=inner)
-            energy, values, atomic = self._values(moved, properties=properties, by_atom=by_atom)
-            slopes = derivatives_of(energy, wanted, differentiable=self.training and keep)
-        if not keep:
-            energy, values = energy.detach(), {name: value.detach() for name, value in values.items()}
-        return Evaluation(
-            energy,
-            -slopes[0] if forces else None,
-            (slopes[-1] + slopes[-1].mT) / 2 if virial else None,
-            values,
-            None if atomic is None else atomic.detach(),
-        )
+        """:meth:`evaluate` with forces, of a graph. The other arguments are those of that method."""
+        values, slopes = self.energy_and_slopes(graph, strained=virial, properties=properties, by_atom=by_atom)
+        forces, strain = forces_of(graph, slopes, strained=virial)
+        return Evaluation(values.energy, forces, strain, values.properties, values.atomic)
 
-    def _evaluate_abstractly(self, inputs: Inputs, *, forces: bool, virial: bool, properties: bool) -> Evaluation:
-        """:meth:`evaluate` under ``torch.compile`` and ``torch.export``, which follow this form of differentiation."""
-        if torch.compiler.is_exporting():
-            raise ConfigError(
-                "torch.export does not follow derivatives inside a model. Export it with derivative=False and "
-                "differentiate the energies of the program, or write a package with forces: torchmd-net export."
-            )
-        box = self._box(inputs.box)
-        num_systems = inputs.num_systems
-        if num_systems is None:
-            num_systems = 1 if inputs.batch is None else count_systems(inputs.batch, box, inputs.q, inputs.s)
-        inputs = inputs._replace(box=box, num_systems=num_systems)
-
-        def energy_of(pos: Tensor, strain: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
-            place, lattice = (pos, box)
-            if virial:
-                place, lattice = deformed(pos, inputs.batch, box, strain)
-            energy, values, _ = self._values(
-                inputs._replace(pos=place, box=lattice), properties=properties, by_atom=False
-            )
-            return energy.sum(), (energy, values)
-
-        strain = inputs.pos.new_zeros(num_systems, 3, 3)
-        (of_pos, of_strain), (energy, values) = torch.func.grad(energy_of, argnums=(0, 1), has_aux=True)(
-            inputs.pos, strain
-        )
-        return Evaluation(
-            energy,
-            -of_pos if forces else None,
-            (of_strain + of_strain.mT) / 2 if virial else None,
-            values,
-            None,
-        )
-
-    def _evaluate_directly(self, inputs: Inputs, *, virial: bool, properties: bool, by_atom: bool) -> Evaluation | None:
-        """:meth:`evaluate` with hand-written derivatives, where only forces are needed; None elsewhere."""
-        with torch.inference_mode(False), torch.no_grad():
-            given = (inputs.pos, inputs.box, inputs.q, inputs.s, *(inputs.extra or {}).values())
-            if any(getattr(x, "requires_grad", False) for x in given):
-                return None
-            encode = self._direct_encoder(inputs.pos)
-            if encode is None:
-                return None
-            return self._evaluate_graph(
-                encode, self._graph(inputs), virial=virial, properties=properties, by_atom=by_atom
-            )
-
-    def _direct_encoder(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
-        """See :meth:`torchmdnet.models.base.Representation.direct`; None also where another part has no such thing."""
-        head = self.output_model
-        is_plain = not self.training and getattr(head, "has_slope", False) and head.reduce_op in ("add", "sum")
-        if not is_plain or not isinstance(self.representation_model, Representation):
-            return None
-        if any(getattr(prior, "needs_positions", True) for prior in self.prior_model or ()):
-            return None
-        return self.representation_model.direct(like) if can_check(like) and like.shape[0] else None
-
-    def _evaluate_graph(
+    def energy_and_slopes(
         self,
-        encode: Callable[[Graph], tuple[Features, Pullback]],
         graph: Graph,
         *,
-        virial: bool,
-        properties: bool,
-        by_atom: bool,
-    ) -> Evaluation:
-        """Energy, derivatives and all else of a graph without history, from an architecture that goes back itself."""
+        strained: bool = False,
+        properties: bool = False,
+        by_atom: bool = False,
+        has_positions: bool = True,
+    ) -> tuple[Values, Slopes]:
+        """Energies of a graph and their derivatives in its edges, for :func:`torchmdnet.forces.forces_of`.
+
+        Where the architecture has a hand-written derivative, see
+        :meth:`torchmdnet.models.base.Representation.direct`, only the head and the priors are differentiated by
+        autograd. In training the slopes can be differentiated again.
+
+        Args:
+            graph: What ``representation_model.graph`` makes. Nothing in it is changed.
+            strained: Whether the slopes are to hold all that a virial needs.
+            properties: Whether to ask the property heads.
+            by_atom: See :meth:`evaluate`.
+            has_positions: Whether there are positions; a graph that was made of a list of edges has none.
+        """
+        keep = torch.is_grad_enabled()
+        encode = self._direct_encoder(graph, keep)
+        if encode is not None:
+            with torch.no_grad():
+                return self._energy_and_slopes_of(encode, graph, strained, properties=properties, by_atom=by_atom)
+        with torch.enable_grad():
+            moved, leaves = with_leaves(graph, has_positions=has_positions, strained=strained)
+            values = self._values_of(*self._encoded(moved), properties=properties, by_atom=by_atom)
+            slopes = derivatives_of(values.energy, leaves, differentiable=self.training and keep)
+        return values if keep else values.detached(), Slopes(*slopes)
+
+    def _direct_encoder(self, graph: Graph, keep: bool) -> Callable[[Graph], tuple[Features, Pullback]] | None:
+        """See :meth:`torchmdnet.models.base.Representation.direct`; None also where more than slopes are wanted."""
+        given = (graph.pos, graph.edge_vec, graph.box, graph.q, graph.s, *graph.extra.values())
+        is_followed = keep and any(x is not None and x.requires_grad for x in given)
+        is_known = isinstance(self.representation_model, Representation) and graph.num_atoms > 0 and in_pairs(graph)
+        if self.training or is_followed or not is_known or not can_check(graph.pos):
+            return None
+        return self.representation_model.direct(graph.pos)
+
+    def _energy_and_slopes_of(
+        self, encode: Callable[[Graph], tuple[Features, Pullback]], graph: Graph, strained: bool, **options: bool
+    ) -> tuple[Values, Slopes]:
+        """:meth:`energy_and_slopes` where the architecture goes back from its features by itself."""
         features, pull_back = encode(graph)
-        contributions, slope = self.output_model.value_and_slope(features.x)  # (N, 1), (N, F)
-        options: dict[str, Any] = {"properties": properties, "by_atom": by_atom, "contributions": contributions}
-        if self.prior_model is None:
-            value = self._values_of(features, graph, **options)
-            grads = pull_back(slope * self.std)
-        else:  # priors may read the edges, and change what the head says
-            with torch.enable_grad():
-                seen, edges = _with_leaves(graph)
-                leaves = [contributions.requires_grad_(), *edges]
-                value = self._values_of(features, seen, **options)
-                weight, *more = derivatives_of(value[0], leaves, differentiable=False)
-            grads = tuple(x + y for x, y in zip(pull_back(slope * weight), more, strict=True))
-        return _evaluation(value, *forces_of(graph, *grads, strained=virial))
+        head = self.output_model
+        known = slope = None
+        if getattr(head, "has_slope", False):
+            known, slope = head.value_and_slope(features.x)  # (N, 1), (N, F)
+            if self.prior_model is None and head.reduce_op in ("add", "sum"):
+                values = self._values_of(features, graph, contributions=known, **options)
+                return values, Slopes(*pull_back(slope * self.std))
+        with torch.enable_grad():
+            moved, leaves = with_leaves(graph, strained=strained)
+            known = None if known is None else known.requires_grad_()
+            x, v, S = (None if y is None else y.detach().requires_grad_() for y in (features.x, features.v, features.S))
+            assert x is not None
+            values = self._values_of(features._replace(x=x, v=v, S=S), moved, contributions=known, **options)
+            of_known, of_x, of_v, of_S, *others = derivatives_of(values.energy, (known, x, v, S, *leaves))
+        if slope is not None and of_known is not None:
+            of_x = slope * of_known
+        of_x = torch.zeros_like(x) if of_x is None else of_x
+        return values.detached(), Slopes(*pull_back(of_x, of_v, of_S)).plus(Slopes(*others))
 
     @outside_modes
     def from_edges(
@@ -423,8 +312,9 @@ class TorchMD_Net(nn.Module):
         architecture.check_elements(z)
         derivative = self.derivative if derivative is None else derivative
         keep = torch.is_grad_enabled()
+        is_followed, differentiable = keep and edge_vec.requires_grad, keep and self.training
         with torch.inference_mode(False), torch.set_grad_enabled(keep or derivative):
-            if derivative and not edge_vec.requires_grad:
+            if derivative and not is_followed:
                 edge_vec = (edge_vec.clone() if edge_vec.is_inference() else edge_vec.detach()).requires_grad_()
             graph = graph_of_edges(
                 z,
@@ -439,29 +329,30 @@ class TorchMD_Net(nn.Module):
                 num_systems=num_systems,
                 extra=extra_args,
             )
-            features, seen = self.representation_model.select(self.representation_model.encode(graph), graph)
-            energy = self._system_energy(features, seen)
-            atomic = (
-                self._atomic(features, seen) if self.is_sum_of_atoms and seen.num_atoms == graph.num_atoms else None
-            )
-            values = self._properties(features, seen) if properties else {}
-            if not derivative:
-                nothing = edge_vec.new_empty(0)
-                return EdgePrediction(energy, nothing, nothing, nothing, None, atomic, values)
-            differentiable = self.training and keep
-            (slope,) = derivatives_of(energy, [edge_vec], differentiable=differentiable)  # (E, 3)
-            i, j = edge_index.long()
-            forces = slope.new_zeros(graph.num_atoms, 3).index_add(0, i, -slope).index_add(0, j, slope)
-            virial = edge_vec[:, :, None] * slope[:, None, :]  # (E, 3, 3)
-            virial = slope.new_zeros(graph.num_systems, 3, 3).index_add(0, graph.batch[i], (virial + virial.mT) / 2)
-            box = as_boxes(box, graph.num_systems, slope.dtype, slope.device)
-            stress = None if box is None else stress_of(virial, box)
-        if not differentiable:
-            energy, forces, virial = energy.detach(), forces.detach(), virial.detach()
-            stress = None if stress is None else stress.detach()
-            atomic = None if atomic is None else atomic.detach()
-            values = {name: value.detach() for name, value in values.items()}
-        return EdgePrediction(energy, forces, slope, virial, stress, atomic, values)
+        asked: dict[str, Any] = {"properties": properties, "by_atom": self.is_sum_of_atoms}
+        with torch.inference_mode(False), torch.set_grad_enabled(keep):
+            if derivative:
+                known = graph if is_followed else detached(graph)
+                values, slopes = self.energy_and_slopes(known, has_positions=False, **asked)
+                gradient = slopes_of_edges(edge_vec, graph, slopes)  # (E, 3)
+                forces, virial = forces_of(known, slopes, strained=True)
+                assert virial is not None
+                values = values if differentiable else values.detached()
+            else:
+                values = self._values_of(*self._encoded(graph), **asked)
+                gradient = forces = virial = edge_vec.new_empty(0)
+            box = as_boxes(box, graph.num_systems, virial.dtype, virial.device)
+            stress = stress_of(virial, box) if derivative and box is not None else None
+        atomic = None if values.atomic is None else values.atomic[:, None]
+        return EdgePrediction(
+            values.energy.to(self.dtype),
+            forces if differentiable else forces.detach(),
+            gradient if differentiable else gradient.detach(),
+            virial if differentiable else virial.detach(),
+            stress if stress is None or differentiable else stress.detach(),
+            None if atomic is None or atomic.shape[0] != graph.num_atoms else atomic,
+            values.properties,
+        )
 
     def _check_edges_suffice(self, properties: bool) -> Any:
         """The architecture inside its wrappers, if it and all other parts can do without positions.
@@ -486,80 +377,6 @@ class TorchMD_Net(nn.Module):
             )
         return architecture
 
-    def _box(self, box: Boxes | None) -> Boxes | None:
-        """The box of a call, or the one the model carries."""
-        if box is None:
-            distance = getattr(self.representation_model, "distance", None)
-            return getattr(distance, "stored_box", None)
-        return box
-
-    def _values(
-        self, inputs: Inputs, *, properties: bool, by_atom: bool
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Energy (S, 1), properties by name, and with ``by_atom`` the contributions of the atoms (N,)."""
-        return self._values_of(*self._features(inputs), properties=properties, by_atom=by_atom)
-
-    def _values_of(
-        self,
-        features: Features,
-        graph: Graph,
-        *,
-        properties: bool,
-        by_atom: bool,
-        contributions: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        values = self._properties(features, graph) if properties else {}
-        if not by_atom:
-            return self._system_energy(features, graph, contributions), values, None
-        atomic = self._atomic(features, graph, contributions)[:, 0]  # (N,)
-        return sum_to_systems(atomic, graph)[:, None], values, atomic
-
-    def _properties(self, features: Features, graph: Graph) -> dict[str, Tensor]:
-        num_charges = getattr(self.representation_model, "num_charges", 0)
-        if num_charges:
-            features = features._replace(x=features.x[:, :-num_charges])
-        values = {}
-        for name, head in self.property_heads.items():
-            assert isinstance(head, OutputModel)
-            value = head.per_atom(features, graph)
-            if not head.per_atom_output:
-                value = head.per_system(head.reduce(value, graph.batch, graph.num_systems), graph)
-            values[name] = value
-        return values
-
-    def _system_energy(self, features: Features, graph: Graph, contributions: Tensor | None = None) -> Tensor:
-        """Summed in float64 and rounded once: totals of many atoms, or of large reference energies, need it."""
-        atomic = self._atomic(features, graph, contributions)
-        energy = self.output_model.reduce(atomic, graph.batch, graph.num_systems) + self.mean  # (S, 1)
-        energy = self.output_model.per_system(energy, graph)
-        for prior in self.prior_model or ():
-            energy = prior.add_to_systems(energy, graph)
-        return energy.to(self.dtype)
-
-    def _atomic(self, features: Features, graph: Graph, contributions: Tensor | None = None) -> Tensor:
-        """Contribution of each atom, priors included, (N, 1) in float64 where the device has it.
-
-        Those of the head may have been found already.
-        """
-        atomic = self.output_model.per_atom(features, graph) if contributions is None else contributions  # (N, 1)
-        if features.energy is not None and atomic.shape == features.energy.shape:
-            atomic = atomic + features.energy
-        atomic = widened(atomic * self.std)
-        for prior in self.prior_model or ():
-            atomic = prior.add_to_atoms(atomic, graph)
-        return atomic
-
-    @property
-    def is_sum_of_atoms(self) -> bool:
-        """Whether the output is the plain sum of :meth:`per_atom`, with nothing added to a system as a whole."""
-        head = self.output_model
-        parts = [(head, OutputModel, ("reduce", "per_system", "post_reduce"))]
-        parts += [(prior, BasePrior, ("per_system", "post_reduce")) for prior in self.prior_model or ()]
-        is_plain = all(
-            getattr(type(part), name, None) is getattr(base, name) for part, base, names in parts for name in names
-        )
-        return is_plain and head.reduce_op in ("add", "sum") and not bool(self.mean)
-
     @outside_modes
     def per_atom(
         self,
@@ -578,263 +395,3 @@ class TorchMD_Net(nn.Module):
         """
         inputs = Inputs(z, pos, batch, box, q, s, extra_args, num_systems)
         return self._atomic(*self._features(inputs)).to(self.dtype)
-
-    def _graph(self, inputs: Inputs) -> Graph:
-        """The edges that the architecture works on."""
-        z, pos, batch, box, q, s, extra, num_systems, search, inner = inputs
-        found_by = {} if search is None else {"search": search}
-        graph = self.representation_model.graph(
-            z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, **found_by
-        )
-        return graph._replace(inner=inner)
-
-    def _features(self, inputs: Inputs) -> tuple[Features, Graph]:
-        model = self.representation_model
-        if hasattr(model, "encode"):
-            graph = self._graph(inputs)
-            return model.select(model.encode(graph), graph)
-        z, pos, batch, box, q, s, extra, num_systems, *_ = inputs
-        # an architecture written for older releases: no graph, five results
-        check_finite("pos", pos, "atom")
-        batch = torch.zeros_like(z) if batch is None else batch
-        x, v, z, pos, system = model(z, pos, batch, box=box, q=q, s=s)
-        energy = getattr(model, "extra_energy", None)
-        graph = bare_graph(z, pos, system, box, extra, num_systems)
-        return Features(x, v, energy), graph._replace(q=None if q is None else q.reshape(-1).to(pos.dtype))
-
-
-def strained(
-    pos: Positions, batch: SystemIndex | None, box: Boxes | None, num_systems: int | None
-) -> tuple[Positions, Boxes | None, Tensor]:
-    r"""Positions and lattice vectors under a strain of each system, :math:`r \to r (1 + \varepsilon)`.
-
-    Returns:
-        Positions, box, and the strain :math:`\varepsilon` (S, 3, 3), zero, to differentiate in.
-    """
-    if num_systems is None:
-        num_systems = 1 if batch is None else int(batch.max()) + 1 if batch.numel() else 0
-    strain = pos.new_zeros(num_systems, 3, 3).requires_grad_()
-    return *deformed(pos, batch, box, strain), strain
-
-
-def deformed(
-    pos: Positions, batch: SystemIndex | None, box: Boxes | None, strain: Tensor
-) -> tuple[Positions, Boxes | None]:
-    """Positions and lattice vectors under a strain of each system, (S, 3, 3)."""
-    deformation = torch.eye(3, dtype=pos.dtype, device=pos.device) + strain  # (S, 3, 3)
-    of_atom = deformation.expand(pos.shape[0], 3, 3) if batch is None else deformation.index_select(0, batch.long())
-    box = as_boxes(box, strain.shape[0], pos.dtype, pos.device)
-    return torch.einsum("nk,nkl->nl", pos, of_atom), None if box is None else box @ deformation
-
-
-def stress_of(virial: Tensor, box: Boxes | None) -> Tensor:
-    """Divide derivatives in the strain (S, 3, 3) by the volumes; NaN for systems without three lattice vectors.
-
-    Raises:
-        ValueError: If no system has three lattice vectors.
-    """
-    volume = virial.new_zeros(1) if box is None else torch.linalg.det(box.to(virial.dtype)).abs().reshape(-1)
-    has_volume = (volume > 0).expand(virial.shape[0])[:, None, None]  # (S, 1, 1)
-    if not is_abstract() and virial.shape[0] and not bool(has_volume.any()):
-        raise ValueError(
-            "stress: no system of the batch has three lattice vectors, so there is no volume to refer to. Pass box, or "
-            "ask without stress."
-        )
-    return torch.where(has_volume, virial / torch.where(volume > 0, volume, 1.0)[:, None, None], torch.nan)
-
-
-def derivatives_of(energy: Tensor, wanted: list[Tensor], *, differentiable: bool) -> list[Tensor]:
-    """Gradients of the summed energies; zero in what they do not depend on."""
-    if not energy.requires_grad:
-        return [torch.zeros_like(x) for x in wanted]
-    found = torch.autograd.grad(
-        [energy.sum()], wanted, create_graph=differentiable, retain_graph=differentiable, allow_unused=True
-    )
-    return [torch.zeros_like(x) if slope is None else slope for x, slope in zip(wanted, found, strict=True)]
-
-
-def _with_leaves(graph: Graph) -> tuple[Graph, list[Tensor]]:
-    """The same graph as a function of the vectors of its edges and the distances of its pairs."""
-    assert graph.pairs is not None
-    vec, dist = graph.edge_vec.detach().requires_grad_(), graph.pairs.dist.detach().requires_grad_()
-    edge_dist = dist.index_select(0, graph.pairs.of_edge)
-    return graph._replace(edge_vec=vec, edge_dist=edge_dist, pairs=graph.pairs._replace(dist=dist)), [vec, dist]
-
-
-def _evaluation(
-    value: tuple[Tensor, dict[str, Tensor], Tensor | None], forces: Tensor, virial: Tensor | None
-) -> Evaluation:
-    """Results without history."""
-    energy, values, atomic = value
-    return Evaluation(
-        energy.detach(),
-        forces,
-        None if virial is None else (virial + virial.mT) / 2,
-        {name: value.detach() for name, value in values.items()},
-        None if atomic is None else atomic.detach(),
-    )
-
-
-class Ensemble(nn.ModuleList):
-    """Several potentials, evaluated together.
-
-    Members that find the same edges, in evaluation mode, share one graph. Where all else but their weights is the same
-    too, small systems go through all of them in one batched call.
-
-    Args:
-        modules: Potentials with the same outputs.
-        return_std: Whether to return standard deviations (over members, N - 1) beside the means.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module], return_std: bool = False) -> None:
-        modules = list(modules)
-        for module in modules:
-            if not isinstance(module, TorchMD_Net):
-                raise TypeError(f"An ensemble is made of TorchMD_Net models, not {type(module).__name__}.")
-        super().__init__(modules)
-        self.return_std = return_std
-        self._stack: Stack | None = None
-
-    @property
-    def members(self) -> list[TorchMD_Net]:
-        """The potentials."""
-        return list(self)  # type: ignore[arg-type]
-
-    @outside_modes
-    def forward(self, *args: Any, **kwargs: Any) -> Prediction | Outputs | EnsemblePrediction | EnsembleOutputs:
-        """Evaluate every member; takes the arguments of :meth:`TorchMD_Net.forward`, ``stress`` and ``properties`` too.
-
-        Returns:
-            The means of all that a member returns and, with ``return_std``, their standard deviations; NaN for a
-            single member.
-
-        Raises:
-            ValueError: If ``properties`` is set and the members do not predict the same ones.
-        """
-        if kwargs.get("properties"):
-            self.check_properties()
-        predictions = self._predictions(*args, **kwargs)
-        energy = torch.stack([prediction.energy for prediction in predictions])
-        forces = torch.stack([prediction.forces for prediction in predictions])
-        if not isinstance(predictions[0], Outputs):
-            if not self.return_std:
-                return Prediction(energy.mean(dim=0), forces.mean(dim=0))
-            return EnsemblePrediction(energy.mean(dim=0), forces.mean(dim=0), energy.std(dim=0), forces.std(dim=0))
-        stress = None
-        if predictions[0].stress is not None:
-            stress = torch.stack([prediction.stress for prediction in predictions])
-        properties = {
-            name: torch.stack([prediction.properties[name] for prediction in predictions])
-            for name in predictions[0].properties
-        }
-        means = Outputs(
-            energy.mean(dim=0),
-            forces.mean(dim=0),
-            None if stress is None else stress.mean(dim=0),
-            {name: value.mean(dim=0) for name, value in properties.items()},
-        )
-        if not self.return_std:
-            return means
-        return EnsembleOutputs(
-            *means,
-            energy.std(dim=0),
-            forces.std(dim=0),
-            None if stress is None else stress.std(dim=0),
-            {name: value.std(dim=0) for name, value in properties.items()},
-        )
-
-    def _predictions(
-        self, *args: Any, stress: bool = False, properties: bool = False, extra_args: Any = None, **kwargs: Any
-    ) -> list[Any]:
-        """What calling each member returns."""
-        inputs = Inputs(*args, **kwargs) if extra_args is None else Inputs(*args, extra=extra_args, **kwargs)
-        if not (all(model.derivative for model in self.members) or stress) or not self._share_edges():
-            return [model(*inputs[:8], stress=stress, properties=properties) for model in self.members]
-        forces = self.members[0].derivative
-        found = self.evaluate(inputs, forces=forces, virial=stress, properties=properties)
-        box = self.members[0]._box(inputs.box)
-        rows = []
-        for one in found:
-            row = Prediction(one.energy, inputs.pos.new_empty(0) if one.forces is None else one.forces)
-            if stress or properties:
-                tensor = None if one.virial is None else stress_of(one.virial, box)
-                row = Outputs(row.energy, row.forces, tensor, one.properties)
-            rows.append(row)
-        return rows
-
-    @outside_modes
-    def evaluate(
-        self,
-        inputs: Inputs,
-        *,
-        forces: bool = True,
-        virial: bool = False,
-        properties: bool = False,
-        by_atom: bool = False,
-    ) -> list[Evaluation]:
-        """What :meth:`TorchMD_Net.evaluate` returns, for each member, with the arguments of that method."""
-        if not (forces or virial) or not self._share_edges():
-            return [
-                model.evaluate(inputs, forces=forces, virial=virial, properties=properties, by_atom=by_atom)
-                for model in self.members
-            ]
-        first = self.members[0].representation_model
-        with torch.inference_mode(False), torch.enable_grad():
-            if self._stack is None:
-                self._stack = Stack([model.representation_model for model in self.members])
-            z, pos, batch, box, q, s, extra, num_systems, search, _ = inputs
-            pos = pos.clone() if pos.is_inference() else pos.detach()
-            box = self.members[0]._box(box)
-            graph = first.graph(z, pos, batch, box, q, s, num_systems=num_systems, extra=extra, search=search)
-            goes_back = self.members[0]._direct_encoder(graph.pos) is not None  # which is quicker still
-            if self._stack.wants(graph) and not goes_back:
-                found = self._batched(graph, self._stack, virial=virial, properties=properties, by_atom=by_atom)
-            else:
-                found = self._in_turn(graph, virial=virial, properties=properties, by_atom=by_atom)
-        return [one if forces else one._replace(forces=None) for one in found]
-
-    def _share_edges(self) -> bool:
-        models = [model.representation_model for model in self.members]
-        return len(models) > 1 and not any(model.training for model in self.members) and find_same_edges(models)
-
-    def _batched(
-        self, graph: Graph, stack: Stack, *, virial: bool, properties: bool, by_atom: bool
-    ) -> list[Evaluation]:
-        """All members at once; each has positions of its own, so that one differentiation serves all."""
-        copies = moved_copies(graph, len(self), strained=virial)
-        values = [
-            model._values_of(
-                *model.representation_model.select(features, moved), properties=properties, by_atom=by_atom
-            )
-            for model, features, moved in zip(self.members, stack.encode(graph, copies), copies.graphs, strict=True)
-        ]
-        total = torch.stack([energy.sum() for energy, _, _ in values])
-        wanted = [copies.pos] + ([] if copies.strain is None else [copies.strain])
-        slopes = derivatives_of(total, wanted, differentiable=False)
-        return [_evaluation(value, -slopes[0][m], slopes[1][m] if virial else None) for m, value in enumerate(values)]
-
-    def _in_turn(self, graph: Graph, *, virial: bool, properties: bool, by_atom: bool) -> list[Evaluation]:
-        """One member after the other, on copies of one graph that are differentiated and dropped."""
-        found = []
-        for model in self.members:
-            encode = model._direct_encoder(graph.pos)
-            if encode is not None:
-                with torch.no_grad():
-                    options = {"virial": virial, "properties": properties, "by_atom": by_atom}
-                    found.append(model._evaluate_graph(encode, graph, **options))
-                continue
-            copies = moved_copies(graph, 1, strained=virial)
-            (moved,) = copies.graphs
-            features, seen = model.representation_model.select(model.representation_model.encode(moved), moved)
-            value = model._values_of(features, seen, properties=properties, by_atom=by_atom)
-            wanted = [copies.pos] + ([] if copies.strain is None else [copies.strain])
-            slopes = derivatives_of(value[0], wanted, differentiable=False)
-            found.append(_evaluation(value, -slopes[0][0], slopes[1][0] if virial else None))
-        return found
-
-    def check_properties(self) -> None:
-        """Refuse to average properties that not all members predict."""
-        names = [set(model.property_heads) for model in self.members]
-        if any(others != names[0] for others in names):
-            told = "; ".join(", ".join(sorted(others)) or "none" for others in names)
-            raise ValueError(f"properties: the members of the ensemble predict different ones ({told}).")

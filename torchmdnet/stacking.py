@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from torchmdnet.graph import Graph
+from torchmdnet.graph import Graph, Pairs
 from torchmdnet.models.base import Features, Representation
-from torchmdnet.neighbors import not_a_number
-from torchmdnet.ops.norms import length
 
-__all__ = ["Stack", "find_same_edges", "moved_copies"]
+__all__ = ["Stack", "find_same_edges"]
 
 #: Edges of all members together up to which one batched call beats one call for each. Small systems cost calls, larger
 #: ones arithmetic, and the compiled loops of single calls do that better (benchmarks/ensembles.py, on a CPU).
@@ -53,52 +51,6 @@ class _Encoder(nn.Module):
         return self.model.encode(graph)  # type: ignore[operator]
 
 
-class Copies(NamedTuple):
-    """A graph once for each of M members, all at the same places, to differentiate one by one."""
-
-    pos: Tensor  # (M, N, 3) to differentiate in
-    strain: Tensor | None  # (M, S, 3, 3) likewise
-    graphs: list[Graph]
-    edge_vec: Tensor  # (M, E, 3)
-    edge_dist: Tensor  # (M, E)
-    pair_dist: Tensor  # (M, P)
-
-
-def moved_copies(graph: Graph, num_members: int, *, strained: bool) -> Copies:
-    """Copies of a graph without history that depend on positions, and if asked for on a strain, of their own."""
-    assert graph.pairs is not None
-    (i, j), members = graph.edge_index, num_members
-    pos = graph.pos.expand(members, -1, 3).clone().requires_grad_()
-    moved = pos - graph.pos  # zero, but for its derivatives
-    vec = graph.edge_vec + moved.index_select(1, i) - moved.index_select(1, j)  # (M, E, 3)
-    place, boxes, strain = pos, None if graph.box is None else graph.box.expand(members, -1, 3, 3), None
-    if strained:
-        strain = pos.new_zeros(members, graph.num_systems, 3, 3).requires_grad_()
-        deformation = torch.eye(3, dtype=pos.dtype, device=pos.device) + strain
-        place = torch.einsum("mnk,mnkl->mnl", pos, deformation.index_select(1, graph.batch))
-        vec = torch.einsum("mek,mekl->mel", vec, deformation.index_select(1, graph.batch.index_select(0, i)))
-        boxes = None if boxes is None else boxes @ deformation
-    dist = length(vec)
-    if graph.guard is not None:  # distances of atoms that all but coincide are NaN
-        dist = dist + 0 * graph.edge_dist
-    of_edge = graph.pairs.of_edge
-    one_edge = of_edge.new_zeros(graph.pairs.dist.shape[0])
-    one_edge[of_edge] = torch.arange(of_edge.shape[0], device=of_edge.device)
-    pair_dist = dist.index_select(1, one_edge)
-    graphs = [
-        graph._replace(
-            pos=place[m],
-            box=None if boxes is None else boxes[m],
-            edge_vec=vec[m],
-            edge_dist=dist[m],
-            pairs=graph.pairs._replace(dist=pair_dist[m]),
-            guard=None if graph.guard is None else graph.guard + not_a_number(place[m], graph.batch, graph.num_systems),
-        )
-        for m in range(members)
-    ]
-    return Copies(pos, strain, graphs, vec, dist, pair_dist)
-
-
 class Stack:
     """The weights of several architectures, stacked, for as long as they do not change.
 
@@ -117,8 +69,8 @@ class Stack:
         edges = len(self.models) * graph.edge_index.shape[1]
         return self.can_run and 0 < edges <= BATCHED_EDGES.get(graph.pos.device.type, 0)
 
-    def encode(self, graph: Graph, copies: Copies) -> list[Features]:
-        """Features of every member on its copy of the graph."""
+    def encode(self, graph: Graph, copies: Sequence[Graph]) -> list[Features]:
+        """Features of every member on its copy of the graph, whose edges it may have moved."""
         self._refresh()
         pairs = graph.pairs
         assert pairs is not None
@@ -128,7 +80,9 @@ class Stack:
             found = functional_call(self.base, (weights, buffers), (moved,))
             return {name: value for name, value in found._asdict().items() if value is not None}
 
-        found = vmap(features)(self.weights, self.buffers, copies.edge_vec, copies.edge_dist, copies.pair_dist)
+        geometry = [(moved.edge_vec, moved.edge_dist, cast(Pairs, moved.pairs).dist) for moved in copies]
+        stacked = (torch.stack(values) for values in zip(*geometry, strict=True))
+        found = vmap(features)(self.weights, self.buffers, *stacked)
         return [Features(**{name: value[m] for name, value in found.items()}) for m in range(len(self.models))]
 
     def _refresh(self) -> None:

@@ -27,9 +27,9 @@ from torch import nn
 from torchmdnet.calculators import TMDNETCalculator
 from torchmdnet.calculators import ase as ase_door
 from torchmdnet.checkpoint import load_model, save_model
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import build_graph, sum_to_atoms, sum_to_systems
-from torchmdnet.potential import Ensemble
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.testing import tiny_model
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchmdnet.calculators import External
 from torchmdnet.calculators.fixed import FixedStep, with_ghosts
 from torchmdnet.calculators.predict import Answer, predict_members
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.graph import Inputs
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.neighbors import FixedSearch
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:The transformer is deprecated")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from torchmdnet.checkpoint import load_model
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
 

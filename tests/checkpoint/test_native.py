@@ -20,10 +20,11 @@ from torchmdnet.checkpoint import Example, describe, load_model, read_checkpoint
 from torchmdnet.checkpoint.golden import default_examples
 from torchmdnet.checkpoint.load import load_weights
 from torchmdnet.checkpoint.native import card_digest
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.heads import HEADS
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.testing import cell_of_atoms, small_molecules, tiny_model
 

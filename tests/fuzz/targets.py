@@ -233,7 +233,7 @@ def model_bytes(suffix: str) -> bytes:
         import torch
 
         from torchmdnet.checkpoint import save_model
-        from torchmdnet.potential import Ensemble
+        from torchmdnet.ensemble import Ensemble
         from torchmdnet.testing import tiny_model
 
         torch.manual_seed(0)

@@ -24,8 +24,8 @@ from torchmdnet.calculators import TMDNETCalculator, speed
 from torchmdnet.calculators.speed import Measured, Memory, Route, Subject, measure, physical_cores, routes
 from torchmdnet.calculators.structures import default_structures, known_elements, water_box
 from torchmdnet.checkpoint import load_model, save_model
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import ConfigError
-from torchmdnet.potential import Ensemble
 from torchmdnet.scripts.main import main
 from torchmdnet.testing import tiny_model
 

@@ -13,8 +13,8 @@ from conftest import shared
 
 from torchmdnet import __version__
 from torchmdnet.checkpoint import describe, load_model, save_model
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import ConfigError
-from torchmdnet.potential import Ensemble
 from torchmdnet.scripts.convert import convert
 from torchmdnet.scripts.main import COMMANDS, main
 from torchmdnet.testing import small_molecules, tiny_model

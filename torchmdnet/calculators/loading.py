@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchmdnet.calculators.units import Units
 from torchmdnet.checkpoint import load_model
 from torchmdnet.elements import SYMBOLS
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import ConfigError
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import TorchMD_Net
 
 __all__ = [
     "ModelSource",

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchmdnet.ensemble import Ensemble
+from torchmdnet.forces import derivatives_of, strained, symmetrised
 from torchmdnet.graph import Inputs
 from torchmdnet.ops.inference import outside_modes
-from torchmdnet.potential import Ensemble, Evaluation, TorchMD_Net, derivatives_of, strained
+from torchmdnet.potential import TorchMD_Net
+from torchmdnet.predictions import Evaluation
 
 __all__ = ["Answer", "predict", "predict_members"]
 
@@ -54,19 +57,19 @@ def predict(
     """
     if isinstance(model, TorchMD_Net):
         return _ask_potential(model, inputs, with_virial, with_properties, by_atom)
-    z, pos, batch, box, q, s, _, num_systems, *_ = inputs
+    batch, box, num_systems = inputs.batch, inputs.box, inputs.num_systems
     assert batch is not None
     assert num_systems is not None
-    options: dict[str, Any] = {name: value for name, value in (("q", q), ("s", s)) if value is not None}
+    given = (("q", inputs.q), ("s", inputs.s))
+    options: dict[str, Any] = {name: value for name, value in given if value is not None}
     if isinstance(model, Ensemble):
         options["num_systems"] = num_systems
     with torch.inference_mode(False), torch.enable_grad():
-        pos = place = pos.detach().clone().requires_grad_()
-        wanted = [place]
+        pos = place = inputs.pos.detach().clone().requires_grad_()
+        strain = None
         if with_virial:
             pos, box, strain = strained(pos, batch, box, num_systems)
-            wanted.append(strain)
-        output = model(z, pos, batch, box, **options)
+        output = model(inputs.z, pos, batch, box, **options)
         energy, *others = output if isinstance(output, tuple | list) else (output,)
         _expect_one_number_per_system(energy, num_systems)
         forces = others[0] if others and others[0] is not None and others[0].shape == pos.shape else None
@@ -77,9 +80,11 @@ def predict(
                     f"{type(model).__name__} returns neither forces, {tuple(pos.shape)}, nor an energy that depends on "
                     "the positions. Return forces as the second result, or an energy that can be differentiated."
                 )
-            slopes = derivatives_of(energy, wanted, differentiable=False)
-            forces = -slopes[0] if forces is None else forces
-            virial = (slopes[1] + slopes[1].mT) / 2 if with_virial else None
+            of_pos, of_strain = derivatives_of(energy, (place, strain))
+            if forces is None:
+                forces = torch.zeros_like(place) if of_pos is None else -of_pos
+            if strain is not None:
+                virial = torch.zeros_like(strain) if of_strain is None else symmetrised(of_strain)
         return Answer(energy.detach().reshape(num_systems, 1), forces.detach(), virial, None, {})
 
 

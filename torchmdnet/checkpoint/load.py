@@ -18,10 +18,11 @@ from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precisio
 from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import as_model_file, check_sizes, hyper_parameters_of, read_checkpoint
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.atomref import Atomref
 
 __all__ = ["load_ensemble", "load_model", "load_weights", "usable_device"]

@@ -18,10 +18,11 @@ from torchmdnet.build import create_model, default_of, representation_arguments
 from torchmdnet.checkpoint.card import count_parameters, make_card, model_options
 from torchmdnet.checkpoint.golden import Example, default_examples, deviation_from, golden_numbers
 from torchmdnet.checkpoint.native import write_native
+from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.files import draft_of, expanded
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors import PRIORS
 
 __all__ = ["save_model"]

@@ -56,7 +56,7 @@ class OutputModel(nn.Module):
 
     @property
     def has_slope(self) -> bool:
-        """Whether :meth:`value_and_slope` can be asked: if the output is a plain reduction of functions of x."""
+        """Whether :meth:`value_and_slope` is written out: if the output is a plain reduction of functions of x."""
         return False
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Features", "Pullback", "Representation", "guarded", "set_radial_mode"]
 
-#: Takes the gradient in features x, (N, F), back to the vectors of edges (E, 3) and the distances of pairs (P,).
-Pullback = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+class Pullback(Protocol):
+    """The hand-written gradient of an architecture."""
+
+    def __call__(self, of_x: Tensor, of_v: Tensor | None = None, of_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From gradients in features, None for zero, to those in vectors of edges and distances of pairs."""
+        ...
 
 
 class Features(NamedTuple):

@@ -2,6 +2,7 @@
 
 from torchmdnet.build import create_model, create_prior_models
 from torchmdnet.checkpoint.load import load_ensemble, load_model
-from torchmdnet.potential import Ensemble, TorchMD_Net
+from torchmdnet.ensemble import Ensemble
+from torchmdnet.potential import TorchMD_Net
 
 __all__ = ["Ensemble", "TorchMD_Net", "create_model", "create_prior_models", "load_ensemble", "load_model"]

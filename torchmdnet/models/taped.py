@@ -121,7 +121,14 @@ class TapedRepresentation(Representation):
             radial = Radial(graph.pairs.dist, self.distance_expansion, self.envelope, spline, self.radial.tables)
             call = _Call(self, graph, radial, self._kept_tables(radial), keeps=False)
             features = call.features(call.forward(graph.edge_vec, graph.pairs.dist))
-            return features, lambda of_x: call.backward([of_x, *(None for _ in call.names[1:])])
+
+            def pull_back(
+                of_x: Tensor, of_v: Tensor | None = None, of_S: Tensor | None = None
+            ) -> tuple[Tensor, Tensor]:
+                known = {"x": of_x, "v": of_v, "S": of_S}
+                return call.backward([known.get(name) for name in call.names])
+
+            return features, pull_back
 
         return encode
 

@@ -187,7 +187,7 @@ class FrozenNet:
             mixed = torch.cat([x, gathered], dim=1)
             x = torch.addmm(layer.combine.bias, mixed, layer.combine.weight.t())
 
-        def pull_back(of_x: Tensor, of_v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        def pull_back(of_x: Tensor, of_v: Tensor | None = None, of_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
             grad = self.backward(of_x, of_v, at)
             if layer is not None and sent is not None:
                 of_sum = grad @ layer.combine.weight[:, grad.shape[1] :]

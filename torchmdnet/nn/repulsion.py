@@ -15,12 +15,8 @@ def zbl_screening(x: Tensor) -> Tensor:
 
     .. math:: \phi(x) = 0.1818 e^{-3.2 x} + 0.5099 e^{-0.9423 x} + 0.2802 e^{-0.4029 x} + 0.02817 e^{-0.2016 x}
     """
-    return (
-        0.1818 * torch.exp(-3.2 * x)
-        + 0.5099 * torch.exp(-0.9423 * x)
-        + 0.2802 * torch.exp(-0.4029 * x)
-        + 0.02817 * torch.exp(-0.2016 * x)
-    )
+    decay = x.new_tensor([-3.2, -0.9423, -0.4029, -0.2016])
+    return torch.exp(x[..., None] * decay) @ x.new_tensor([0.1818, 0.5099, 0.2802, 0.02817])
 
 
 class RepulsionZBL(nn.Module):

@@ -170,7 +170,7 @@ class Coulomb(BasePrior):
         pairs = pairs if systems is None else _of_systems(pairs, systems[graph.batch])
         r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
         pair = self._switch(r) * _products(charges, pairs) / torch.where(r == 0, 1.0, r)
-        return sum_pairs(pair, pairs, graph.batch, graph.num_systems)
+        return sum_pairs(pair, pairs.i, graph.batch, graph.num_systems)
 
     def _damped_shifted(self, graph: Graph, charges: Tensor, box: Tensor | None) -> Tensor:
         """Damped pairs whose energy and force vanish at the cutoff, and their self energy, (S, 1) in e² per length."""
@@ -183,7 +183,7 @@ class Coulomb(BasePrior):
         slope = ending / cutoff + 2 * alpha / math.sqrt(math.pi) * math.exp(-((alpha * cutoff) ** 2)) / cutoff
         pair = _products(charges, pairs) * (self._screened(r, alpha) - ending + slope * (r - cutoff))
         itself = -(ending / 2 + alpha / math.sqrt(math.pi)) * widened(charges).square()
-        energy = sum_pairs(pair, pairs, graph.batch, graph.num_systems)
+        energy = sum_pairs(pair, pairs.i, graph.batch, graph.num_systems)
         return energy.index_add(0, graph.batch, itself[:, None])
 
     def _ewald(self, graph: Graph, charges: Tensor, box: Tensor | None) -> Tensor:
@@ -205,7 +205,9 @@ class Coulomb(BasePrior):
         pairs = find_pairs(graph, box, cutoff)
         pairs = _of_systems(pairs, is_crystal[graph.batch])
         r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
-        energy = sum_pairs(_products(charges, pairs) * self._screened(r, alpha), pairs, graph.batch, graph.num_systems)
+        energy = sum_pairs(
+            _products(charges, pairs) * self._screened(r, alpha), pairs.i, graph.batch, graph.num_systems
+        )
         for system in is_crystal.nonzero()[:, 0].tolist():
             members = (graph.batch == system).nonzero()[:, 0]
             waves = _waves(graph.pos.index_select(0, members), charges[members], box[system], alpha)

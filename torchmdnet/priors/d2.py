@@ -12,7 +12,7 @@ from torchmdnet.elements import SYMBOLS
 from torchmdnet.graph import Graph
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.priors.base import BasePrior
-from torchmdnet.priors.pairs import find_pairs, sum_pairs
+from torchmdnet.priors.pairs import near_pairs, sum_pairs
 from torchmdnet.priors.scales import FARTHEST, elements_of_types, joules_per_energy, metres_per_length, number_of
 from torchmdnet.tracing import is_abstract
 
@@ -106,14 +106,13 @@ class D2(BasePrior):
         Z = self.Z_map.index_select(0, graph.z)  # (N,)
         _check(Z)
         box = graph.box if self.periodic else None
-        pairs = find_pairs(graph, box, float(self.cutoff_distance))
-        i, j, _ = pairs
-        r = pairs.distances(graph.pos, graph.batch, box) * (self.distance_scale * 1e9)  # (P,) nm
+        i, j, r = near_pairs(graph, box, float(self.cutoff_distance))  # (P,) each
+        r = r * (self.distance_scale * 1e9)  # nm
         C_6, R = self.C_6.index_select(0, Z), self.R_r.index_select(0, Z)  # (N,)
         c = (C_6.index_select(0, i) * C_6.index_select(0, j)).sqrt()
         damping = torch.sigmoid(20 * (r / (R.index_select(0, i) + R.index_select(0, j)) - 1))
         pair = -c / r**6 * damping  # (P,) J/mol
-        energy = sum_pairs(pair, pairs, graph.batch, graph.num_systems)
+        energy = sum_pairs(pair, i, graph.batch, graph.num_systems)
         return (energy / (self.energy_scale * AVOGADRO)).to(pair.dtype)
 
 

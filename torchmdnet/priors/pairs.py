@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from torchmdnet.graph import Graph
-from torchmdnet.neighbors import pairs_within
+from torchmdnet.neighbors import FixedSearch, can_check, pairs_within
 from torchmdnet.ops.norms import length
 from torchmdnet.ops.scatter import widened
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
-__all__ = ["ImagePairs", "find_pairs", "sum_pairs"]
+__all__ = ["ImagePairs", "find_pairs", "near_pairs", "sum_pairs"]
 
 
 class ImagePairs(NamedTuple):
@@ -51,7 +51,23 @@ def find_pairs(graph: Graph, box: Boxes | None, cutoff: float) -> ImagePairs:
     return ImagePairs(*search(graph.pos.detach(), graph.batch, box, graph.num_systems, cutoff))
 
 
-def sum_pairs(pair: Tensor, pairs: ImagePairs, batch: SystemIndex, num_systems: int) -> Tensor:
-    """Add the energy of each pair (P,) to its system, in float64: (S, 1)."""
+def near_pairs(graph: Graph, box: Boxes | None, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Both atoms and the distance of every pair closer than ``cutoff`` in a box, each (P,).
+
+    Where the edges of the graph reach that far, the pairs and their distances are theirs, and nothing is searched.
+    """
+    own, search = graph.pairs, graph.search
+    is_same = (box is None) == (graph.box is None) and not isinstance(search, FixedSearch)  # whose shapes have to stay
+    if own is not None and cutoff <= graph.cutoff and is_same and can_check(graph.pos):
+        dist = own.dist[: own.atoms.shape[1]]  # without that of self loops
+        near = (dist.detach() < cutoff).nonzero()[:, 0]
+        i, j = own.atoms.index_select(1, near)
+        return i, j, dist.index_select(0, near)
+    pairs = find_pairs(graph, box, cutoff)
+    return pairs.i, pairs.j, pairs.distances(graph.pos, graph.batch, box)
+
+
+def sum_pairs(pair: Tensor, first: Tensor, batch: SystemIndex, num_systems: int) -> Tensor:
+    """Add the energy of each pair (P,) to the system of its first atom (P,), in float64: (S, 1)."""
     pair = widened(pair)
-    return pair.new_zeros(num_systems).index_add(0, batch.index_select(0, pairs.i), pair)[:, None]
+    return pair.new_zeros(num_systems).index_add(0, batch.index_select(0, first), pair)[:, None]

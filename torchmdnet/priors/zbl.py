@@ -13,7 +13,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.repulsion import zbl_screening
 from torchmdnet.priors.base import BasePrior
-from torchmdnet.priors.pairs import find_pairs, sum_pairs
+from torchmdnet.priors.pairs import near_pairs, sum_pairs
 from torchmdnet.priors.scales import FARTHEST, elements_of_types, joules_per_energy, metres_per_length, number_of
 
 __all__ = ["ZBL"]
@@ -76,13 +76,14 @@ class ZBL(BasePrior):
         """Repulsion energy of each system, (S, 1)."""
         box = self.distance.stored_box if graph.box is None else graph.box
         box = None if box is None else box.reshape(-1, 3, 3).to(graph.pos.dtype)
-        pairs = find_pairs(graph, box, float(self.cutoff_distance))
-        r = pairs.distances(graph.pos, graph.batch, box)  # (P,)
+        i, j, r = near_pairs(graph, box, float(self.cutoff_distance))  # (P,) each
         Z = self.atomic_number.index_select(0, graph.z)  # (N,)
-        Z_i, Z_j = Z.index_select(0, pairs.i), Z.index_select(0, pairs.j)
+        Z_i, Z_j = Z.index_select(0, i), Z.index_select(0, j)
         # the screening length is a single-precision number in every precision: trained models depend on it
-        a = 0.8854 * BOHR_RADIUS / (Z_i.float() ** 0.23 + Z_j.float() ** 0.23)  # m
-        envelope = 0.5 * (torch.cos(r * (math.pi / self.cutoff_distance)) + 1)
-        pair = zbl_screening(r * self.distance_scale / a) * envelope * Z_i * Z_j / r  # (P,)
+        width = Z.float() ** 0.23
+        a = 0.8854 * BOHR_RADIUS / (width.index_select(0, i) + width.index_select(0, j))  # m
+        reduced = r * (self.distance_scale / a.to(r.dtype))  # (P,)
+        envelope = torch.cos(r * (math.pi / self.cutoff_distance)) + 1
+        pair = zbl_screening(reduced) * envelope * (0.5 * Z_i * Z_j) / r  # (P,)
         constant = COULOMB_CONSTANT / self.energy_scale / self.distance_scale
-        return (constant * sum_pairs(pair, pairs, graph.batch, graph.num_systems)).to(pair.dtype)
+        return (constant * sum_pairs(pair, i, graph.batch, graph.num_systems)).to(pair.dtype)

@@ -12,7 +12,8 @@ from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.files import check_target
 
 if TYPE_CHECKING:
-    from torchmdnet.potential import Ensemble, TorchMD_Net
+    from torchmdnet.ensemble import Ensemble
+    from torchmdnet.potential import TorchMD_Net
 
 __all__ = ["convert", "get_parser", "main"]
 
@@ -121,7 +122,7 @@ def convert(
 def _deviation(old: TorchMD_Net | Ensemble, new: TorchMD_Net | Ensemble) -> float:
     """Largest relative deviation of two models on made-up systems, members of ensembles one by one."""
     from torchmdnet.checkpoint.golden import default_examples, deviation_from, golden_numbers
-    from torchmdnet.potential import Ensemble
+    from torchmdnet.ensemble import Ensemble
 
     if isinstance(old, Ensemble) or isinstance(new, Ensemble):
         assert isinstance(old, Ensemble) and isinstance(new, Ensemble)  # noqa: PT018
