@@ -74,7 +74,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _ZBL: dict[str, Any] = {
     "cutoff_distance": 4.0,
     "max_num_neighbors": 128,
-    "atomic_number": list(range(128)),
+    "atomic_number": list(range(119)),
     "distance_scale": 1e-10,
     "energy_scale": 1.602176634e-19,
 }

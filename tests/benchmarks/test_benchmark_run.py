@@ -58,6 +58,16 @@ def test_every_workload_has_a_name_of_its_own_and_a_system_that_exists():
     assert {workload.order["system"] for workload in found if "system" in workload.order} == set(systems.SYSTEMS)
 
 
+def test_the_models_of_rows_with_priors_can_be_built():
+    from torchmdnet.build import create_model
+
+    names = [workload.name for workload in workloads.all_workloads()]
+    for name, options in workloads.WITH_PRIORS.items():
+        assert f"{name}/192-water/forces" in names
+        model = create_model({**options, "embedding_dimension": 8, "num_layers": 1})
+        assert [type(prior).__name__ for prior in model.prior_model] == ["ZBL"]
+
+
 def test_names_of_systems_count_their_atoms():
     assert len(systems.benzenes(1).z) == 12
     batch = systems.SYSTEMS["32-benzenes"]()
