@@ -242,7 +242,7 @@ def test_memory_of_systems_that_do_not_come_again_is_released(name: str) -> None
         model(z[:number], pos[:number], batch[:number], box=box)
 
     def held() -> int:
-        return sum(len(shelf.free) * shelf.size for shelf in workspace._shelves.values())
+        return sum(len(shelf.free) * shelf.size for shelf in workspace.shelves.values())
 
     model(z, pos, batch, box=box)
     many = held()
@@ -279,7 +279,7 @@ def test_memory_returns_although_an_energy_is_kept(name: str, training: bool) ->
                 forces.square().sum().backward()
             kept.append(energy.detach())
             del energy, forces
-            counts.append(sum(len(shelf.free) for shelf in workspace._shelves.values()))
+            counts.append(sum(len(shelf.free) for shelf in workspace.shelves.values()))
     finally:
         gc.enable()
     assert counts[1] == counts[-1] > 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Buffer", "Places", "Workspace"]
+__all__ = ["Buffer", "Places", "Shelves", "Workspace"]
 
 #: Evaluations after which arrays that were not needed since the last time are released.
 _PERIOD = 16
@@ -74,7 +73,7 @@ class Workspace:
     """Arrays that wait to be used again, in sizes that are rounded up by at most an eighth."""
 
     def __init__(self) -> None:
-        self._shelves: dict[tuple[int, torch.dtype], _Shelf] = {}
+        self.shelves = Shelves()
         self._places: dict[torch.dtype, Places] = {}
         self._evaluations = 0
 
@@ -92,53 +91,55 @@ class Workspace:
         """
         self._evaluations += 1
         if self._evaluations % _PERIOD == 0:
-            for shelf in self._shelves.values():
+            for shelf in [*self.shelves.values()]:
                 shelf.release_idle()
-            if sum(map(len, self._places.values())) > _MANY:
-                self._shelves = {kind: shelf for kind, shelf in self._shelves.items() if shelf.free}
+            if sum(map(len, [*self._places.values()])) > _MANY:
                 self._places.clear()
+                for kind in [kind for kind, shelf in [*self.shelves.items()] if not shelf.free]:
+                    self.shelves.pop(kind, None)
         places = self._places.get(dtype)
         if places is None:
-            places = self._places[dtype] = Places(self._shelf, dtype)
+            places = self._places[dtype] = Places(self.shelves, dtype)
         return places
-
-    def _shelf(self, size: int, dtype: torch.dtype) -> _Shelf:
-        step = 1 << max(size.bit_length() - 4, 0)
-        kind = (-(-size // step) * step, dtype)
-        shelf = self._shelves.get(kind)
-        if shelf is None:
-            shelf = self._shelves[kind] = _Shelf(*kind)
-        return shelf
 
 
 class Places(dict[tuple[int, ...], tuple[Any, int]]):
     """Buffers of one precision, of a workspace."""
 
-    def __init__(self, shelf: Callable[[int, torch.dtype], _Shelf], dtype: torch.dtype) -> None:
+    def __init__(self, shelves: Shelves, dtype: torch.dtype) -> None:
         super().__init__()
-        self._shelf, self.dtype = shelf, dtype
+        self.shelves, self.dtype = shelves, dtype
 
     def __missing__(self, shape: tuple[int, ...]) -> tuple[Any, int]:
         size = math.prod(shape)
-        self[shape] = self._shelf(size, self.dtype), size
+        step = 1 << max(size.bit_length() - 4, 0)
+        self[shape] = self.shelves[-(-size // step) * step, self.dtype], size
         return self[shape]
 
     def empty(self, *shape: int) -> Buffer:
         """A buffer with arbitrary values."""
         shelf, size = self[shape]
         free = shelf.free
-        if free:
+        try:
             flat = free.pop()
-            if len(free) < shelf.idle:
-                shelf.idle = len(free)
-        else:
+        except IndexError:  # it is not looked at first: threads share a workspace
             flat = torch.empty(shelf.size, dtype=shelf.dtype).numpy()  # aligned, unlike NumPy's
+        if len(free) < shelf.idle:
+            shelf.idle = len(free)
         return _Lent(flat[:size].reshape(shape), free, flat)
 
     def zeros(self, *shape: int) -> Buffer:
         """A buffer that holds zeros."""
         made = self.empty(*shape)
         made.array.fill(0)
+        return made
+
+
+class Shelves(dict[tuple[int, torch.dtype], "_Shelf"]):
+    """Free arrays by size and precision."""
+
+    def __missing__(self, kind: tuple[int, torch.dtype]) -> _Shelf:
+        made = self[kind] = _Shelf(*kind)
         return made
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmdnet.graph import Graph
 from torchmdnet.nn.filters import Radial
 from torchmdnet.tape.geometry import Geometry, TensorGeometry
-from torchmdnet.tape.memory import Buffer, Workspace
+from torchmdnet.tape.memory import Buffer, Shelves, Workspace
 from torchmdnet.tape.tape import Definitions, Run, Step, Tables, Tape
 
 __all__ = ["check_step"]
@@ -75,7 +75,8 @@ def check_step(
         objective = objective + sum((slope * d).sum() for slope, d in terms)
     expected = torch.autograd.grad(objective, [*leaves[:-2], *weights], allow_unused=True)
 
-    workspace = _Poisoned()
+    workspace = Workspace()
+    workspace.shelves = _Poisoned()
     edges = (radial.spline, radial.fade, graph, vec, dist, workspace)
     geometry = Geometry(*edges) if handedness is None else TensorGeometry(*edges, handedness)
     tape = Tape(geometry, Tables(radial, trains=True), keeps=True)
@@ -121,14 +122,13 @@ def _compare(which: str, name: str, ours: Tensor | None, theirs: Tensor | None, 
     assert worst <= tolerance * max(scale, 1.0), f"{which}: {name} is off by {worst:.1e}, where {scale:.1e} is largest"
 
 
-class _Poisoned(Workspace):
+class _Poisoned(Shelves):
     """Memory that is NaN as soon as it is released: a step has to keep the buffers of all that it reads later."""
 
-    def _shelf(self, size: int, dtype: torch.dtype) -> Any:
-        shelf = super()._shelf(size, dtype)
-        if type(shelf.free) is list:
-            shelf.free = _NaNs()
-        return shelf
+    def __missing__(self, kind: tuple[int, torch.dtype]) -> Any:
+        made = super().__missing__(kind)
+        made.free = _NaNs()
+        return made
 
 
 class _NaNs(list[Any]):
