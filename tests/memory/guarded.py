@@ -21,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,9 @@ from torchmdnet.ops import attention, edge_network, irreps, kernels, messages
 from torchmdnet.ops.kernels import compiling, operators, sharing
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, rows_of_edges, rows_of_pairs
 from torchmdnet.testing import derivatives, tiny_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
+import test_attention_passes as passes
 
 PAGE = mmap.PAGESIZE
 PATTERN = 0xA5
@@ -325,7 +329,23 @@ def drive_edge_networks(F: int, dtype: torch.dtype) -> None:
             compare(("silu", n, F), found, derivatives(network.activate, [x], 2))
 
 
-OPERATORS = (drive_matrices, drive_messages, drive_attention, drive_edge_networks)
+def drive_attention_passes(F: int, dtype: torch.dtype) -> None:
+    """Derivatives of attention along a direction, and gradients of these, for heads that the loops know."""
+    lanes = operators.lanes_of(dtype.itemsize)
+    if F % lanes or guards.may_refuse:
+        return
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    heads = {F // lanes} | ({1} if F % (2 * lanes) == 0 else set())
+    for num_heads, C, shares in itertools.product(heads, (1, 2, 5), ((1, 1), (2, 2))):
+        setup = passes.make_setup(kind, F, num_heads, C, shares, num_atoms=9)
+        found = [torch.from_numpy(np.ascontiguousarray(x)) for x in passes.chain(setup)]
+        compare(("attention passes", F, C), found, [x.to(dtype) for x in passes.definition(setup)])
+    if dtype == torch.float64:
+        passes.test_what_atoms_send_changes_as_its_formula_does_and_so_do_its_gradients(F)
+        passes.test_what_atoms_receive_changes_as_its_formula_does_and_so_do_its_gradients(F)
+
+
+OPERATORS = (drive_matrices, drive_messages, drive_attention, drive_attention_passes, drive_edge_networks)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
