@@ -20,6 +20,16 @@ from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_mod
 
 SYSTEMS = {"molecules": small_molecules(charges=True), "cell": cell_of_atoms()}
 ONE = {"embedding_dimension": 16, "num_heads": 2}
+TRANSFORMER = {
+    "heads of one vector": {"embedding_dimension": 16, "num_heads": 4},
+    "a last block of one vector": {"embedding_dimension": 20, "num_heads": 5},
+    "heads of one block": ONE,
+    "heads of three blocks": {"embedding_dimension": 48, "num_heads": 2, "num_layers": 1},
+    "no layers": {**ONE, "num_layers": 0},
+    "no neighbour embedding": {**ONE, "neighbor_embedding": False},
+    "lower cutoff": {**ONE, "cutoff_lower": 0.8},
+    "distances in keys": {**ONE, "distance_influence": "keys"},
+}
 OPTIONS = {
     "graph-network": {
         "one vector": {"embedding_dimension": 4},
@@ -57,6 +67,11 @@ OPTIONS = {
             "coulomb_cutoff": 5.0,
         },
     },
+    "transformer": TRANSFORMER,
+    "equivariant-transformer": {
+        **TRANSFORMER,
+        "three layers, all fades": {**ONE, "num_layers": 3, "vector_cutoff": True},
+    },
 }
 TRAINED = [name for name in OPTIONS if ARCHITECTURES[name].trains_in_loops]
 #: The layers of TensorNet2 do not read from the grid what goes into their networks.
@@ -69,7 +84,11 @@ UNKNOWN = [
     ("graph-network", {"embedding_dimension": 10}),
     ("tensornet", {"embedding_dimension": 2}),
     ("graph-network", {"aggr": "mean", "embedding_dimension": 16}),
+    ("transformer", {"embedding_dimension": 24, "num_heads": 2}),
+    ("equivariant-transformer", {"embedding_dimension": 16, "num_heads": 8}),
+    ("equivariant-transformer", {**ONE, "attn_activation": "tanh"}),
 ]
+pytestmark = pytest.mark.filterwarnings("ignore:The transformer is deprecated")
 
 
 def ask(

@@ -10,7 +10,7 @@ import torch
 from torchmdnet.errors import ConfigError
 from torchmdnet.models.torchmd_et import TorchMD_ET
 from torchmdnet.nn.filters import RadialFunction
-from torchmdnet.ops.messages import rows_of_pairs
+from torchmdnet.tape.tape import Definitions
 from torchmdnet.testing import small_molecules, tiny_model
 
 OPTIONS: dict = {
@@ -73,11 +73,9 @@ def test_one_layer_is_the_equation(influence: str) -> None:
     graph = model.graph(systems.z, systems.pos, systems.batch)
     function = RadialFunction(layer, "radial", fades=False)
     radial = model.radial(graph, model.distance_expansion, model.envelope, [function], training=True)
-    r = graph.edge_dist[:, None]
-    direction = -graph.edge_vec / torch.where(r == 0, 1.0, r)
-    dx, dv = layer(x, v, direction, radial(function), radial.envelope, rows_of_pairs(graph))
-    torch.testing.assert_close(dx, expected_x, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(dv, expected_v, rtol=1e-12, atol=1e-12)
+    found_x, found_v = model.refine(Definitions(graph, radial), layer, function, x, v)
+    torch.testing.assert_close(found_x, x + expected_x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found_v, v + expected_v, rtol=1e-12, atol=1e-12)
 
 
 def test_vectors_turn_with_the_frame_and_scalars_stay() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from torchmdnet.models.torchmd_t import TorchMD_T
 from torchmdnet.nn.filters import RadialFunction
-from torchmdnet.ops.messages import rows_of_pairs
+from torchmdnet.tape.tape import Definitions
 from torchmdnet.testing import small_molecules
 
 OPTIONS: dict = {
@@ -52,7 +52,7 @@ def test_one_layer_is_the_equation(influence: str) -> None:
     graph = model.graph(systems.z, systems.pos, systems.batch)
     function = RadialFunction(layer, "radial", fades=False)
     radial = model.radial(graph, model.distance_expansion, model.envelope, [function], training=True)
-    found = layer(x, radial(function), radial.envelope, rows_of_pairs(graph))
+    found = model.refine(Definitions(graph, radial), layer, function, x) - x
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -8,8 +8,10 @@ import torch
 from torchmdnet.graph import build_graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.radial import ExpNormalSmearing
-from torchmdnet.ops.messages import RadialFilter, RadialPoints
+from torchmdnet.tape.steps import Message
+from torchmdnet.tape.tape import Definitions
 from torchmdnet.testing import cell_of_atoms, small_molecules
 
 CUTOFF = 3.0
@@ -47,9 +49,9 @@ def test_pairs_and_edges_agree(loop: bool) -> None:
     assert graph.pairs is not None
     x = torch.randn(len(systems.z), 8, dtype=torch.float64)
     by_edge = block(graph.z, x, graph.edge_index, graph.edge_dist, basis(graph.edge_dist))
-    envelope, every = CosineCutoff(0.0, CUTOFF)(graph.pairs.dist), torch.arange(len(graph.pairs.dist))
-    filter = RadialFilter(block.radial(basis(graph.pairs.dist)), RadialPoints(envelope[:, None], every))
-    by_pair = block.on_graph(x, filter, graph)
+    at = Definitions(graph, Radial(graph.pairs.dist, basis, CosineCutoff(0.0, CUTOFF), None))
+    near = at(Message(RadialFunction(block, "radial"), without_loops=True), block.embedding(graph.z))
+    by_pair = block.combine(torch.cat([x, near], dim=1))
     torch.testing.assert_close(by_pair, by_edge, rtol=1e-12, atol=1e-12)
 
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features
-from torchmdnet.models.torchmd_fused import FrozenTransformer, FusedRepresentation, has_known_heads
+from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.nn.activation import make_activation
-from torchmdnet.nn.attention import DistanceInfluence, by_part, check_attention, radial_filters
+from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
-from torchmdnet.nn.filters import Radial, RadialFunction, Tables
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.nn.spline import Spline
 from torchmdnet.nn.system_embedding import make_system_embedding
-from torchmdnet.ops.attention import attend
-from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
-from torchmdnet.typing import AtomFeatures, AtomVectors, EdgeVectors, PairFeatures, PairScalars
+from torchmdnet.tape.attention import Attention, Receive, has_known_heads, projections, scalars_of_first
+from torchmdnet.tape.steps import Add, Plain, linear, norm
+from torchmdnet.typing import PairFeatures
 
 __all__ = ["EquivariantMultiHeadAttention", "TorchMD_ET"]
 
 
-class TorchMD_ET(FusedRepresentation):
+class TorchMD_ET(TapedRepresentation):
     r"""Equivariant transformer (TorchMD-NET, Thölke and De Fabritiis, ICLR 2022).
 
     Each atom carries F scalars, first an embedding of its element and optionally of those around it, and F vectors,
@@ -134,29 +135,38 @@ class TorchMD_ET(FusedRepresentation):
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         functions = [RadialFunction(layer, "radial", fades=False) for layer in self.attention_layers]
         around = self.neighbor_embedding
         return functions if around is None else [*functions, RadialFunction(around, "radial")]
 
-    def freeze(self, spline: Spline, tables: Tables) -> FrozenTransformer | None:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        return FrozenTransformer(self, spline, tables) if has_known_heads(self) else None
+    def fits_loops(self, weight: Tensor) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return super().fits_loops(weight) and has_known_heads(self.attention_layers, weight)
 
-    def by_layers(self, graph: Graph, radial: Radial) -> Features:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        functions = self.radial_functions
-        edges = rows_of_pairs(graph)
-        r = graph.edge_dist[:, None]
-        direction = -graph.edge_vec / torch.where(r == 0, 1.0, r)  # (E, 3), to the neighbour; zero for self loops
-        x = self.first_features(graph)  # (N, F)
-        if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
-        v = x.new_zeros(x.shape[0], 3, x.shape[1])  # (N, 3, F)
+    def program(self, tape: Any, graph: Graph) -> Features:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        functions, around = self.radial_functions, self.neighbor_embedding
+        x = tape(Plain(lambda: self.first_features(graph), self.embedding, self.system_embedding))  # (N, F)
+        if around is not None:
+            x = self.with_neighbors(tape, x, around, functions.pop(), graph)
+        v = None  # zero
         for layer, function in zip(self.attention_layers, functions, strict=True):
-            dx, dv = layer(x, v, direction, radial(function), radial.envelope, edges)
-            x, v = x + dx, v + dv
-        return Features(self.out_norm(x), v)
+            x, v = self.refine(tape, layer, function, x, v)
+        if v is None:
+            v = tape(Plain(lambda: self.embedding.weight.new_zeros(graph.num_atoms, 3, self.hidden_channels)))
+        return Features(tape(norm(self.out_norm), x), v)
+
+    def refine(self, tape: Any, layer: Any, function: RadialFunction, x: Any, v: Any) -> tuple[Any, Any]:
+        """One layer: the scalars (N, F) and vectors (N, 3, F) behind it, of those before it; None for no vectors."""
+        attention = Attention(layer, function, values_fade=self.vector_cutoff)
+        sent = tape(projections(layer), tape(norm(layer.layernorm), x))  # (N, 5 F)
+        if v is None:
+            m, v = tape(attention, sent)  # (N, F), (N, 3, F)
+            return tape(Add(), x, tape(scalars_of_first(layer), m)), v
+        m, mu = tape(attention, sent, v)
+        o, projected = tape(linear(layer.o_proj), m), tape(linear(layer.vec_proj), v)  # (N, 3 F), (N, 3, 3 F)
+        return tape(Receive(), x, v, mu, o, projected)
 
 
 class EquivariantMultiHeadAttention(nn.Module):
@@ -226,34 +236,3 @@ class EquivariantMultiHeadAttention(nn.Module):
     def radial(self, rbf: PairFeatures) -> Tensor:
         """Filters of keys and of the three parts of values, functions of distance alone: (P, K) -> (P, 4, F)."""
         return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act, self.num_heads, self.head_dim)
-
-    def forward(
-        self,
-        x: AtomFeatures,
-        v: AtomVectors,
-        direction: EdgeVectors,
-        filter: RadialFilter,
-        envelope: PairScalars,
-        edges: EdgeRows,
-    ) -> tuple[AtomFeatures, AtomVectors]:
-        """Changes of the scalars x (N, F) and the vectors v (N, 3, F)."""
-        h = self.layernorm(x)
-        q, k, p = self.q_proj(h), self.k_proj(h), self.v_proj(h)
-        p = by_part(p, self.num_heads, self.head_dim)  # (N, 3, F)
-        v1, v2, v3 = self.vec_proj(v).split(self.hidden_channels, dim=-1)  # (N, 3, F) each
-        gathered = attend(
-            q,
-            k,
-            torch.cat([p[:, 0::2], v * p[:, 1:2]], dim=1),  # (N, 5, F)
-            direction,
-            filter,
-            envelope,
-            edges,
-            num_heads=self.num_heads,
-            activation=self.attn_activation,
-            vectors_fade=self.vector_cutoff,
-            is_final=not self.training,
-        )
-        m, mu = gathered[:, 0], gathered[:, 1:]  # (N, F), (N, 3, F)
-        o1, o2, o3 = self.o_proj(m).split(self.hidden_channels, dim=-1)  # (N, F) each
-        return (v1 * v2).sum(dim=1) * o2 + o3, v3 * o1[:, None] + mu

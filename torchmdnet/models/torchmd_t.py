@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features
-from torchmdnet.models.torchmd_fused import FrozenTransformer, FusedRepresentation, has_known_heads
+from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
-from torchmdnet.nn.filters import Radial, RadialFunction, Tables
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
 from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.nn.spline import Spline
 from torchmdnet.nn.system_embedding import make_system_embedding
-from torchmdnet.ops.attention import attend
-from torchmdnet.ops.messages import EdgeRows, RadialFilter, rows_of_pairs
-from torchmdnet.typing import AtomFeatures, PairFeatures, PairScalars
+from torchmdnet.tape.attention import Attention, has_known_heads, projections
+from torchmdnet.tape.steps import Add, Plain, linear, norm
+from torchmdnet.typing import PairFeatures
 
 __all__ = ["MultiHeadAttention", "TorchMD_T"]
 
 
-class TorchMD_T(FusedRepresentation):
+class TorchMD_T(TapedRepresentation):
     """Transformer with scalar features (TorchMD-NET, Thölke and De Fabritiis, ICLR 2022, without its vectors).
 
     Deprecated: the equivariant transformer and TensorNet are more accurate at the same cost.
@@ -130,25 +130,30 @@ class TorchMD_T(FusedRepresentation):
 
     @property
     def radial_functions(self) -> list[RadialFunction]:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         functions = [RadialFunction(layer, "radial", fades=False) for layer in self.attention_layers]
         around = self.neighbor_embedding
         return functions if around is None else [*functions, RadialFunction(around, "radial")]
 
-    def freeze(self, spline: Spline, tables: Tables) -> FrozenTransformer | None:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        return FrozenTransformer(self, spline, tables) if has_known_heads(self) else None
+    def fits_loops(self, weight: Tensor) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return super().fits_loops(weight) and has_known_heads(self.attention_layers, weight)
 
-    def by_layers(self, graph: Graph, radial: Radial) -> Features:
-        """See :class:`torchmdnet.models.torchmd_fused.FusedRepresentation`."""
-        functions = self.radial_functions
-        edges = rows_of_pairs(graph)
-        x = self.first_features(graph)  # (N, F)
-        if self.neighbor_embedding is not None:
-            x = self.neighbor_embedding.on_graph(x, radial(functions.pop()), graph)
+    def program(self, tape: Any, graph: Graph) -> Features:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        functions, around = self.radial_functions, self.neighbor_embedding
+        x = tape(Plain(lambda: self.first_features(graph), self.embedding, self.system_embedding))  # (N, F)
+        if around is not None:
+            x = self.with_neighbors(tape, x, around, functions.pop(), graph)
         for layer, function in zip(self.attention_layers, functions, strict=True):
-            x = x + layer(x, radial(function), radial.envelope, edges)
-        return Features(self.out_norm(x))
+            x = self.refine(tape, layer, function, x)
+        return Features(tape(norm(self.out_norm), x))
+
+    def refine(self, tape: Any, layer: Any, function: RadialFunction, x: Any) -> Any:
+        """One layer: the features (N, F) behind it, of those before it."""
+        sent = tape(projections(layer), tape(norm(layer.layernorm), x))  # (N, 3 F)
+        m = tape(Attention(layer, function), sent)  # (N, F)
+        return tape(Add(), x, tape(linear(layer.o_proj), m))
 
 
 class MultiHeadAttention(nn.Module):
@@ -205,20 +210,3 @@ class MultiHeadAttention(nn.Module):
     def radial(self, rbf: PairFeatures) -> Tensor:
         """Filters of keys and values, functions of distance alone: (P, K) -> (P, 2, F)."""
         return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act, self.num_heads, self.head_dim, num_values=1)
-
-    def forward(self, x: AtomFeatures, filter: RadialFilter, envelope: PairScalars, edges: EdgeRows) -> AtomFeatures:
-        """Change of the features x (N, F)."""
-        h = self.layernorm(x)
-        gathered = attend(
-            self.q_proj(h),
-            self.k_proj(h),
-            self.v_proj(h)[:, None],
-            None,
-            filter,
-            envelope,
-            edges,
-            num_heads=self.num_heads,
-            activation=self.attn_activation,
-            is_final=not self.training,
-        )
-        return self.o_proj(gathered[:, 0])

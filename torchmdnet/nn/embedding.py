@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.modules import xavier_all
-from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_pairs
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, EdgeFeatures, EdgeIndex, EdgeScalars, PairFeatures
 
 __all__ = ["NeighborEmbedding"]
@@ -56,15 +54,6 @@ class NeighborEmbedding(nn.Module):
     def radial(self, rbf: PairFeatures) -> Tensor:
         """Weights of the neighbours, a function of distance alone: (P, K) -> (P, 1, F)."""
         return self.distance_proj(rbf)[:, None]
-
-    def on_graph(self, x: AtomFeatures, filter: RadialFilter, graph: Graph) -> AtomFeatures:
-        """Mix in the elements around, given the radial weights of the pairs: (N, F) -> (N, F)."""
-        assert graph.pairs is not None
-        coef, cell = filter.points
-        is_loop = torch.arange(coef.shape[0], device=coef.device) >= graph.pairs.atoms.shape[1]
-        others = filter._replace(points=RadialPoints(coef.masked_fill(is_loop[:, None], 0.0), cell))
-        around = gather_weight_sum(self.embedding(graph.z)[:, None], others, rows_of_pairs(graph))  # (N, 1, F)
-        return self.combine(torch.cat([x, around[:, 0]], dim=1))
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -41,11 +42,6 @@ class Geometry:
         workspace: Where memory comes from.
     """
 
-    values: Coefficients
-    stride: int
-    edge_fade: np.ndarray
-    edge_steep: np.ndarray
-
     def __init__(
         self,
         spline: Spline | None,
@@ -83,7 +79,8 @@ class Geometry:
         self.slot = self.schedule.slot.astype(np.int32)
         self.coef, self.slope, self.num_others = coef, slope, pairs.atoms.shape[1]
         self._gradients: dict[tuple[int, int], Buffer] = {}
-        self._changes: dict[int, Buffer] = {}
+        self._fades: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
+        self._changes: dict[Any, Buffer] = {}
         self._shares: dict[Any, tuple[int, int]] = {}
 
     def empty(self, *shape: int) -> np.ndarray:
@@ -120,16 +117,23 @@ class Geometry:
         loops.pick(slope, rows, out.slope)
         return out
 
-    def prepare_attention(self, *, values_fade: bool) -> None:
-        """What attention reads besides; either the filters of values fade at the cutoff, or attention does."""
-        E = self.row.shape[0]
-        self.values = self.fading if values_fade else self.bare
-        self.stride = -(-E // 8) * 8  # whole vectors
-        self.edge_fade, self.edge_steep = np.zeros((2, self.stride), self.fade.dtype)
-        if values_fade:
-            self.edge_fade[:E] = 1
-        else:
-            self.edge_fade[:E], self.edge_steep[:E] = self.fade[self.row], self.steep[self.row]
+    @cached_property
+    def stride(self) -> int:
+        """Length of rows of edges, whole vectors."""
+        return -(-self.row.shape[0] // 8) * 8
+
+    def fades(self, values_fade: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The envelope of attention on each edge and its derivative, (E',); one where the filters of values fade."""
+        found = self._fades.get(values_fade)
+        if found is None:
+            fade, steep = self.empty(self.stride), self.empty(self.stride)
+            fade.fill(1)
+            steep.fill(0)
+            if not values_fade:
+                E = self.row.shape[0]
+                fade[:E], steep[:E] = self.fade[self.row], self.steep[self.row]
+            found = self._fades[values_fade] = fade, steep
+        return found
 
     def work(self, channels: int) -> int:
         """Multiply-adds of a loop over all edges, roughly."""
@@ -190,19 +194,39 @@ class Geometry:
 
     def change(self, coefficients: Coefficients) -> np.ndarray:
         """How coefficients change along the direction of :meth:`move`, (n, 6)."""
-        found = self._changes.get(id(coefficients))
-        if found is None:
-            found = self._changes[id(coefficients)] = self.places.empty(*coefficients.slope.shape)
-            np.multiply(coefficients.slope, self._by_pair[self.schedule.rows][:, None], out=found.array)
-        return found.array
+
+        def make(out: np.ndarray) -> None:
+            np.multiply(coefficients.slope, self._by_pair[self.schedule.rows][:, None], out=out)
+
+        return self._changed(id(coefficients), coefficients.slope.shape, make)
 
     def change_of_directions(self) -> np.ndarray:
         """How the directions u = -vec / dist change, (E, 4)."""
-        dist = self.dist[self.row][:, None]
-        along = self._by_edge + self.u[:, :3] * self._by_pair[self.row][:, None]
-        out = np.zeros_like(self.u)
-        np.divide(-along, dist, out=out[:, :3], where=dist > 0)
-        return out
+
+        def make(out: np.ndarray) -> None:
+            dist = self.dist[self.row][:, None]
+            along = self._by_edge + self.u[:, :3] * self._by_pair[self.row][:, None]
+            out.fill(0)
+            np.divide(-along, dist, out=out[:, :3], where=dist > 0)
+
+        return self._changed("directions", self.u.shape, make)
+
+    def change_of_fades(self, values_fade: bool) -> np.ndarray:
+        """How the envelope of attention changes, (E',); see :meth:`fades`."""
+        _, steep = self.fades(values_fade)
+
+        def make(out: np.ndarray) -> None:
+            out.fill(0)
+            np.multiply(steep[: len(self.row)], self._by_pair[self.row], out=out[: len(self.row)])
+
+        return self._changed(("fades", values_fade), steep.shape, make)
+
+    def _changed(self, key: Any, shape: tuple[int, ...], make: Callable[[np.ndarray], None]) -> np.ndarray:
+        found = self._changes.get(key)
+        if found is None:
+            found = self._changes[key] = self.places.empty(*shape)
+            make(found.array)
+        return found.array
 
 
 class TensorGeometry:

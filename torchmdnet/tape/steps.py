@@ -104,26 +104,31 @@ class Linear(Step):
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return self.module(inputs[0])
 
+    def weights(self, run: Run) -> tuple[Tensor, Tensor | None]:
+        """W and b, or what is made of others; see :meth:`Tables.made`."""
+        return self.module.weight, self.module.bias
+
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         if run.tape.keeps:
             run.x = inputs[0]
-        return Buffer(F.linear(inputs[0].tensor, self.module.weight, self.module.bias))
+        run.weight, run.bias = self.weights(run)
+        return Buffer(F.linear(inputs[0].tensor, run.weight, run.bias))
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
-        return (Buffer(grads[0].tensor @ self.module.weight),)
+        return (Buffer(grads[0].tensor @ run.weight),)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
         (run.dx,) = changes
-        return None if run.dx is None else Buffer(run.dx.tensor @ self.module.weight.t())
+        return None if run.dx is None else Buffer(run.dx.tensor @ run.weight.t())
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
-        grad, weight = grads[0].tensor, self.module.weight
+        grad, weight = grads[0].tensor, run.weight
         of_weight = _rows(grad).t() @ _rows(run.x.tensor)
         if run.dx is not None:
             of_weight.addmm_(_rows(run.slopes[0].tensor).t(), _rows(run.dx.tensor))
         run.tape.add(weight, of_weight)
-        if self.module.bias is not None:
-            run.tape.add(self.module.bias, _rows(grad).sum(dim=0))
+        if run.bias is not None:
+            run.tape.add(run.bias, _rows(grad).sum(dim=0))
         return (Buffer(grad @ weight),)
 
 

@@ -21,6 +21,7 @@ tensors, which autograd, ``torch.compile``, ``torch.export`` and ``torch.func`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,6 +109,15 @@ class Tables:
         if found is None:
             found = self._kept[key] = make()
         return found
+
+    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is made of weights, :meth:`kept`; it has a history where gradients of weights will be asked for."""
+
+        def tracked() -> Any:
+            with torch.set_grad_enabled(self.trains):
+                return make()
+
+        return self.kept(key, tracked)
 
     def table(self, function: RadialFunction) -> Tensor:
         """Spline coefficients of a function or, without a grid, value and slope of each pair, (R, L, F)."""
@@ -284,6 +294,12 @@ class Definitions:
     def __init__(self, graph: Graph, radial: Radial) -> None:
         self.graph, self.radial = graph, radial
         self.edges: EdgeRows = rows_of_pairs(graph)
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """Unit vectors from receivers to senders, (E, 3); zero for self loops."""
+        r = self.graph.edge_dist[:, None]
+        return -self.graph.edge_vec / torch.where(r == 0, 1.0, r)
 
     def __call__(self, step: Step, *inputs: Any) -> Any:
         """The definition of a step."""

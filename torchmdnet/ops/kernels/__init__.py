@@ -4,6 +4,7 @@ from torchmdnet.ops.kernels.forms import TWINS, needed
 from torchmdnet.ops.kernels.operators import (
     WORTH_THREADS,
     EdgeLayout,
+    attention_pass_loops,
     can_loop,
     can_pass,
     can_run,
@@ -29,6 +30,7 @@ __all__ = [
     "TWINS",
     "WORTH_THREADS",
     "EdgeLayout",
+    "attention_pass_loops",
     "can_loop",
     "can_pass",
     "can_run",

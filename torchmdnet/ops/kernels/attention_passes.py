@@ -33,11 +33,13 @@ over the ranges of receivers by the caller: each range has a table of its own, (
 
 from __future__ import annotations
 
-from torchmdnet.ops.kernels.compiling import inlined, spliced
+import numpy as np
+
+from torchmdnet.ops.kernels.compiling import inlined
 from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import exp, item, lanes_that_divide, load, repeat, splat, store, total
 from torchmdnet.ops.kernels.tensor_edges import aligned, longest, part_of
-from torchmdnet.ops.kernels.vector_edges import blend_two, put
+from torchmdnet.ops.kernels.vector_edges import blend_two, put, spread
 
 __all__ = [
     "attention_reverse",
@@ -56,35 +58,9 @@ __all__ = [
 PARTS = 8
 
 
-@spliced
-def spread(t, c, d, begin, end, place, base, count, s, W):
-    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk, the adjoint of :func:`blend_two`.
-
-    Neighbouring pairs read the same rows, and a sum would wait for the one before: the two halves take turns.
-    """
-    S, half = count * W, (end - begin + 1) // 2
-    for n in range(end - begin):
-        r = n // 2 + n % 2 * half
-        o, r = r * 2 * S, begin + r
-        a, at = base + item(place, r) * S, r * 6
-        c0, c1, c2 = repeat(c, at), repeat(c, at + 1), repeat(c, at + 2)
-        c3, c4, c5 = repeat(c, at + 3), repeat(c, at + 4), repeat(c, at + 5)
-        d0, d1, d2 = repeat(d, at), repeat(d, at + 1), repeat(d, at + 2)
-        d3, d4, d5 = repeat(d, at + 3), repeat(d, at + 4), repeat(d, at + 5)
-        for _ in range(count):
-            x, y = load(s, o), load(s, o + S)
-            store(t, a, load(t, a) + c0 * x + d0 * y)
-            store(t, a + S, load(t, a + S) + c1 * x + d1 * y)
-            store(t, a + 2 * S, load(t, a + 2 * S) + c2 * x + d2 * y)
-            store(t, a + 3 * S, load(t, a + 3 * S) + c3 * x + d3 * y)
-            store(t, a + 4 * S, load(t, a + 4 * S) + c4 * x + d4 * y)
-            store(t, a + 5 * S, load(t, a + 5 * S) + c5 * x + d5 * y)
-            a, o = a + W, o + W
-
-
 @inlined
 def raise_pair(s, k, step, x, y, is_new):
-    """s += x and ds += y, which lies a step behind; or the first terms of a pair, see :func:`is_first`."""
+    """s += x and ds += y, which lies a step behind; or the first terms of a pair."""
     if is_new:
         store(s, k, x)
         store(s, k + step, y)
@@ -94,9 +70,17 @@ def raise_pair(s, k, step, x, y, is_new):
 
 
 @inlined
-def is_first(e, r, begin):
-    """Whether an edge is visited before its opposite r in a chunk whose edges begin there, or without it."""
-    return r >= e or r < begin
+def firsts(slot, chunk, begin, end, row_start, most):
+    """For each edge of some chunks, whether it is its pair's first in its chunk; self loops are all of one pair."""
+    start = row_start[chunk[begin]]
+    found, seen = np.zeros(row_start[chunk[end]] - start, np.int8), np.full(most, -1, np.int64)
+    for n in range(begin, end):
+        for e in range(row_start[chunk[n]], row_start[chunk[n + 1]]):
+            k = slot[e]
+            if seen[k] != n:
+                seen[k] = n
+                found[e - start] = 1
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys
@@ -150,6 +134,7 @@ def key_reverse(
     for g in claimed(job, sides * ranges):
         w, s = aligned(most * 4 * W, Q), aligned(most * 4 * W, Q)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        fresh, start = firsts(slot, chunk, chunks[0], chunks[1], row_start, most), row_start[chunk[chunks[0]]]
         for b in range(blocks[0], blocks[1]):
             xo, f, base = b * num_atoms * 2 * W, 2 * W * b, (g // sides * B + b) * size
             left, right = 2 * b // width * E, (2 * b + 1) // width * E
@@ -159,7 +144,6 @@ def key_reverse(
                 store(to, k, z)
             for n in range(chunks[0], chunks[1]):
                 blend_two(t, c, d, first[n], first[n + 1], place, b * size, 2, w, W)
-                start = row_start[chunk[n]]
                 for i in range(chunk[n], chunk[n + 1]):
                     mine = xo + i * 2 * W
                     q0, q1, p0, p1 = load(q, mine), load(q, mine + W), load(dq, mine), load(dq, mine + W)
@@ -167,7 +151,7 @@ def key_reverse(
                     for e in range(row_start[i], row_start[i + 1]):
                         j, k, r = xo + item(sender, e) * 2 * W, item(slot, e) * 4 * W, item(reverse, e)
                         w0, w1, e0, e1 = load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W)
-                        is_new = is_first(e, r, start)
+                        is_new = item(fresh, e - start) != 0
                         v, y = load(x, j), repeat(da, left + e)
                         y, v = y * v, repeat(a, left + e) * v + y * load(dx, j)
                         a0 += w0 * v + e0 * y
@@ -249,16 +233,16 @@ def attention_reverse(job, pieces, dpieces, of_pieces, of_dpieces, reverse, fade
 @compiled
 def value_tangent(
     job, coef, dcoef, place, tables, weight, dweight, V, dV, u, du, sender, slot, chunk, first, row_start, most, sides,
-    ranges, width, out,
+    ranges, width, out, out_v,
 ):  # fmt: skip
-    """dm and dμ, (N, 1, F) or with directions (N, 4, F)."""
-    (B, num_atoms, C, _), F, E = V.shape, out.shape[2], weight.shape[1]
+    """dm (N, F) and, with directions, dμ (N, 3, F)."""
+    (B, num_atoms, C, _), F, E = V.shape, out.shape[1], weight.shape[1]
     W = lanes_that_divide(V, F)
     t, c, s, x, dx, o = (
         tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), V.reshape(-1), dV.reshape(-1), out.reshape(-1)
     )  # fmt: skip
     a, da, y, dy = weight.reshape(-1), dweight.reshape(-1), u.reshape(-1), du.reshape(-1)
-    count = 2 * tables.shape[2]
+    count, ov = 2 * tables.shape[2], out_v.reshape(-1)
     z = splat(x, 0.0)
     for g in claimed(job, sides * ranges):
         w = aligned(most * 2 * count * W, V)
@@ -277,7 +261,7 @@ def value_tangent(
                 else:
                     blend_two(t, c, s, begin, end, place, base, 6, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
-                    lo, hi, at = row_start[i], row_start[i + 1], i * out.shape[1] * F + f
+                    lo, hi, at = row_start[i], row_start[i + 1], i * 3 * F + f
                     m0, m1 = z, z
                     if C == 1:
                         for e in range(lo, hi):
@@ -287,7 +271,7 @@ def value_tangent(
                             m0 += repeat(a, left + e) * (w0 * load(dx, j) + load(w, k + 2 * W) * v0)
                             m1 += repeat(da, right + e) * (w1 * v1)
                             m1 += repeat(a, right + e) * (w1 * load(dx, j + W) + load(w, k + 3 * W) * v1)
-                        put(o, at, F - f, m0, m1, W)
+                        put(o, i * F + f, F - f, m0, m1, W)
                         continue
                     a0, a1, b0, b1, c0, c1 = z, z, z, z, z, z
                     if C == 2:
@@ -336,14 +320,14 @@ def value_tangent(
                             b0, b1 = b0 + g0 * load(x, j + 2 * W), b1 + g1 * load(x, j + 3 * W)
                             c0, c1 = c0 + w0 * load(dx, j + 4 * W), c1 + w1 * load(dx, j + 5 * W)
                             c0, c1 = c0 + g0 * load(x, j + 4 * W), c1 + g1 * load(x, j + 5 * W)
-                    put(o, at, F - f, m0, m1, W)
-                    put(o, at + F, F - f, a0, a1, W)
-                    put(o, at + 2 * F, F - f, b0, b1, W)
-                    put(o, at + 3 * F, F - f, c0, c1, W)
+                    put(o, i * F + f, F - f, m0, m1, W)
+                    put(ov, at, F - f, a0, a1, W)
+                    put(ov, at + F, F - f, b0, b1, W)
+                    put(ov, at + 2 * F, F - f, c0, c1, W)
 
 
-# One vector of channels of atom i, which sends to all its neighbours j: V is its own, O that of a neighbour, and a and
-# u belong to the edge j <- i, whose direction is that of i <- j turned round.
+# One vector of channels of atom i, which sends to all its neighbours j: V is its own, O that of a neighbour, and a, u
+# and du belong to the edge j <- i. Its u is that of i <- j turned round; changes of the two may be any.
 #   in V_0      a w O + (da w + a dw) dO = w g + dw h     with g = a O + da dO, h = a dO
 #   in V_1      w (u O + du dO) + dw (u dO) = w g + dw h  with g = u O + du dO, h = u dO
 #   in V_2..4   w O + dw dO                               with g = O,           h = dO
@@ -369,22 +353,22 @@ def reverse_scalar(v, dv, O, dO, a, da, w, k, s, step, is_new, d, to, W):
 
 @inlined
 def reverse_along(
-    x, dx, mine, grad, dgrad, go, a, da, head, y, dy, w, s, wo, sender, slot, reverse, start, lo, hi, d, half, o,
-    at, F, has_room, W, z,
+    x, dx, mine, grad, dgrad, go, a, da, head, y, dy, w, s, wo, sender, slot, reverse, fresh, start, lo, hi, d, half,
+    o, at, F, has_room, W, z,
 ):  # fmt: skip
     """Gradients in V_0 and V_1, terms of those in a and da of each edge, and those in w and dw."""
     v, v1, dv, dv1 = load(x, mine), load(x, mine + 2 * W), load(dx, mine), load(dx, mine + 2 * W)
     m, n = z, z
     for e in range(lo, hi):
         j, k, r = go + item(sender, e) * 8 * W, item(slot, e) * 8 * W + wo, item(reverse, e)
-        is_new, r, to = is_first(e, r, start), head + r, (e - lo) * 4 * W + half * 2 * W
+        is_new, p, to = item(fresh, e - start) != 0, head + r, (e - lo) * 4 * W + half * 2 * W
         c, dc = load(grad, j), load(dgrad, j)
-        m += reverse_scalar(v, dv, c, dc, repeat(a, r), repeat(da, r), w, k, s, 4 * W, is_new, d, to, W)
+        m += reverse_scalar(v, dv, c, dc, repeat(a, p), repeat(da, p), w, k, s, 4 * W, is_new, d, to, W)
         u0, u1, u2 = repeat(y, 4 * e), repeat(y, 4 * e + 1), repeat(y, 4 * e + 2)
         c0, c1, c2 = load(dgrad, j + 2 * W), load(dgrad, j + 4 * W), load(dgrad, j + 6 * W)
-        g = repeat(dy, 4 * e) * c0 + repeat(dy, 4 * e + 1) * c1 + repeat(dy, 4 * e + 2) * c2
+        g = repeat(dy, 4 * r) * c0 + repeat(dy, 4 * r + 1) * c1 + repeat(dy, 4 * r + 2) * c2
         h = z - (u0 * c0 + u1 * c1 + u2 * c2)
-        g = z - (g + u0 * load(grad, j + 2 * W) + u1 * load(grad, j + 4 * W) + u2 * load(grad, j + 6 * W))
+        g -= u0 * load(grad, j + 2 * W) + u1 * load(grad, j + 4 * W) + u2 * load(grad, j + 6 * W)
         k += 2 * W
         n += load(w, k) * g + load(w, k + 4 * W) * h
         raise_pair(s, k, 4 * W, v1 * g + dv1 * h, v1 * h, is_new)
@@ -395,8 +379,8 @@ def reverse_along(
 
 @inlined
 def reverse_vector(
-    x, dx, mine, grad, dgrad, go, a, da, head, y, dy, w, s, wo, sender, slot, reverse, start, lo, hi, d, half, o,
-    at, F, has_room, W, z,
+    x, dx, mine, grad, dgrad, go, a, da, head, y, dy, w, s, wo, sender, slot, reverse, fresh, start, lo, hi, d, half,
+    o, at, F, has_room, W, z,
 ):  # fmt: skip
     """:func:`reverse_along` of vectors too."""
     v, v1, v2, v3, v4 = (
@@ -408,19 +392,19 @@ def reverse_vector(
     m, n, n2, n3, n4 = z, z, z, z, z
     for e in range(lo, hi):
         j, k, r = go + item(sender, e) * 8 * W, item(slot, e) * 12 * W + wo, item(reverse, e)
-        is_new, r, to = is_first(e, r, start), head + r, (e - lo) * 4 * W + half * 2 * W
+        is_new, p, to = item(fresh, e - start) != 0, head + r, (e - lo) * 4 * W + half * 2 * W
         c, dc = load(grad, j), load(dgrad, j)
-        m += reverse_scalar(v, dv, c, dc, repeat(a, r), repeat(da, r), w, k, s, 6 * W, is_new, d, to, W)
+        m += reverse_scalar(v, dv, c, dc, repeat(a, p), repeat(da, p), w, k, s, 6 * W, is_new, d, to, W)
         b0, b1, b2 = load(grad, j + 2 * W), load(grad, j + 4 * W), load(grad, j + 6 * W)
         c0, c1, c2 = load(dgrad, j + 2 * W), load(dgrad, j + 4 * W), load(dgrad, j + 6 * W)
-        u, r = load(w, k + 4 * W), load(w, k + 10 * W)
-        n2, n3, n4 = n2 + u * b0 + r * c0, n3 + u * b1 + r * c1, n4 + u * b2 + r * c2
+        u, q = load(w, k + 4 * W), load(w, k + 10 * W)
+        n2, n3, n4 = n2 + u * b0 + q * c0, n3 + u * b1 + q * c1, n4 + u * b2 + q * c2
         h = v2 * c0 + v3 * c1 + v4 * c2
         raise_pair(s, k + 4 * W, 6 * W, v2 * b0 + v3 * b1 + v4 * b2 + (dv2 * c0 + dv3 * c1 + dv4 * c2), h, is_new)
         u0, u1, u2 = repeat(y, 4 * e), repeat(y, 4 * e + 1), repeat(y, 4 * e + 2)
-        g = repeat(dy, 4 * e) * c0 + repeat(dy, 4 * e + 1) * c1 + repeat(dy, 4 * e + 2) * c2
+        g = repeat(dy, 4 * r) * c0 + repeat(dy, 4 * r + 1) * c1 + repeat(dy, 4 * r + 2) * c2
         h = z - (u0 * c0 + u1 * c1 + u2 * c2)
-        g = z - (g + (u0 * b0 + u1 * b1 + u2 * b2))
+        g -= u0 * b0 + u1 * b1 + u2 * b2
         k += 2 * W
         n += load(w, k) * g + load(w, k + 6 * W) * h
         raise_pair(s, k, 6 * W, v1 * g + dv1 * h, v1 * h, is_new)
@@ -464,6 +448,7 @@ def value_reverse(
     for g in claimed(job, sides * ranges):
         w, of_w, d = aligned(most * 2 * count * W, V), aligned(most * 2 * count * W, V), aligned(edges * 4 * W, V)
         blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+        fresh, start = firsts(slot, chunk, chunks[0], chunks[1], row_start, most), row_start[chunk[chunks[0]]]
         for b in range(blocks[0], blocks[1]):
             xo, go, f = b * num_atoms * C * 2 * W, b * num_atoms * O.shape[2] * 2 * W, 2 * W * b
             left, right = 2 * b // width * E, (2 * b + 1) // width * E
@@ -480,7 +465,6 @@ def value_reverse(
                     blend_two(t, c, s, begin, end, place, base, 4, w, W)
                 else:
                     blend_two(t, c, s, begin, end, place, base, 6, w, W)
-                start = row_start[chunk[n]]
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at, mine = row_start[i], row_start[i + 1], i * C * F + f, xo + i * C * 2 * W
                     if C == 1:
@@ -488,7 +472,7 @@ def value_reverse(
                         m0, m1 = z, z
                         for e in range(lo, hi):
                             j, k, r = go + item(sender, e) * 2 * W, item(slot, e) * 4 * W, item(reverse, e)
-                            q, p, is_new = (e - lo) * 4 * W, left + r, is_first(e, r, start)
+                            q, p, is_new = (e - lo) * 4 * W, left + r, item(fresh, e - start) != 0
                             m0 += reverse_scalar(
                                 v0, dv0, load(grad, j), load(dgrad, j), repeat(a, p), repeat(da, p), w, k, of_w, 2 * W,
                                 is_new, d, q, W,
@@ -501,21 +485,21 @@ def value_reverse(
                         put(o, at, F - f, m0, m1, W)
                     elif C == 2:
                         reverse_along(
-                            x, dx, mine, grad, dgrad, go, a, da, left, y, dy, w, of_w, 0, sender, slot, reverse, start,
-                            lo, hi, d, 0, o, at, F, True, W, z,
+                            x, dx, mine, grad, dgrad, go, a, da, left, y, dy, w, of_w, 0, sender, slot, reverse, fresh,
+                            start, lo, hi, d, 0, o, at, F, True, W, z,
                         )  # fmt: skip
                         reverse_along(
                             x, dx, mine + W, grad, dgrad, go + W, a, da, right, y, dy, w, of_w, W, sender, slot,
-                            reverse, start, lo, hi, d, 1, o, at + W, F, has_room, W, z,
+                            reverse, fresh, start, lo, hi, d, 1, o, at + W, F, has_room, W, z,
                         )  # fmt: skip
                     else:
                         reverse_vector(
-                            x, dx, mine, grad, dgrad, go, a, da, left, y, dy, w, of_w, 0, sender, slot, reverse, start,
-                            lo, hi, d, 0, o, at, F, True, W, z,
+                            x, dx, mine, grad, dgrad, go, a, da, left, y, dy, w, of_w, 0, sender, slot, reverse, fresh,
+                            start, lo, hi, d, 0, o, at, F, True, W, z,
                         )  # fmt: skip
                         reverse_vector(
                             x, dx, mine + W, grad, dgrad, go + W, a, da, right, y, dy, w, of_w, W, sender, slot,
-                            reverse, start, lo, hi, d, 1, o, at + W, F, has_room, W, z,
+                            reverse, fresh, start, lo, hi, d, 1, o, at + W, F, has_room, W, z,
                         )  # fmt: skip
                     put_pieces(d, lo, hi, op, odp, at_piece, E, width, W)
                 if C == 1:
@@ -565,7 +549,7 @@ def send_tangent(job, projected, dprojected, v, dv, Q, K, V):
 
 @compiled
 def send_reverse(job, projected, dprojected, v, dv, grad, dgrad, out, out_v):
-    """Gradients beyond those of queries and keys, given those in V and in its change, (N, 5, F); in v it is added.
+    """Gradients beyond those of queries and keys, given those in V and in its change, (N, 5, F).
 
     Without vectors this is ``send_backward`` of ``grad``.
     """
@@ -582,29 +566,28 @@ def send_reverse(job, projected, dprojected, v, dv, grad, dgrad, out, out_v):
             for component in range(2, 5):
                 a, da = load(g, of + component * F), load(dg, of + component * F)
                 slope += a * load(vector, n) + da * load(change, n)
-                store(to, n, load(to, n) + factor * a + dfactor * da)
+                store(to, n, factor * a + dfactor * da)
                 n += F
             store(o, at + 3 * F, slope)
 
 
 @compiled
-def receive_tangent(job, dx, dv, dgathered, o, do, projected, dprojected, out_x, out_v):
+def receive_tangent(job, dx, dv, dmu, o, do, projected, dprojected, out_x, out_v):
     """Changes of x + (v1 · v2) o2 + o3 and of v + v3 o1 + μ; see ``vector_edges.receive``."""
     num_atoms, F = dx.shape
     W = lanes_that_divide(dx, F)
     y, dy, p, dp = o.reshape(-1), do.reshape(-1), projected.reshape(-1), dprojected.reshape(-1)
-    s, vector, m, to, to_v = dx.reshape(-1), dv.reshape(-1), dgathered.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
+    s, vector, m, to, to_v = dx.reshape(-1), dv.reshape(-1), dmu.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
     for i in claimed(job, num_atoms):
         for f in range(0, F, W):
-            at, n, k = i * 3 * F + f, i * 9 * F + f, i * 4 * F + f
+            at, n = i * 3 * F + f, i * 9 * F + f
             first, dfirst, dot, change = load(y, at), load(dy, at), splat(s, 0.0), splat(s, 0.0)
             for _ in range(3):
                 a, b = load(p, n), load(p, n + F)
                 dot += a * b
                 change += load(dp, n) * b + a * load(dp, n + F)
-                k += F
                 turned = load(dp, n + 2 * F) * first + load(p, n + 2 * F) * dfirst
-                store(to_v, at, load(vector, at) + turned + load(m, k))
+                store(to_v, at, load(vector, at) + turned + load(m, at))
                 at, n = at + F, n + 3 * F
             at = i * 3 * F + f
             more = change * load(y, at + F) + dot * load(dy, at + F)

@@ -23,6 +23,7 @@ __all__ = [
     "MESSAGE",
     "WORTH_THREADS",
     "EdgeLayout",
+    "attention_pass_loops",
     "can_loop",
     "can_pass",
     "can_run",
@@ -128,6 +129,14 @@ def vector_edge_loops() -> ModuleType:
     from torchmdnet.ops.kernels import vector_edges
 
     return vector_edges
+
+
+@functools.cache
+def attention_pass_loops() -> ModuleType:
+    """Loops of attention along a direction, and of its gradients in weights."""
+    from torchmdnet.ops.kernels import attention_passes
+
+    return attention_passes
 
 
 @functools.cache

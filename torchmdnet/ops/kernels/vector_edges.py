@@ -37,6 +37,7 @@ __all__ = [
     "message_reverse",
     "message_sum",
     "message_tangent",
+    "pack_both",
     "receive",
     "receive_backward",
     "send",
@@ -256,16 +257,28 @@ def message_tangent(
 
 @spliced
 def spread(t, c, d, begin, end, place, base, count, s, W):
-    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk; s and ds have ``count`` vectors."""
-    S = count * W
-    for r in range(begin, end):
-        at, o = r * 6, (r - begin) * 2 * S
-        a = base + item(place, r) * S
-        for k in range(6):
-            value, change = repeat(c, at + k), repeat(d, at + k)
-            for v in range(count):
-                store(t, a + v * W, load(t, a + v * W) + value * load(s, o + v * W) + change * load(s, o + S + v * W))
-            a += S
+    """table[place + k] += coef_k s + dcoef_k ds for pairs of a chunk, the adjoint of :func:`blend_two`.
+
+    Neighbouring pairs read the same rows, and a sum would wait for the one before: the two halves take turns.
+    """
+    S, half = count * W, (end - begin + 1) // 2
+    for n in range(end - begin):
+        r = n // 2 + n % 2 * half
+        o, r = r * 2 * S, begin + r
+        a, at = base + item(place, r) * S, r * 6
+        c0, c1, c2 = repeat(c, at), repeat(c, at + 1), repeat(c, at + 2)
+        c3, c4, c5 = repeat(c, at + 3), repeat(c, at + 4), repeat(c, at + 5)
+        d0, d1, d2 = repeat(d, at), repeat(d, at + 1), repeat(d, at + 2)
+        d3, d4, d5 = repeat(d, at + 3), repeat(d, at + 4), repeat(d, at + 5)
+        for _ in range(count):
+            x, y = load(s, o), load(s, o + S)
+            store(t, a, load(t, a) + c0 * x + d0 * y)
+            store(t, a + S, load(t, a + S) + c1 * x + d1 * y)
+            store(t, a + 2 * S, load(t, a + 2 * S) + c2 * x + d2 * y)
+            store(t, a + 3 * S, load(t, a + 3 * S) + c3 * x + d3 * y)
+            store(t, a + 4 * S, load(t, a + 4 * S) + c4 * x + d4 * y)
+            store(t, a + 5 * S, load(t, a + 5 * S) + c5 * x + d5 * y)
+            a, o = a + W, o + W
 
 
 @inlined
@@ -377,16 +390,17 @@ def attention_backward(job, of_reverse, reverse, fade, steep, value, rise, out, 
 
 @compiled
 def value_sum(
-    job, coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, sides, ranges, width, out
-):
-    """What atoms receive, (N, 1, F) or with directions (N, 4, F).
+    job, coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, sides, ranges, width, out,
+    out_v,
+):  # fmt: skip
+    """What atoms receive: scalars (N, F) and, with directions, vectors (N, 3, F).
 
     m_i = Σ_j a_ij w_ij V_j0 and μ_i = Σ_j u_ij w_ij V_j1 + w_ij V_j,2...4, each with its own part of w.
     """
-    (B, num_atoms, C, _), F, E = V.shape, out.shape[2], weight.shape[1]
+    (B, num_atoms, C, _), F, E = V.shape, out.shape[1], weight.shape[1]
     W = lanes_that_divide(V, F)
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), V.reshape(-1), out.reshape(-1)
-    a, y = weight.reshape(-1), u.reshape(-1)
+    a, y, ov = weight.reshape(-1), u.reshape(-1), out_v.reshape(-1)
     count = 2 * tables.shape[2]
     z = splat(x, 0.0)
     for g in claimed(job, sides * ranges):
@@ -406,14 +420,14 @@ def value_sum(
                 else:
                     blend(t, c, begin, end, place, base, 6, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
-                    lo, hi, at = row_start[i], row_start[i + 1], i * out.shape[1] * F + f
+                    lo, hi, at = row_start[i], row_start[i + 1], i * 3 * F + f
                     m0, m1 = z, z
                     if C == 1:
                         for e in range(lo, hi):
                             j, k = xo + item(sender, e) * 2 * W, item(slot, e) * 2 * W
                             m0 += repeat(a, left + e) * (load(w, k) * load(x, j))
                             m1 += repeat(a, right + e) * (load(w, k + W) * load(x, j + W))
-                        put(o, at, F - f, m0, m1, W)
+                        put(o, i * F + f, F - f, m0, m1, W)
                         continue
                     a0, a1, b0, b1, c0, c1 = z, z, z, z, z, z
                     if C == 2:
@@ -441,10 +455,10 @@ def value_sum(
                             b0, b1 = b0 + d * v0 + r * load(x, j + 6 * W), b1 + d * v1 + s * load(x, j + 7 * W)
                             d = repeat(y, 4 * e + 2)
                             c0, c1 = c0 + d * v0 + r * load(x, j + 8 * W), c1 + d * v1 + s * load(x, j + 9 * W)
-                    put(o, at, F - f, m0, m1, W)
-                    put(o, at + F, F - f, a0, a1, W)
-                    put(o, at + 2 * F, F - f, b0, b1, W)
-                    put(o, at + 3 * F, F - f, c0, c1, W)
+                    put(o, i * F + f, F - f, m0, m1, W)
+                    put(ov, at, F - f, a0, a1, W)
+                    put(ov, at + F, F - f, b0, b1, W)
+                    put(ov, at + 2 * F, F - f, c0, c1, W)
 
 
 @inlined
@@ -700,9 +714,26 @@ def send(job, projected, v, Q, K, V):
                 store(o, at + 8 * W, factor * load(vector, f + 2 * F))
 
 
+@moving
+def pack_both(job, x, v, out):
+    """Scalars (N, F) and vectors (N, 3, F) behind them in blocks of channels, (B, N, 4, 2 lanes)."""
+    (num_atoms, F), W = x.shape, lanes_that_divide(out, x.shape[1])
+    s, vector, o = x.reshape(-1), v.reshape(-1), out.reshape(-1)
+    for i in claimed(job, num_atoms):
+        for n in range(2 * out.shape[0]):
+            to, f = (n // 2 * num_atoms + i) * 8 * W + n % 2 * W, n * W
+            if f < F:
+                store(o, to, load(s, i * F + f))
+                for c in range(3):
+                    store(o, to + (c + 1) * 2 * W, load(vector, (3 * i + c) * F + f))
+            else:
+                for c in range(4):
+                    store(o, to + c * 2 * W, splat(o, 0.0))
+
+
 @compiled
 def send_backward(job, projected, v, grad, out, out_v):
-    """Gradients of :func:`send` beyond those of queries and keys, given that in V (N, C, F); in v it is added."""
+    """Gradients of :func:`send` beyond those of queries and keys, given that in V (N, C, F)."""
     num_atoms, C, F = grad.shape
     L, W = out.shape[1], lanes_that_divide(grad, F)
     x, o, g, vector, to = projected.reshape(-1), out.reshape(-1), grad.reshape(-1), v.reshape(-1), out_v.reshape(-1)
@@ -717,26 +748,25 @@ def send_backward(job, projected, v, grad, out, out_v):
                 n, m, k, factor = i * 3 * F + f, i * 3 * F + f + F, i * 3 * F + f + 2 * F, load(x, at + 3 * F)
                 g0, g1, g2 = load(g, of + 2 * F), load(g, of + 3 * F), load(g, of + 4 * F)
                 store(o, at + 3 * F, g0 * load(vector, n) + g1 * load(vector, m) + g2 * load(vector, k))
-                store(to, n, load(to, n) + factor * g0)
-                store(to, m, load(to, m) + factor * g1)
-                store(to, k, load(to, k) + factor * g2)
+                store(to, n, factor * g0)
+                store(to, m, factor * g1)
+                store(to, k, factor * g2)
 
 
 @compiled
-def receive(job, x, v, gathered, o, projected, out_x, out_v):
-    """x + (v1 · v2) o2 + o3 and v + v3 o1 + μ, with [v1 | v2 | v3] (N, 3, 3 F) and μ behind m in what is gathered."""
+def receive(job, x, v, mu, o, projected, out_x, out_v):
+    """x + (v1 · v2) o2 + o3 and v + v3 o1 + μ, with [v1 | v2 | v3] (N, 3, 3 F)."""
     num_atoms, F = x.shape
     W = lanes_that_divide(x, F)
     y, p, s, vector = o.reshape(-1), projected.reshape(-1), x.reshape(-1), v.reshape(-1)
-    m, to, to_v = gathered.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
+    m, to, to_v = mu.reshape(-1), out_x.reshape(-1), out_v.reshape(-1)
     for i in claimed(job, num_atoms):
         for f in range(0, F, W):
-            at, n, k = i * 3 * F + f, i * 9 * F + f, i * 4 * F + f
+            at, n = i * 3 * F + f, i * 9 * F + f
             first, dot = load(y, at), splat(x, 0.0)
             for _ in range(3):
                 dot += load(p, n) * load(p, n + F)
-                k += F
-                store(to_v, at, load(vector, at) + load(p, n + 2 * F) * first + load(m, k))
+                store(to_v, at, load(vector, at) + load(p, n + 2 * F) * first + load(m, at))
                 at, n = at + F, n + 3 * F
             at = i * 3 * F + f
             store(to, i * F + f, load(s, i * F + f) + dot * load(y, at + F) + load(y, at + 2 * F))
