@@ -72,8 +72,7 @@ def schedule(cell: Any, row: Any, row_start: Any, num_cells: int) -> Schedule:
         row_start: First edge of each receiver, (N + 1,).
         num_cells: The table's rows; 0 if each pair has rows of its own, in which case the order is theirs.
     """
-    rows, slot, chunk, first = divided(cell, row, row_start, ROOM, num_cells)
-    return Schedule(rows, slot, chunk, first, int(np.diff(first).max(initial=0)))
+    return Schedule(*divided(cell, row, row_start, ROOM, num_cells))
 
 
 @called
@@ -84,7 +83,7 @@ def divided(cell, row, row_start, room, num_cells):
     rows, slot = np.empty(row.shape[0], np.int64), np.empty(row.shape[0], np.int64)
     chunk, first = np.zeros(num_atoms + 1, np.int64), np.zeros(num_atoms + 1, np.int64)
     count = np.empty(num_cells + 1, np.int64)
-    chunks, n, i = 0, 0, 0
+    chunks, n, i, most = 0, 0, 0, 0
     while i < num_atoms:
         begin, base = i, n
         while i < num_atoms and (i == begin or n - base + row_start[i + 1] - row_start[i] <= room):
@@ -111,8 +110,8 @@ def divided(cell, row, row_start, room, num_cells):
             slot[e] = place - base
             rows[place] = row[e]
         chunks += 1
-        chunk[chunks], first[chunks] = i, n
-    return rows[:n].copy(), slot, chunk[: chunks + 1].copy(), first[: chunks + 1].copy()
+        chunk[chunks], first[chunks], most = i, n, max(most, n - base)
+    return rows[:n].copy(), slot, chunk[: chunks + 1].copy(), first[: chunks + 1].copy(), most
 
 
 @called
