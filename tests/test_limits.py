@@ -19,11 +19,12 @@ TINY = {"model": "tensornet", "output_model": "Scalar", "embedding_dimension": 8
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, "1e9") for key in ("embedding_dimension", "num_layers", "num_rbf", "num_heads", "batch_size")),
-        *((key, "1e9") for key in ("num_workers", "ngpus", "inference_batch_size", "q_dim", "output_mlp_num_layers")),
-        *(("cutoff_upper", value) for value in ("1e308", "1e-300", "1e5", "0", "nan", "inf")),
-        *(("cutoff_lower", value) for value in ("1e308", "-1", "nan")),
-        *(("lr", value) for value in ("1e300", "-1", "nan", "inf")),
+        ("embedding_dimension", "1e9"), ("num_layers", "1e9"), ("num_rbf", "1e9"), ("num_heads", "1e9"),
+        ("batch_size", "1e9"), ("num_workers", "1e9"), ("ngpus", "1e9"), ("inference_batch_size", "1e9"),
+        ("q_dim", "1e9"), ("output_mlp_num_layers", "1e9"), ("cutoff_upper", "1e308"), ("cutoff_upper", "1e-300"),
+        ("cutoff_upper", "1e5"), ("cutoff_upper", "0"), ("cutoff_upper", "nan"), ("cutoff_upper", "inf"),
+        ("cutoff_lower", "1e308"), ("cutoff_lower", "-1"), ("cutoff_lower", "nan"), ("lr", "1e300"), ("lr", "-1"),
+        ("lr", "nan"), ("lr", "inf"),
         ("max_z", "1e12"), ("num_epochs", "1e30"), ("weight_decay", "1e300"), ("y_weight", "1e300"),
     ],
 )  # fmt: skip

@@ -289,6 +289,42 @@ FAULTS: dict[str, list[Fault]] = {
             },
         ),
         Fault(
+            "sizes, cutoffs, rates and counts that nothing has, and models beyond the memory",
+            "refused before anything is allocated, from a command line and from a model file alike",
+            {
+                "test_limits.py": [
+                    "test_settings_have_bounds",
+                    "test_a_model_beyond_the_memory_is_refused_before_it_is_made",
+                ],
+                "training/test_reach.py": ["test_a_cutoff_with_more_images_than_memory_holds_is_refused"],
+            },
+        ),
+        Fault(
+            "objects of another kind by address, arguments of priors and losses that no data make right",
+            "refused by name before they are called and before data are read",
+            {
+                "test_catalogue.py": ["test_objects_of_another_kind_are_refused_before_they_are_called"],
+                "priors/test_arguments.py": [
+                    "test_ranges_are_finite_and_positive",
+                    "test_units_are_finite_and_positive",
+                    "test_the_distances_of_charges_are_checked",
+                    "test_tables_of_elements_have_a_size",
+                    "test_types_of_atoms_are_elements",
+                ],
+                "training/test_losses.py": ["test_a_loss_that_gives_no_number_is_refused"],
+            },
+        ),
+        Fault(
+            "an environment that names processes or nodes which the settings do not have",
+            "refused by the name of the variable before anything is made",
+            {
+                "config/test_launcher.py": [
+                    "test_a_place_that_the_settings_do_not_have_is_refused",
+                    "test_the_environment_is_looked_at_before_anything_is_made",
+                ],
+            },
+        ),
+        Fault(
             "options that cannot work together or with the data",
             "refused before training",
             {

@@ -73,7 +73,7 @@ def test_monitors_can_be_turned_off():
 
 
 def test_a_loss_of_the_user_gives_the_monitors_its_name(here, monkeypatch):
-    (here / "my_losses.py").write_text("def cauchy(x, y): ...\n")
+    (here / "my_losses.py").write_text("def cauchy(x, y):\n    return (x - y).abs().mean()\n")
     monkeypatch.syspath_prepend(str(here))
     assert given("--train-loss", "my_losses:cauchy").early_stopping_monitor == "val_total_cauchy"
 

@@ -82,11 +82,14 @@ def test_places_that_fit_are_taken(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        *[
-            ("TORCHMDNET_RENDEZVOUS_TIMEOUT", value, "no number of seconds")
-            for value in ("abc", "-1", "0", "nan", "1e9")
-        ],
-        *[("MASTER_PORT", value, "is no port") for value in ("abc", "0", "99999")],
+        ("TORCHMDNET_RENDEZVOUS_TIMEOUT", "abc", "no number of seconds"),
+        ("TORCHMDNET_RENDEZVOUS_TIMEOUT", "-1", "no number of seconds"),
+        ("TORCHMDNET_RENDEZVOUS_TIMEOUT", "0", "no number of seconds"),
+        ("TORCHMDNET_RENDEZVOUS_TIMEOUT", "nan", "no number of seconds"),
+        ("TORCHMDNET_RENDEZVOUS_TIMEOUT", "1e9", "no number of seconds"),
+        ("MASTER_PORT", "abc", "is no port"),
+        ("MASTER_PORT", "0", "is no port"),
+        ("MASTER_PORT", "99999", "is no port"),
         ("WORLD_SIZE", "9" * 5000, "no whole number"),
         ("WORLD_SIZE", "2", "ask for 1 process"),
     ],

@@ -168,3 +168,17 @@ def test_home_is_found_in_paths(monkeypatch):
 def test_numbers_with_words_are_refused_without_the_text_of_python(key, value):
     with pytest.raises(ConfigError, match=rf"{key}='{value}' is not valid \('{value}' is not a number\). It takes a"):
         coerce(key, value, "c.yaml, line 1")
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ("[[1,0,0],[2,0,0],[0,0,1]]", "its three vectors lie in a plane"),
+        ("[[1e300,0,0],[0,1,0],[0,0,1]]", "no lattice vector is longer than 1,000,000 Å"),
+    ],
+)
+def test_boxes_that_hold_nothing_are_refused(box, words):
+    with pytest.raises(ConfigError, match=words):
+        coerce("box_vecs", box, "--box-vecs")
+    assert coerce("box_vecs", "[[9,0,0],[0,0,0],[0,0,7]]", "--box-vecs")[0][0] == 9
+    assert coerce("box_vecs", "[[9,0,0],[4.5,7,0],[1,2,7]]", "--box-vecs")[2] == [1, 2, 7]

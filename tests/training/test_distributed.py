@@ -460,3 +460,11 @@ def test_only_what_the_run_has_started_ends_with_its_parent(bare, variables, end
         bare.setenv(name, value.format(parent=os.getppid()))
     distributed.end_with_launcher()
     assert bool(watched) == ends
+
+
+def test_more_processes_than_a_machine_without_gpus_can_run_are_refused(monkeypatch, bare):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert choose_world(8, 1).devices == 8
+    with pytest.raises(ConfigError, match=r"ngpus: 9 processes are too many for the 4 cores.*Choose 8 or fewer"):
+        choose_world(9, 1)

@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -58,3 +59,23 @@ def test_the_caller_keeps_the_arguments_it_gave():
 def test_a_loss_of_another_package_is_logged_under_its_own_name():
     assert loss_name("my_package.losses:cauchy") == "cauchy"
     assert loss_name("mse_loss") == "mse_loss"
+
+
+@pytest.mark.parametrize(
+    ("loss", "arguments", "words"),
+    [
+        (huber_loss, {"delta": -1.0}, "train_loss_arg: {'delta': -1.0} cannot be used: "),
+        (huber_loss, {"delta": "abc"}, "train_loss_arg: {'delta': 'abc'} cannot be used: "),
+        (lambda x, y: x.sum() / 0, {}, "gives inf for two predictions"),
+        (lambda x, y: x - y, {}, "gives a tensor of shape (2, 1) for two predictions"),
+        (lambda x, y: None, {}, "gives None for two predictions"),
+        (lambda x, y: x.nothing, {}, "cannot be used: 'Tensor' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_loss_that_gives_no_number_is_refused(loss, arguments, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        LossFunction(loss, arguments).check()
+
+
+def test_losses_with_usable_arguments_pass():
+    LossFunction(huber_loss, {"delta": 0.5}).check()

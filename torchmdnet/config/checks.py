@@ -119,7 +119,9 @@ def _sizes(args: argparse.Namespace, settings: Settings) -> None:
 def _loss(args: argparse.Namespace, settings: Settings) -> None:
     from torchmdnet.training.losses import LOSSES, LossFunction
 
-    LossFunction(LOSSES[args.train_loss], args.train_loss_arg)
+    loss = LossFunction(LOSSES[args.train_loss], args.train_loss_arg)
+    if args.train_loss_arg or ":" in args.train_loss:
+        loss.check()
     if args.stress_weight > 0 and not args.derivative:
         raise ConfigError(
             f"{settings.source('stress_weight')}: stress_weight={args.stress_weight:g} needs derivative: the stress is "

@@ -239,9 +239,21 @@ def _head_truths(value: Any) -> dict[str, Any]:
     return {name: convert(name, given) for name, given in value.items()}
 
 
+#: The longest lattice vector, in Å.
+LONGEST = 1e6
+
+
 def _check_box(rows: list[list[float]]) -> list[list[float]]:
     if len(rows) != 3 or any(len(row) != 3 for row in rows):
         raise ValueError(f"it has {len(rows)} rows of {', '.join(str(len(row)) for row in rows)} numbers")
+    if any(abs(number) > LONGEST for row in rows for number in row):
+        raise ValueError(f"no lattice vector is longer than {LONGEST:,.0f} Å")
+    vectors = [row for row in rows if any(row)]
+    lengths = [math.hypot(*row) for row in vectors]
+    (a, b, c) = rows
+    volume = abs(sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3)))
+    if len(vectors) == 3 and volume < 1e-6 * math.prod(lengths):
+        raise ValueError("its three vectors lie in a plane")
     return rows
 
 

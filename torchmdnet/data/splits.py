@@ -150,8 +150,9 @@ def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len:
         except FileNotFoundError as error:
             raise SplitError(f"splits: there is no file {name!r}.") from error
         except Exception as error:  # a broken zip, an object array, anything else that is not plain numbers
+            why = str(error).partition(". If you trust")[0].rstrip(".") or type(error).__name__
             raise SplitError(
-                f"splits: {name} cannot be read as an .npz file of numbers ({error}). "
+                f"splits: {name} cannot be read as an .npz file of numbers ({why}). "
                 "It should hold idx_train, idx_val and idx_test, and no Python objects."
             ) from error
     missing = [key for key in keys if key not in arrays]

@@ -32,6 +32,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+#: Processes that are started on a machine without GPUs, however few its cores.
+MOST_ON_ANY_CPU = 8
+
 #: Seconds between two signs of life of a process.
 BEAT_SECONDS = 1.0
 
@@ -90,6 +93,12 @@ def choose_world(ngpus: int, num_nodes: int) -> World:
     launched = launched_world()
     if launched is None:
         world = World(*_choose_devices(ngpus), num_nodes)
+        most = max(MOST_ON_ANY_CPU, os.cpu_count() or 1)
+        if world.accelerator == "cpu" and world.devices > most:
+            raise ConfigError(
+                f"ngpus: {ngpus} processes are too many for the {os.cpu_count()} cores of this machine, which has no "
+                f"GPU. Choose {most} or fewer."
+            )
         check_places(world.devices, num_nodes)
         return world
     per_node, nodes, launcher = launched

@@ -119,6 +119,30 @@ class LossFunction:
                 f"It takes {', '.join(known) if known else 'no arguments'}."
             ) from error
 
+    def check(self) -> None:
+        """Refuse a loss that gives no number for two predictions and their labels.
+
+        Raises:
+            ConfigError: With what it gave, or what it says of its arguments.
+        """
+        import torch
+
+        name = getattr(self.loss_fn, "__name__", self.loss_fn)
+        try:
+            found = self(torch.tensor([[0.5], [2.0]]), torch.tensor([[1.0], [1.0]]))
+        except Exception as error:  # of code that is not ours, or of arguments of another kind
+            words = (str(error).splitlines() or [type(error).__name__])[0]
+            key = f"train_loss_arg: {self.extra_args}" if self.extra_args else f"train_loss: {name}"
+            raise ConfigError(f"{key} cannot be used: {words}") from error
+        if not (isinstance(found, torch.Tensor) and found.numel() == 1 and bool(torch.isfinite(found).all())):
+            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)[:60]
+            if isinstance(found, torch.Tensor) and found.numel() == 1:
+                what = f"{float(found)}"
+            raise ConfigError(
+                f"train_loss: {name} gives {what} for two predictions and their labels. It takes a function that gives "
+                "one finite number, as a tensor."
+            )
+
     def __call__(self, x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of (R, ...) predictions; ``weight`` (R,) multiplies rows."""
         if weight is None:
