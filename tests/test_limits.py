@@ -25,6 +25,7 @@ TINY = {"model": "tensornet", "output_model": "Scalar", "embedding_dimension": 8
         ("cutoff_upper", "1e5"), ("cutoff_upper", "0"), ("cutoff_upper", "nan"), ("cutoff_upper", "inf"),
         ("cutoff_lower", "1e308"), ("cutoff_lower", "-1"), ("cutoff_lower", "nan"), ("lr", "1e300"), ("lr", "-1"),
         ("lr", "nan"), ("lr", "inf"),
+        ("coulomb_cutoff", "1e-300"), ("coulomb_cutoff", "1e308"), ("coulomb_epsilon_solvent", "1e308"),
         ("max_z", "1e12"), ("num_epochs", "1e30"), ("weight_decay", "1e300"), ("y_weight", "1e300"),
     ],
 )  # fmt: skip
@@ -54,6 +55,11 @@ def test_a_configuration_is_bounded_like_the_command_line(key, value):
 def test_cutoffs_without_room_between_them_are_refused(cutoffs):
     with pytest.raises(ConfigError, match="is not below cutoff_upper"):
         check_limits(dict(zip(("cutoff_lower", "cutoff_upper"), cutoffs, strict=True)))
+
+
+def test_a_coulomb_cutoff_without_room_is_refused():
+    with pytest.raises(ConfigError, match=r"coulomb_cutoff: 1e-300 is not valid. It takes a number of 0\.01 or more"):
+        check_limits({"coulomb_cutoff": 1e-300})
 
 
 def test_a_model_beyond_the_memory_is_refused_before_it_is_made(monkeypatch):

@@ -17,7 +17,7 @@ LARGEST_COUNT = 10**9
 #: Least distance between cutoff_lower and cutoff_upper, in Å; a radial basis needs some room.
 NARROWEST = 0.01
 
-#: The largest value of settings that decide how large a model is, or how far it looks (Å).
+#: The largest value of settings that decide how large a model is, how far it looks (Å), and what is beyond.
 LARGEST: Mapping[str, float] = {
     "embedding_dimension": 65_536,
     "num_layers": 1_000,
@@ -30,6 +30,7 @@ LARGEST: Mapping[str, float] = {
     "cutoff_lower": 1_000,
     "cutoff_upper": 1_000,
     "coulomb_cutoff": 1_000,
+    "coulomb_epsilon_solvent": 1e9,
     "max_num_neighbors": LARGEST_COUNT,
     "coulomb_max_num_neighbors": LARGEST_COUNT,
 }
@@ -51,6 +52,8 @@ def check_limits(options: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{key}: {str(value)[:40]} is too large. It takes at most {most:,.10g}.")
             if value < 0 and "neighbors" not in key:
                 raise ConfigError(f"{key}: {str(value)[:40]} is not valid. It takes no number below 0.")
+            if key == "coulomb_cutoff" and not value >= NARROWEST:
+                raise ConfigError(f"{key}: {value} is not valid. It takes a number of {NARROWEST:g} or more.")
     lower, upper = (options.get(key) for key in ("cutoff_lower", "cutoff_upper"))
     if isinstance(upper, (int, float)) and isinstance(lower or 0, (int, float)):
         check_range(float(lower or 0), float(upper))

@@ -90,7 +90,7 @@ def test_choices_come_from_the_catalogues():
     ("key", "words"),
     [
         ("lr_factor", "a number between 0 and 1 (exclusive)"),
-        ("coulomb_epsilon_solvent", "a number above 0"),
+        ("coulomb_epsilon_solvent", "a number above 0, up to 1000000000"),
         ("save_interval", "a whole number of 1 or more"),
         ("ema_alpha_y", "a number between 0 and 1"),
         ("precision", "one of 32, 64"),

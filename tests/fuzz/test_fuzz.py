@@ -24,6 +24,7 @@ import inputs
 import program_inputs
 import programs
 import targets
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from isolate import isolated
 
@@ -128,9 +129,28 @@ def test_a_run_may_be_in_a_folder_of_any_name(name):
     _holds(programs.named, name)
 
 
+def _settings(**changes: Any) -> bytes:
+    return yaml.safe_dump({**programs.TRAINING, **changes}).encode()
+
+
 #: What was found once: a target and its input.
 FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
     (programs.command, (["convert", "model.zip", "model.zip", "new.zip"], {}, {}, False)),
+    (programs.training, (_settings(max_z=10**9), {}, {})),
+    (
+        programs.training,
+        (
+            _settings(
+                model="tensornet2",
+                output_model="ScalarPlusWeightedCoulomb",
+                q_dim=1,
+                q_weights=[1, 1],
+                coulomb_cutoff=1e-300,
+            ),
+            {},
+            {},
+        ),
+    ),
     (programs.continued, ("run", {"errors.csv": b"\xff\xfe"}, [], {})),
 ]
 

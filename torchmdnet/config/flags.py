@@ -283,7 +283,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Weight of each layer's charges in the Coulomb head: num_layers + 1 entries.", established=False),
         Option("coulomb_cutoff", "float", None,
                "Cutoff of the Coulomb head in Å, with a reaction field. None takes all pairs and no box.",
-               gt=0, established=False),
+               ge=NARROWEST, established=False),
         Option("coulomb_epsilon_solvent", "float", 78.3,
                "Relative permittivity beyond coulomb_cutoff.", gt=0, established=False),
         Option("coulomb_max_num_neighbors", "int", None,
