@@ -358,10 +358,10 @@ def test_what_a_cleaned_copy_still_has_is_told(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 1
-    told = " ".join(capsys.readouterr().out.split())
-    assert "1 sample left out: readable" in told
-    assert f"not mended, so still in {tmp_path / 'b.extxyz'}: labels: Every force is zero" in told
-    assert told.count("not mended") == 1  # the energy is
+    told = "".join(capsys.readouterr().out.split())  # lines end where they have to
+    assert "1sampleleftout:readable" in told
+    assert f"notmended,sostillin{tmp_path / 'b.extxyz'}:labels:Everyforceiszero" in told
+    assert told.count("notmended") == 1  # the energy is
     with pytest.raises(SystemExit):
         main([*words[:2], str(tmp_path / "c.extxyz"), "--json"])
     assert [left["check"] for left in json.loads(capsys.readouterr().out)["left"]] == ["labels"]
