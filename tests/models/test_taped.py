@@ -409,3 +409,97 @@ def test_a_charge_that_is_differentiated_takes_the_definitions() -> None:
         step = torch.tensor([0.0, 1e-4, 0.0], dtype=torch.float64)
         up, down = (model(z, pos, batch, q=(q + sign * step).detach()).energy.sum() for sign in (1, -1))
         torch.testing.assert_close(slope[1], (up - down) / 2e-4, rtol=1e-5, atol=1e-7)
+
+
+REPLACED = {
+    torch.nn.Linear: lambda old: torch.nn.Linear(old.in_features, old.out_features, old.bias is not None).double(),
+    torch.nn.Embedding: lambda old: torch.nn.Embedding(old.num_embeddings, old.embedding_dim).double(),
+    torch.nn.LayerNorm: lambda old: torch.nn.LayerNorm(old.normalized_shape, eps=0.1).double(),
+    torch.nn.SiLU: lambda old: torch.nn.Tanh(),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_module_that_is_replaced_counts_at_once(name: str, monkeypatch) -> None:
+    for kind, make in REPLACED.items():
+        model = tiny_model(name, **ONE)
+        ask(model, SYSTEMS["cell"], monkeypatch, taped=True)
+        paths = [path for path, module in model.representation_model.named_modules() if type(module) is kind]
+        for path in paths:
+            place, _, last = path.rpartition(".")
+            parent = model.representation_model.get_submodule(place)
+            before = getattr(parent, last)
+            setattr(parent, last, make(before).requires_grad_(False))
+            z, pos, batch, box, _ = SYSTEMS["cell"]
+            ours = model(z, pos, batch, box=box)
+            fresh = pickle.loads(pickle.dumps(model))(z, pos, batch, box=box)
+            torch.testing.assert_close(ours.forces, fresh.forces, rtol=0, atol=1e-12, msg=path)
+            setattr(parent, last, before)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_parametrized_weights_are_trained(name: str, monkeypatch) -> None:
+    model = tiny_model(name, **ONE).train()
+    for module in [*model.representation_model.modules()]:
+        if type(module) is torch.nn.Linear:
+            torch.nn.utils.parametrizations.weight_norm(module)
+    assert_same(model, SYSTEMS["cell"], monkeypatch)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_hooks_of_weights_run_once(name: str, monkeypatch) -> None:
+    model = tiny_model(name, **ONE).train()
+    before = ask(model, SYSTEMS["cell"], monkeypatch, taped=True)
+    for weight in model.parameters():
+        weight.register_hook(lambda grad: 3 * grad)
+    after = ask(model, SYSTEMS["cell"], monkeypatch, taped=True)
+    for key, _ in model.named_parameters():
+        if key in before:
+            torch.testing.assert_close(after[key], 3 * before[key], rtol=1e-9, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_third_derivatives_are_slopes_of_second(name: str) -> None:
+    model = tiny_model(name, derivative=False, **ONE)
+    set_radial_mode(model, "exact")
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    generator = torch.Generator().manual_seed(0)
+    u, v, w = (torch.randn(pos.shape, generator=generator, dtype=pos.dtype) for _ in range(3))
+
+    def second(x: torch.Tensor, *, follow: bool = False) -> torch.Tensor:
+        (slope,) = torch.autograd.grad(model(z, x, batch, box=box).energy.sum(), x, create_graph=True)
+        (curvature,) = torch.autograd.grad((slope * u).sum(), x, create_graph=follow)
+        return (curvature * v).sum()
+
+    x = pos.clone().requires_grad_()
+    (third,) = torch.autograd.grad(second(x, follow=True), x)
+    ends = [second((pos + sign * 1e-5 * w).requires_grad_()) for sign in (1, -1)]
+    torch.testing.assert_close((third * w).sum(), (ends[0] - ends[1]).detach() / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_second_derivatives_of_a_loss_in_the_weights(name: str) -> None:
+    model = tiny_model(name, **ONE).train()
+    set_radial_mode(model, "exact")
+    z, pos, batch, box, _ = SYSTEMS["cell"]
+    weights, generator = [*model.parameters()], torch.Generator().manual_seed(0)
+    directions = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
+
+    def slope(*, follow: bool = False) -> torch.Tensor:
+        energy, forces = model(z, pos, batch, box=box)
+        loss = energy.square().sum() + forces.square().sum()
+        found = torch.autograd.grad(loss, weights, create_graph=follow, allow_unused=True)
+        return sum((g * d).sum() for g, d in zip(found, directions, strict=True) if g is not None)
+
+    found = torch.autograd.grad(slope(follow=True), weights, allow_unused=True)
+    ours = sum((g * d).sum() for g, d in zip(found, directions, strict=True) if g is not None)
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for weight, direction in zip(weights, directions, strict=True):
+                weight.add_(direction, alpha=sign * 1e-6)
+        ends.append(slope())
+        with torch.no_grad():
+            for weight, direction in zip(weights, directions, strict=True):
+                weight.add_(direction, alpha=-sign * 1e-6)
+    torch.testing.assert_close(ours, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)

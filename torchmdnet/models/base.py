@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Features", "Pullback", "Representation", "guarded", "set_radial_mode"]
 
 
+@runtime_checkable  # for the run in which shapes are checked
 class Pullback(Protocol):
     """The hand-written gradient of an architecture."""
 

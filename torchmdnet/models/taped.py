@@ -27,7 +27,7 @@ from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.tape.geometry import Geometry
 from torchmdnet.tape.memory import Buffer, Workspace
 from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
-from torchmdnet.tape.tape import Definitions, Tables, Tape
+from torchmdnet.tape.tape import Definitions, Tables, Tape, unhooked
 from torchmdnet.typing import AtomFeatures
 
 if TYPE_CHECKING:
@@ -212,6 +212,7 @@ class _Call:
         self.keeps, self.records = keeps, records
         self.tape: Tape | None = None
         self.stamp: Any = None  # the run of autograd in which the tangent was taken
+        self.is_followed = False  # whether derivatives of a loss are differentiated again, for which definitions answer
         self.names: list[str] = []
 
     def forward(self, vec: Tensor, dist: Tensor) -> tuple[Tensor, ...]:
@@ -220,7 +221,8 @@ class _Call:
         self.tape = Tape(
             model.geometry(self.radial, self.graph, vec, dist), self.tables, keeps=self.keeps, records=self.records
         )
-        made: Any = model.program(self.tape, self.graph)
+        with torch.set_grad_enabled(self.keeps):
+            made: Any = model.program(self.tape, self.graph)
         self.names = [name for name in Features._fields if getattr(made, name) is not None]
         outputs: list[Buffer] = [getattr(made, name) for name in self.names]
         self.keys = [output.key for output in outputs]
@@ -296,14 +298,16 @@ class _Encode(Function):
         if again and call.keeps and not of_weights:
             found = _Slopes.apply(call, *grads, *outputs, vec, dist, *weights)
             return None, *cast(Any, found), *(None for _ in weights)
-        if not again and of_weights and call.stamp == _current_run() and (call.graph.inner or not of_geometry):
+        call.is_followed |= again and of_weights
+        is_prepared = call.stamp == _current_run() and not call.is_followed
+        if not again and of_weights and is_prepared and (call.graph.inner or not of_geometry):
             return None, None, None, *call.reverse(grads, weights)
         if not again and not of_weights:
             if call.tape is None or not call.tape.records:
                 call.records = True
                 call.forward(vec, dist)
             return None, *call.backward(grads), *(None for _ in weights)
-        with torch.enable_grad():
+        with torch.enable_grad(), unhooked(weights):
             vec, dist = vec.view_as(vec), dist.view_as(dist)
             if not again:
                 vec, dist = vec.detach().requires_grad_(), dist.detach().requires_grad_()
@@ -345,16 +349,19 @@ class _Slopes(Function):
         of_geometry = any(needs[-2 - len(weights) : len(needs) - len(weights)]) and not call.graph.inner
         tape = call.tape
         is_last = tape is not None and ctx.number == tape.num_gradients  # runs may keep another gradient since
-        if not torch.is_grad_enabled() and is_last and not of_geometry and not is_within_batch():
+        call.is_followed |= torch.is_grad_enabled()
+        if not call.is_followed and is_last and not of_geometry and not is_within_batch():
             changes = call.tangent(*(x.contiguous() for x in grads))
             call.stamp = _current_run()
             changes = [change if known else None for change, known in zip(changes, ctx.known, strict=True)]
             return None, *changes, *(None for _ in range(len(changes) + 2 + len(weights)))
         again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            inputs = [x.view_as(x) for x in (*given, vec, dist)]
-            if not again:
-                inputs = [x.detach().requires_grad_() for x in inputs]
+        gate = _Gate()
+        with torch.enable_grad(), unhooked(weights):
+            if again:  # given slopes depend on weights too, by gradients that others find
+                inputs = [*(_Barrier.apply(gate, x) for x in given), vec.view_as(vec), dist.view_as(dist)]
+            else:
+                inputs = [x.detach().requires_grad_() for x in (*given, vec, dist)]
             *slopes, vec, dist = inputs
             outputs = [y for y, known in zip(call.by_definition(vec, dist), ctx.known, strict=True) if known]
             made = torch.autograd.grad(outputs, [vec, dist], slopes, create_graph=True, allow_unused=True)
@@ -366,9 +373,27 @@ class _Slopes(Function):
                 create_graph=again,
                 allow_unused=True,
             )
+        gate.is_open = True
         of_given = iter(found[:num])
         of_grads = [next(of_given) if known else None for known in ctx.known]
         return None, *of_grads, *(None for _ in of_grads), *found[num:]
+
+
+class _Gate:
+    is_open = False
+
+
+class _Barrier(Function):
+    """The same tensor, through which no gradient goes back before its gate is open."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: _Gate, x: Tensor) -> Tensor:
+        ctx.gate = gate
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, grads[0] if ctx.gate.is_open else None
 
 
 def _current_run() -> int:

@@ -19,7 +19,7 @@ from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.mlp import MLP
-from torchmdnet.nn.modules import reset_all
+from torchmdnet.nn.modules import layer_norm, reset_all
 from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.repulsion import RepulsionZBL
 from torchmdnet.nn.system_embedding import make_system_embedding
@@ -330,7 +330,7 @@ class ChargePredict(nn.Module):
         """Charges of the atoms in e: (N, 9, F) -> (N, q_dim)."""
         trace = X[:, 0] * 3**-0.5  # (N, F), a third of the trace
         squares = norms_by_part(X)[:, X.shape[-1] :]  # (N, 2 F)
-        c, f = self.q_mlp(self.q_norm(torch.cat([trace, squares], dim=-1))).chunk(2, dim=-1)
+        c, f = self.q_mlp(layer_norm(self.q_norm, torch.cat([trace, squares], dim=-1))).chunk(2, dim=-1)
         share = f.square()  # (N, q_dim)
         missing = -sum_to_systems(c, graph)  # (S, q_dim)
         if graph.q is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -202,7 +203,7 @@ class RadialEngine:
     def forget(self) -> None:
         """Drop everything that was made from weights."""
         self.stamp: Any = None
-        self.holders: list[dict[str, Tensor | None]] = []
+        self.held: _Held | None = None
         self.tables: Tables = {}
         self.spline: Spline | None = None
         self.dtype: torch.dtype | None = None
@@ -283,9 +284,10 @@ class RadialEngine:
             if self.spline is None or (self.mode == "auto" and r.shape[0] <= self.spline.num_rows):
                 return None
             return self.spline
-        if not self.holders:
-            self.holders = _holders(basis, functions)
-        stamp = _stamp(self.holders, r)
+        owners = [basis, *(function.owner for function in functions)]
+        if self.held is None or not self.held.is_of(owners):
+            self.held = _Held(owners)
+        stamp = self.held.stamp(r)
         if stamp is None:
             return None
         if stamp != self.stamp:
@@ -293,25 +295,40 @@ class RadialEngine:
             self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype])
             if self.spline is not None:
                 self.tables = _tables(self.spline, basis, functions, r)
-            self.stamp, self.holders = stamp, _holders(basis, functions)
+            self.held = _Held(owners)
+            self.stamp = self.held.stamp(r)
         return self.spline
 
 
-def _stamp(holders: Sequence[dict[str, Tensor | None]], r: Tensor) -> Any:
-    """Something that changes when a weight does; None if that cannot be known."""
-    try:
-        weights = [(x.data_ptr(), x._version) for held in holders for x in held.values() if x is not None]
-    except RuntimeError:  # made in inference mode: versions are not counted
-        return None
-    return r.dtype, r.device, weights
+class _Held:
+    """The weights behind radial functions: whether one has changed, or a module was replaced.
 
+    Args:
+        owners: Modules that hold the weights, themselves or in modules inside of them.
+    """
 
-def _holders(basis: nn.Module, functions: Sequence[RadialFunction]) -> list[dict[str, Tensor | None]]:
-    """Where modules keep their parameters and buffers: these dictionaries stay when a weight is replaced."""
-    owners = {id(owner): owner for owner in (basis, *(function.owner for function in functions))}
-    modules = [module for owner in owners.values() for module in owner.modules()]
-    held = [*(module._parameters for module in modules), *(module._buffers for module in modules)]
-    return [weights for weights in held if weights]  # type: ignore[misc]
+    def __init__(self, owners: Sequence[nn.Module]) -> None:
+        self.owners = list(owners)
+        unique = {id(owner): owner for owner in owners}.values()
+        #: Kept, so that no other module comes to have the address of one of them.
+        self.modules = [module for owner in unique for module in owner.modules()]
+        held: list[Any] = [*(module._parameters for module in self.modules)]
+        held += [module._buffers for module in self.modules]
+        # these dictionaries stay when a weight or a module is replaced
+        self.weights: list[dict[str, Tensor | None]] = [weights for weights in held if weights]
+        self.children = [module._modules for module in self.modules if module._modules]
+
+    def is_of(self, owners: Sequence[nn.Module]) -> bool:
+        """Whether the owners are the same modules."""
+        return len(owners) == len(self.owners) and all(map(operator.is_, owners, self.owners))
+
+    def stamp(self, r: Tensor) -> Any:
+        """Something that changes when a weight or a module does; None if that cannot be known."""
+        try:
+            weights = [(x.data_ptr(), x._version) for held in self.weights for x in held.values() if x is not None]
+        except RuntimeError:  # made in inference mode: versions are not counted
+            return None
+        return r.dtype, r.device, weights, [id(child) for inside in self.children for child in inside.values()]
 
 
 def fit(

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchmdnet.nn.filters import RadialFunction
-from torchmdnet.nn.modules import is_plain
+from torchmdnet.nn.modules import is_plain, layer_norm
 from torchmdnet.ops import kernels
 from torchmdnet.ops.messages import RadialPoints, gather_weight_sum
 from torchmdnet.tape.memory import Buffer
-from torchmdnet.tape.tape import Definitions, Run, Step
+from torchmdnet.tape.tape import Definitions, Run, Step, unhooked
 
 __all__ = ["Add", "Concatenate", "Message", "Plain", "activation", "linear", "norm", "pack", "unpacked"]
 
@@ -79,7 +79,8 @@ class Plain(Step):
         weights = [w for module in self.modules if module for w in module.parameters() if w.requires_grad]
         terms = [(run.y, grads[0].tensor), *run.changed]
         outputs, inputs, given = _columns(terms, [*run.x, *weights])
-        found = torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True)
+        with unhooked(weights):
+            found = torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True)
         for weight, grad in zip(weights, found[len(run.x) :], strict=True):
             if grad is not None:
                 run.tape.add(weight, grad)
@@ -173,7 +174,7 @@ class LayerNorm(Step):
         self.module = module
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
-        return self.module(inputs[0])
+        return layer_norm(self.module, inputs[0])
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (run.x,), norm = inputs, self.module

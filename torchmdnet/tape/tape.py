@@ -20,7 +20,8 @@ tensors, which autograd, ``torch.compile``, ``torch.export`` and ``torch.func`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.ops.messages import EdgeRows, rows_of_pairs
 from torchmdnet.tape.memory import Buffer
 
-__all__ = ["Definitions", "Run", "Step", "Tables", "Tape"]
+__all__ = ["Definitions", "Run", "Step", "Tables", "Tape", "unhooked"]
 
 
 class Run:
@@ -173,7 +174,11 @@ class Tape:
     def __call__(self, step: Step, *inputs: Buffer) -> Any:
         """Run a step; its outputs are inputs of others."""
         run = Run(self)
-        made = step.value(run, *inputs)
+        if self.keeps:  # weights are read with their history, but no step leaves one
+            with torch.no_grad():
+                made = step.value(run, *inputs)
+        else:
+            made = step.value(run, *inputs)
         keys, moves, key = [], step.reads_geometry, self.num_values
         for x in inputs:
             keys.append(x.key)
@@ -236,7 +241,8 @@ class Tape:
         of_weights = [(tensor, grad) for tensor, grad in self._gradients if tensor.is_leaf]
         if made:
             tensors, given = [tensor for tensor, _ in made], [grad for _, grad in made]
-            more = torch.autograd.grad(tensors, wanted, given, retain_graph=True, allow_unused=True)
+            with unhooked(wanted):
+                more = torch.autograd.grad(tensors, wanted, given, retain_graph=True, allow_unused=True)
             of_weights += [(weight, grad) for weight, grad in zip(wanted, more, strict=True) if grad is not None]
         for weight, grad in of_weights:
             before = found.get(id(weight))
@@ -281,6 +287,20 @@ class Tape:
             total = self.empty(*before.shape) if kept.is_shared else kept
             torch.add(before.tensor, more.tensor, out=total.tensor)
             grads[key] = total
+
+
+@contextlib.contextmanager
+def unhooked(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Without the hooks of weights: autograd calls these once, on the gradient that the tape returns to it."""
+    hooks = [weight._backward_hooks for weight in weights if weight._backward_hooks]
+    held = [dict(some) for some in hooks]
+    for some in hooks:
+        some.clear()
+    try:
+        yield
+    finally:
+        for some, before in zip(hooks, held, strict=True):
+            some.update(before)
 
 
 class Definitions:
