@@ -246,6 +246,7 @@ FAULTS: dict[str, list[Fault]] = {
                     "test_a_node_that_is_left_alone_gives_up_and_says_for_whom_it_waited",
                     "test_a_port_that_another_program_holds_does_not_hold_the_run",
                     "test_a_process_that_never_comes_is_named_in_every_process",
+                    "test_a_process_whose_launcher_ended_while_it_was_starting_ends_too",
                     "test_other_settings_are_refused_in_every_process_by_key_and_value",
                 ]
             },

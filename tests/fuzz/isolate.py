@@ -168,8 +168,8 @@ def _wants_processor(process: psutil.Process) -> bool:
 
 def _end_session(leader: int) -> list[str]:
     """Processes of a session that do not end by themselves, which are killed."""
-    idle, looked, begin = 0.0, time.monotonic(), time.monotonic()
-    while (left := _of_session(leader)) and idle < LINGER and looked - begin < 20 * LINGER:
+    idle, looked = 0.0, time.monotonic()
+    while (left := _of_session(leader)) and idle < LINGER and sum(map(_spent, left)) < PROCESSOR:
         time.sleep(0.05)
         now = time.monotonic()
         if not any(_wants_processor(process) for process in left):
@@ -181,6 +181,13 @@ def _end_session(leader: int) -> list[str]:
             told.append(" ".join(process.cmdline())[:200])
             process.kill()
     return told
+
+
+def _spent(process: psutil.Process) -> float:
+    """Seconds of the processor that a process has used."""
+    with suppress(psutil.Error, OSError):
+        return sum(process.cpu_times()[:2])
+    return 0.0
 
 
 def _of_session(leader: int) -> list[psutil.Process]:

@@ -20,7 +20,7 @@ from toy_runs import finish, one_thread, rows, settings, start, train_toy  # noq
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.config import launcher
 from torchmdnet.config.launcher import rendezvous_seconds
-from torchmdnet.errors import ConfigError
+from torchmdnet.errors import ConfigError, PeerError
 from torchmdnet.training import distributed
 from torchmdnet.training.distributed import choose_world
 
@@ -460,6 +460,13 @@ def test_only_what_the_run_has_started_ends_with_its_parent(bare, variables, end
         bare.setenv(name, value.format(parent=os.getppid()))
     distributed.end_with_launcher()
     assert bool(watched) == ends
+
+
+def test_a_process_whose_launcher_ended_while_it_was_starting_ends_too(monkeypatch):
+    monkeypatch.setenv("TORCHMDNET_LAUNCHER", f"1{os.getppid()}")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(PeerError, match="which started this one as part of its run, has ended"):
+        distributed.end_with_launcher()
 
 
 def test_more_processes_than_a_machine_without_gpus_can_run_are_refused(monkeypatch, bare):

@@ -142,9 +142,15 @@ def end_with_launcher() -> None:
     """Let this process end with the one that started it, if that is another process of the run, or torchrun's agent.
 
     Processes that a user has started one by one do not depend on the shell in which that was.
+
+    Raises:
+        PeerError: If the process that started this one as a further process of its run has ended in the meantime.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(_LAUNCHER) == str(os.getppid()):
+    launcher = os.environ.get(_LAUNCHER)
+    if "TORCHELASTIC_RUN_ID" in os.environ or launcher == str(os.getppid()):
         end_with_parent()
+    elif launcher not in (None, str(os.getpid())) and os.environ.get("LOCAL_RANK", "0") != "0":
+        raise PeerError(f"Process {launcher}, which started this one as part of its run, has ended.")
 
 
 def choose_strategy(world: World, facts: Mapping[str, Any]) -> Strategy | str:
