@@ -460,3 +460,20 @@ def test_made_up_systems_keep_atoms_apart_and_inside_the_embedding() -> None:
 
 def test_every_head_of_the_catalogue_is_a_module_so_that_files_may_name_it() -> None:
     assert all(issubclass(HEADS[name], torch.nn.Module) for name in HEADS)
+
+
+def test_a_conversion_does_not_contradict_what_the_file_states(tmp_path: Path) -> None:
+    from torchmdnet.scripts.convert import main
+
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    facts = {"units": {"energy": "eV", "length": "Å"}, "elements": [1, 8]}
+    save_model(tiny_model("tensornet"), old, provenance=facts)
+    for words, text in (
+        (["--units", "kcal/mol"], "--units: the file states eV, Å"),
+        (["--elements", "Cl"], "--elements"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            main([str(old), str(new), *words])
+        assert not new.exists()
+    main([str(old), str(new), "--units", "eV/A", "--level-of-theory", "HF"])
+    assert new.exists()

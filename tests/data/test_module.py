@@ -382,6 +382,14 @@ def test_a_resumed_run_with_another_split_is_warned(tmp_path, caplog):
     assert "divided otherwise" in caplog.text
 
 
+def test_a_part_that_was_asked_for_and_is_empty_is_warned_of(tmp_path, caplog):
+    ready(tmp_path, log_dir=None, test_size=0.01)
+    assert "test_size: 0.01 gives none of" in caplog.text
+    caplog.clear()
+    ready(tmp_path, log_dir=None, test_size=0)
+    assert "gives none" not in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------- Lightning
 
 

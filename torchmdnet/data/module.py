@@ -262,6 +262,10 @@ class DataModule(LightningDataModule):
             if groups is not None:
                 numbers = [f"{n} ({len(np.unique(groups[p]))})" for n, p in zip(numbers, parts, strict=True)]
             logger.info("%s%s", ", ".join(numbers), f", in brackets groups by {by}" if by else "")
+            for name, size, part in zip(("train", "val", "test"), sizes, parts, strict=True):
+                if size and len(part) == 0 and splits is None and stated is None:
+                    kept = "" if groups is None else f"; split_by={by} keeps together {len(np.unique(groups))} groups"
+                    logger.warning("%s_size: %s gives none of %d samples%s.", name, size, total, kept)
             if splits is None and by is None and stated is None:
                 self._look_for_a_trajectory(parts)
 

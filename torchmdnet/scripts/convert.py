@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,7 @@ def convert(
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: there is no folder {str(target.parent)!r}. Make it, or choose another name.")
     model = load_model(old, **load_options)
+    _refuse_contradictions(model, provenance or {})
     draft = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         save_model(model, draft, provenance=provenance)
@@ -117,6 +118,29 @@ def convert(
     finally:
         draft.unlink(missing_ok=True)
     return deviation
+
+
+def _refuse_contradictions(model: TorchMD_Net | Ensemble, stated: Mapping[str, Any]) -> None:
+    """Facts of the command line are for what a file does not say: a conversion changes no numbers.
+
+    Raises:
+        ConfigError: Naming the flag, what the file states and what was asked for.
+    """
+    known = getattr(model, "provenance", {})
+    for key, value in stated.items():
+        before = known.get(key)
+        if before and key != "citation" and before != value:
+            flag = key.replace("_", "-")
+            raise ConfigError(
+                f"--{flag}: the file states {_shown(before)}, not {_shown(value)}. A conversion changes no numbers: "
+                "leave the flag out."
+            )
+
+
+def _shown(fact: Any) -> str:
+    if isinstance(fact, Mapping):
+        return ", ".join(map(str, fact.values()))
+    return ", ".join(map(str, fact)) if isinstance(fact, list | tuple) else str(fact)
 
 
 def _deviation(old: TorchMD_Net | Ensemble, new: TorchMD_Net | Ensemble) -> float:
