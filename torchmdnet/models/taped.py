@@ -43,8 +43,6 @@ class TapedRepresentation(Representation):
     :meth:`program`.
     """
 
-    #: Whether every step of the program has the passes that training on forces needs.
-    trains_in_loops = True
     #: Whether loops take edges that stand alone, without one of opposite direction.
     takes_single_edges = False
 
@@ -175,9 +173,7 @@ class TapedRepresentation(Representation):
         if radial.tables is not None:
             records = graph.edge_vec.requires_grad and torch.is_grad_enabled()
             return _Call(self, graph, radial, self._kept_tables(radial), keeps=False, records=records)
-        is_about_forces = (
-            self.training and self.trains_in_loops and graph.edge_vec.requires_grad and torch.is_grad_enabled()
-        )
+        is_about_forces = self.training and graph.edge_vec.requires_grad and torch.is_grad_enabled()
         return _Call(self, graph, radial, Tables(radial, trains=True), keeps=True) if is_about_forces else None
 
     def _kept_tables(self, radial: Radial) -> Tables:

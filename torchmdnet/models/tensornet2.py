@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,7 +86,6 @@ class TensorNet2(TapedRepresentation):
 
     has_vectors = True
     has_tensors = True
-    trains_in_loops = False
 
     def __init__(
         self,
@@ -253,38 +254,64 @@ class EdgeNetworkMessage(Step):
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         at, tape = run.tape.geometry, run.tape
-        run.Y, parts = inputs
+        run.Y, run.parts = inputs
         run.part = tape.tables.kept((self.function, "flat"), lambda: _flat(tape.tables.table(self.function)))
-        with torch.set_grad_enabled(tape.records):
-            run.dist = torch.from_numpy(at.dist).detach().requires_grad_(tape.records)
-            run.envelope, points = at.envelope(run.dist), at.spline.locate(run.dist)
-        run.coef, run.cell = points.coef, points.cell.numpy()
-        radial = self._read(run)
-        receiving, sending = (part.contiguous() for part in parts.tensor.chunk(2, dim=1))
-        run.inputs = EdgeInputs(run.Y.tensor, torch.from_numpy(radial), receiving, sending, run.envelope.detach())
         run.network = EdgeRun(self.layer.network(self.spare), at.graph)
         keeps = tape.records and at.graph.edge_index.shape[1] <= KEPT
-        made = run.network.forward(run.inputs, keeps)
-        self.spare.give([radial])
-        run.inputs = run.inputs._replace(radial=torch.from_numpy(radial[:0]))  # its memory is used again
-        return Buffer(made)
+        with self._inputs(run, at.readings.coef, run.Y, run.parts, at.readings.fade) as given:
+            return Buffer(run.network.forward(given, keeps, trains=tape.keeps))
 
-    def _read(self, run: Run) -> Any:
-        """What distances bring to the network, (P, F)."""
-        coef, table = run.coef.detach().numpy(), run.part
-        out = self.spare.take(coef.shape[0], table.shape[1], run.coef.dtype)
-        kernels.edge_network_loops().read(coef.size * table.shape[1], coef, run.cell, table, out)
-        return out
+    @contextmanager
+    def _inputs(self, run: Run, coef: np.ndarray, Y: Buffer, parts: Buffer, fade: np.ndarray) -> Iterator[EdgeInputs]:
+        """What the network reads, or how that changes; what distances bring, (P, F), is on memory that returns."""
+        table, (receiving, sending) = run.part, (part.contiguous() for part in parts.tensor.chunk(2, dim=1))
+        radial = self.spare.take(coef.shape[0], table.shape[1], Y.tensor.dtype)
+        cell = run.tape.geometry.readings.cell
+        kernels.edge_network_loops().read(coef.size * table.shape[1], coef, cell, table, radial)
+        yield EdgeInputs(Y.tensor, torch.from_numpy(radial), receiving, sending, torch.from_numpy(fade))
+        self.spare.give([radial])
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
-        radial, change = self._read(run), torch.empty_like(run.coef)
-        inputs = run.inputs._replace(radial=torch.from_numpy(radial))
-        found, _ = run.network.backward(inputs, grads[0].tensor, of_weights=False)
-        self.spare.give([radial])
-        of_radial, loops = found.radial, kernels.edge_network_loops()
-        loops.read_backward(6 * of_radial.numel(), run.cell, run.part, of_radial.numpy(), change.numpy())
-        (of_dist,) = torch.autograd.grad([run.envelope, run.coef], [run.dist], [found.envelope, change])
-        run.tape.geometry.add_gradient(of_dist)
+        at, loops = run.tape.geometry, kernels.edge_network_loops()
+        (run.given,), read = grads, at.readings
+        with self._inputs(run, read.coef, run.Y, run.parts, read.fade) as given:
+            found, _ = run.network.backward(given, run.given.tensor, of_weights=False)
+        if run.tape.keeps:
+            run.of_radial = found.radial
+        change = np.empty_like(read.coef)
+        loops.read_backward(6 * found.radial.numel(), read.cell, run.part, found.radial.numpy(), change)
+        of_dist = np.einsum("pk,pk->p", change, read.slope) + read.steep * found.envelope.numpy()
+        at.add_gradient(torch.from_numpy(of_dist))
+        return Buffer(found.X), Buffer(torch.cat([found.receiving, found.sending], dim=1))
+
+    def tangent(self, run: Run, *changes: Buffer | None) -> Buffer:
+        with self._both(run, changes) as (given, moves):
+            return Buffer(run.network.tangent(given, moves))
+
+    @contextmanager
+    def _both(self, run: Run, changes: Any) -> Iterator[tuple[EdgeInputs, EdgeInputs]]:
+        """What the network reads, and how that changes."""
+        at, zeros = run.tape.geometry, run.tape.zeros
+        read = at.readings
+        run.dx = [zeros(*x.shape) if dx is None else dx for x, dx in zip((run.Y, run.parts), changes, strict=True)]
+        run.dcoef = read.slope * at.ddist[:, None]
+        (dY, dparts), dfade = run.dx, read.steep * at.ddist
+        values = self._inputs(run, read.coef, run.Y, run.parts, read.fade)
+        with values as given, self._inputs(run, run.dcoef, dY, dparts, dfade) as moves:
+            yield given, moves
+
+    def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
+        tape, read, loops = run.tape, run.tape.geometry.readings, kernels.edge_network_loops()
+        with self._both(run, run.dx) as (given, moves):
+            found, of_network = run.network.reverse(given, moves, grads[0].tensor, run.given.tensor)
+        weights = [tensor for layer in self.layer.network(self.spare).layers for tensor in layer]
+        for weight, grad in zip(weights, of_network, strict=True):
+            tape.add(weight, grad)
+        table, groups = tape.tables.table(self.function), 2 * kernels.cores.count()
+        of_table = torch.zeros_like(table)
+        sums = (found.radial.numpy(), run.of_radial.numpy(), groups, of_table.flatten(1).numpy())
+        loops.read_reverse(2 * read.coef.size * table.shape[-1], read.coef, run.dcoef, read.cell, *sums)
+        tape.add(table, of_table)
         return Buffer(found.X), Buffer(torch.cat([found.receiving, found.sending], dim=1))
 
 

@@ -157,6 +157,13 @@ class _Rows(NamedTuple):
     def part(self, rows: slice) -> _Rows:
         return _Rows(self.tensor[rows], self.array[rows])
 
+    def first(self, number: int) -> _Rows:
+        return self.part(slice(number))
+
+    def halves(self) -> tuple[_Rows, _Rows]:
+        middle = self.array.shape[0] // 2
+        return self.part(slice(middle)), self.part(slice(middle, None))
+
 
 class _Silu:
     """SiLU of x + bias in compiled loops."""
@@ -169,6 +176,18 @@ class _Silu:
 
     def backward(self, x: _Rows, bias: _Rows, grad: _Rows, out: _Rows) -> None:
         kernels.edge_network_loops().silu_backward(20 * x.array.size, x.array, bias.array, grad.array, out.array)
+
+    def tangent(self, x: _Rows, bias: _Rows, change: _Rows, *out: _Rows) -> None:
+        self._run(kernels.edge_network_loops().silu_tangent, x, bias, change, *out)
+
+    def bend(self, x: _Rows, bias: _Rows, change: _Rows, *out: _Rows) -> None:
+        self._run(kernels.edge_network_loops().silu_bend, x, bias, change, *out)
+
+    def reverse(self, x: _Rows, bias: _Rows, change: _Rows, *grads_and_out: _Rows) -> None:
+        self._run(kernels.edge_network_loops().silu_reverse, x, bias, change, *grads_and_out)
+
+    def _run(self, loop: Any, *rows: _Rows) -> None:
+        loop(20 * rows[0].array.size, *(each.array for each in rows))
 
 
 class _Activation:
@@ -191,6 +210,41 @@ class _Activation:
     def backward(self, x: _Rows, bias: _Rows, grad: _Rows, out: _Rows) -> None:
         self.both(x, bias, out, out)
         out.tensor.mul_(grad.tensor)
+
+    def tangent(self, x: _Rows, bias: _Rows, change: _Rows, out: _Rows, out_change: _Rows) -> None:
+        self.both(x, bias, out, out_change)
+        out_change.tensor.mul_(change.tensor)
+
+    def bend(
+        self, x: _Rows, bias: _Rows, change: _Rows, out: _Rows, out_change: _Rows, out_slope: _Rows, out_bend: _Rows
+    ) -> None:
+        with torch.enable_grad():
+            shifted = (x.tensor + bias.tensor).requires_grad_()
+            value = self.function(shifted)
+            (slope,) = torch.autograd.grad(value, shifted, torch.ones_like(value), create_graph=True)
+            bend = torch.zeros_like(slope)
+            if slope.requires_grad:
+                (bend,) = torch.autograd.grad(slope, shifted, change.tensor)
+        out.tensor.copy_(value.detach())
+        out_slope.tensor.copy_(slope.detach())
+        torch.mul(out_slope.tensor, change.tensor, out=out_change.tensor)
+        out_bend.tensor.copy_(bend)
+
+    def reverse(
+        self,
+        x: _Rows,
+        bias: _Rows,
+        change: _Rows,
+        grad: _Rows,
+        slope: _Rows,
+        out: _Rows,
+        out_change: _Rows,
+        out_grad: _Rows,
+        out_slope: _Rows,
+    ) -> None:
+        self.bend(x, bias, change, out, out_change, out_slope, out_grad)
+        out_grad.tensor.mul_(slope.tensor).addcmul_(grad.tensor, out_slope.tensor)
+        out_slope.tensor.mul_(slope.tensor)
 
 
 class _Block(NamedTuple):
@@ -239,6 +293,9 @@ class EdgeRun:
         self.blocks = list(self._blocks())
         self.longest = max((block.num_edges for block in self.blocks), default=0)
         self.kept: list[_Rows] = []
+        #: What goes into the activations, and its changes, if they are kept for training on forces.
+        self.known: list[_Rows] = []
+        self.changed: list[_Rows] = []
 
     def _blocks(self) -> Iterator[_Block]:
         """Receivers with about :data:`BLOCK` edges at a time."""
@@ -260,7 +317,7 @@ class EdgeRun:
         self.spare.give(rows.array for room in rooms for rows in room)
 
     def __del__(self) -> None:
-        self._give(self.kept)
+        self._give(self.kept, self.known, self.changed)
 
     def _join(self, block: _Block, inputs: EdgeInputs, out: _Rows) -> None:
         joined = (inputs.radial, inputs.receiving, inputs.sending)
@@ -278,17 +335,23 @@ class EdgeRun:
                 self.activation.value(before[k], self.biases[k], after[k])
             torch.mm(after[k].tensor, weight.t(), out=before[k + 1].tensor)
 
-    def forward(self, inputs: EdgeInputs, keeps: bool) -> Tensor:
+    def _before(self, block: _Block, known: list[_Rows], room: list[_Rows]) -> list[_Rows]:
+        """What goes into the activations of a block, where it is known, or where it will be."""
+        return [rows.part(block.edges) for rows in known] or [rows.first(block.num_edges) for rows in room]
+
+    def forward(self, inputs: EdgeInputs, keeps: bool, trains: bool = False) -> Tensor:
         """The sums.
 
-        Slopes of the activations and what goes into the last one are kept for :meth:`backward` if there is a use.
+        Slopes of the activations and what goes into the last one are kept for :meth:`backward` if there is a use; for
+        :meth:`tangent` and :meth:`reverse` what goes into all of them.
         """
         inputs, out = inputs.arrays(), torch.empty_like(inputs.X)
         target = out.numpy()
-        self.kept = self._take(self.pair.shape[0], self.widths) if keeps else []
-        rooms = [self._take(self.longest, self.widths) for _ in range(2)]
+        self.kept = self._take(self.pair.shape[0], self.widths) if keeps and not trains else []
+        self.known = self._take(self.pair.shape[0], self.widths) if keeps and trains else []
+        rooms = [self._take(self.longest, self.widths) for _ in range(1 if self.known else 2)]
         for block in self.blocks:
-            before, after = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
+            before, after = self._before(block, self.known, rooms[-1]), [r.first(block.num_edges) for r in rooms[0]]
             *slopes, before[-1] = [rows.part(block.edges) for rows in self.kept] or [before[-1]]
             self._join(block, inputs, before[0])
             self._layers(before, after, slopes)
@@ -302,17 +365,17 @@ class EdgeRun:
     def backward(self, inputs: EdgeInputs, grad: Tensor, of_weights: bool) -> tuple[EdgeInputs, list[Tensor]]:
         """Gradients in what went in, and if asked for in weights and biases, layer by layer."""
         found = EdgeInputs(*(torch.zeros_like(x) for x in inputs))
-        layers = zip(self.weights, (bias.tensor for bias in self.biases[1:]), strict=True)
-        of_network = [torch.zeros_like(x) for layer in layers for x in layer] if of_weights else []
+        of_network = self._zeros() if of_weights else []
         loops, groups = kernels.edge_network_loops(), PORTIONS * kernels.cores.count()
         O, inputs, out = grad.numpy(), inputs.arrays(), found.arrays()
         per_edge = np.empty((groups, self.longest), O.dtype)
-        rooms = [self._take(self.longest, self.widths) for _ in range(3)]
+        rooms = [self._take(self.longest, self.widths) for _ in range(2 if self.known else 3)]
         kept = [] if of_weights else self.kept
         for block in self.blocks:
-            before, after, grads = ([rows.part(slice(block.num_edges)) for rows in room] for room in rooms)
+            after, grads = ([rows.first(block.num_edges) for rows in room] for room in rooms[:2])
+            before = self._before(block, self.known, rooms[-1])
             *slopes, before[-1] = [rows.part(block.edges) for rows in kept] or [before[-1]]
-            if not kept:
+            if not (kept or self.known):
                 self._join(block, inputs, before[0])
                 self._layers(before, after, [])
             weight, g, along = after[-1], grads[-1], per_edge[:, : block.num_edges]
@@ -334,6 +397,102 @@ class EdgeRun:
             arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
             loops.join_backward(3 * g.array.size, *arrays)
         self._give(*rooms)
+        return found, of_network
+
+    def _zeros(self) -> list[Tensor]:
+        """Gradients in weights and biases, to be added to."""
+        layers = zip(self.weights, (bias.tensor for bias in self.biases[1:]), strict=True)
+        return [torch.zeros_like(x) for layer in layers for x in layer]
+
+    # -------------------------------------------------------------------------- a direction of change, for training
+
+    def tangent(self, inputs: EdgeInputs, changes: EdgeInputs) -> Tensor:
+        """How the sums change with what goes in."""
+        inputs, moves, out = inputs.arrays(), changes.arrays(), torch.empty_like(inputs.X)
+        target = out.numpy()
+        self.changed = self._take(self.pair.shape[0], self.widths) if self.known else []
+        rooms = [self._take(self.longest, self.widths) for _ in range(2 if self.known else 4)]
+        for block in self.blocks:
+            after, after_change = ([rows.first(block.num_edges) for rows in room] for room in rooms[:2])
+            before = self._before(block, self.known, rooms[-2])
+            change = self._before(block, self.changed, rooms[-1])
+            self._ahead(block, inputs, moves, before, change, after, after_change)
+            weight, moved = after[-1], after_change[-1]
+            self.activation.tangent(before[-1], self.biases[-1], change[-1], weight, moved)
+            arrays = (weight.array, moved.array, inputs.envelope, moves.envelope, inputs.X, moves.X)
+            work = 6 * weight.array.size
+            kernels.edge_network_loops().message_tangent(work, *arrays, *self._where(block), target)
+        self._give(*rooms)
+        return out
+
+    def _ahead(
+        self,
+        block: _Block,
+        inputs: EdgeInputs,
+        moves: EdgeInputs,
+        before: list[_Rows],
+        change: list[_Rows],
+        after: list[_Rows],
+        after_change: list[_Rows],
+    ) -> None:
+        """Fill what goes into the activations of a block, unless it is known, and how that changes."""
+        if not self.known:
+            self._join(block, inputs, before[0])
+        self._join(block, moves, change[0])
+        for k, weight in enumerate(self.weights):
+            if self.known:
+                self.activation.backward(before[k], self.biases[k], change[k], after_change[k])
+            else:
+                self.activation.tangent(before[k], self.biases[k], change[k], after[k], after_change[k])
+                torch.mm(after[k].tensor, weight.t(), out=before[k + 1].tensor)
+            torch.mm(after_change[k].tensor, weight.t(), out=change[k + 1].tensor)
+
+    def reverse(
+        self, inputs: EdgeInputs, changes: EdgeInputs, grad: Tensor, slope: Tensor
+    ) -> tuple[EdgeInputs, list[Tensor]]:
+        r"""Gradients of :math:`O \cdot M + dO \cdot dM` in what went in and in weights and biases, layer by layer.
+
+        That in the envelope is none's business and stays zero.
+
+        With z and dz for what goes into an activation, u and du for what comes out of the one before it, and a bar for
+        gradients in values, a hat for those in changes,
+
+        .. math::
+            \bar z = \sigma'(z)\, \bar u + \sigma''(z)\, dz\, \hat u, \qquad
+            \hat z = \sigma'(z)\, \hat u, \qquad
+            \bar W = \bar z\, u^T + \hat z\, du^T.
+
+        The rows of gradients in changes stand behind those in values, so that one product serves both.
+        """
+        found, of_network = EdgeInputs(*(torch.zeros_like(x) for x in inputs)), self._zeros()
+        loops, groups = kernels.edge_network_loops(), PORTIONS * kernels.cores.count()
+        O, dO, inputs, moves, out = grad.numpy(), slope.numpy(), inputs.arrays(), changes.arrays(), found.arrays()
+        rooms = [self._take(2 * self.longest, self.widths) for _ in range(2)]
+        products = self._take(2 * self.longest, self.widths[:-1])
+        hidden = [] if self.known else [self._take(self.longest, self.widths) for _ in range(2)]
+        for block in self.blocks:
+            after, grads = ([rows.first(2 * block.num_edges) for rows in room] for room in rooms)
+            before = self._before(block, self.known, hidden[0] if hidden else [])
+            change = self._before(block, self.changed, hidden[1] if hidden else [])
+            if hidden:
+                values, moved = ([rows.halves()[half] for rows in after] for half in (0, 1))
+                self._ahead(block, inputs, moves, before, change, values, moved)
+            (weight, moved), (g, along) = after[-1].halves(), grads[-1].halves()
+            self.activation.bend(before[-1], self.biases[-1], change[-1], weight, moved, along, g)
+            arrays = (weight.array, moved.array, inputs.envelope, moves.envelope, O, dO, inputs.X, moves.X)
+            found_here = (along.array, g.array, out.X, g.array, along.array)
+            loops.message_reverse(18 * weight.array.size, *arrays, *self._where(block), groups, *found_here)
+            for k in reversed(range(len(self.weights))):
+                given, product = grads[k + 1].tensor, products[k].first(2 * block.num_edges)
+                torch.mm(given, self.weights[k], out=product.tensor)
+                parts = [half for rows in (product, after[k], grads[k]) for half in rows.halves()]
+                self.activation.reverse(before[k], self.biases[k], change[k], *parts)
+                of_network[2 * k].addmm_(given.t(), after[k].tensor)
+                of_network[2 * k + 1] += given[: block.num_edges].sum(dim=0)
+            g, _ = grads[0].halves()
+            arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
+            loops.join_backward(3 * g.array.size, *arrays)
+        self._give(*rooms, products, *hidden)
         return found, of_network
 
 

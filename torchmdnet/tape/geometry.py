@@ -28,6 +28,16 @@ class Coefficients(NamedTuple):
     slope: np.ndarray  # (n, 6) derivatives in the distance
 
 
+class Readings(NamedTuple):
+    """How pairs read a function that does not fade, and the envelope, in the order of the pairs."""
+
+    coef: np.ndarray  # (P, K)
+    slope: np.ndarray  # (P, K) derivatives in the distance
+    fade: np.ndarray  # (P,)
+    steep: np.ndarray  # (P,)
+    cell: np.ndarray  # (P,) the first row of each pair in a table
+
+
 class Geometry:
     """Edges as the loops see them, their gradients, and a direction in which they change.
 
@@ -288,6 +298,23 @@ class TensorGeometry:
         self._held.append(self.places.empty(*shape))
         return self._held[-1].array
 
+    @cached_property
+    def readings(self) -> Readings:
+        """For steps that read tables pair by pair."""
+        P, spline = len(self.dist), self.spline
+        lower, upper = float(self.envelope.cutoff_lower), float(self.envelope.cutoff_upper)
+        grid = (lower, upper, 1) if spline is None else (float(spline.start), float(spline.stop), spline.num_cells)
+        coef, slope, cell = self.empty(P, 6), self.empty(P, 6), np.empty(P, dtype=np.int64)
+        made = Readings(coef, slope, self.empty(P), self.empty(P), cell)
+        no_edges = np.empty((0, 3), coef.dtype), self.dist, self.row[:0]
+        out = (np.empty((0, 4), coef.dtype), coef, slope, made.fade, made.steep, cell)
+        kernels.vector_edge_loops().geometry(40 * P, *no_edges, *grid, _BASIS, lower, upper, *out)
+        if spline is not None:
+            return made
+        value, rise = self.empty(P, 2), self.empty(P, 2)
+        value[:], rise[:], cell[:] = (1, 0), (0, 1), 2 * np.arange(P)
+        return made._replace(coef=value, slope=rise)
+
     def work(self, channels: int, blends: int, of_edge: int) -> int:
         """Multiply-adds of a loop: blends of the table for each pair, and others for each channel of an edge."""
         rows, num = self.by_receiver.coef.shape
@@ -341,6 +368,7 @@ class TensorGeometry:
     def move(self, dvec: Tensor, ddist: Tensor) -> None:
         """Let vectors (E, 3) and distances (P,) change along a direction."""
         E = len(self.row)
+        self.ddist = ddist.detach().contiguous().numpy()
         self._moved = self.places.empty(E, 9), self.places.empty(*self.slope.shape)
         self.dY, dcoef = (x.array for x in self._moved)
         arrays = (self.u, self.dist, self.row, self.handedness, self.slope, dvec.contiguous().numpy())

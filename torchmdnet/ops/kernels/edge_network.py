@@ -19,11 +19,17 @@ __all__ = [
     "join_backward",
     "message",
     "message_backward",
+    "message_reverse",
+    "message_tangent",
     "read",
     "read_backward",
+    "read_reverse",
     "silu",
     "silu_backward",
+    "silu_bend",
     "silu_both",
+    "silu_reverse",
+    "silu_tangent",
     "silu_twice",
 ]
 
@@ -59,6 +65,26 @@ def read_backward(job, cell, table, grad, out):
             for f in range(whole, K):
                 value += g[p * K + f] * t[at + f]
             out[p, k] = value
+
+
+@compiled
+def read_reverse(job, coef, dcoef, cell, grad, slope, groups, out):
+    """What the table of :func:`read` grows by; threads share the channels.
+
+    ``grad`` is the gradient in what was read with ``coef``, ``slope`` that in what was read with ``dcoef``.
+    """
+    K, num, W = grad.shape[1], coef.shape[1], num_lanes(grad)
+    c, d, g, h, o = coef.reshape(-1), dcoef.reshape(-1), grad.reshape(-1), slope.reshape(-1), out.reshape(-1)
+    for group in claimed(job, groups):
+        first, last, end = share(group, groups, K, W)
+        for p in range(grad.shape[0]):
+            for k in range(num):
+                at, n = (cell[p] + k) * K, p * num + k
+                for f in range(first, last, W):
+                    change = repeat(c, n) * load(g, p * K + f) + repeat(d, n) * load(h, p * K + f)
+                    store(o, at + f, load(o, at + f) + change)
+                for f in range(last, end):
+                    o[at + f] += c[n] * g[p * K + f] + d[n] * h[p * K + f]
 
 
 @compiled
@@ -155,6 +181,71 @@ def silu_backward(job, x, bias, grad, out):
             v = load(flat, e * K + f) + load(bias, f)
             s = sigmoid(v, zero, one)
             store(o, e * K + f, load(g, e * K + f) * (s + v * s * (one - s)))
+
+
+@compiled
+def silu_tangent(job, x, bias, change, out, out_change):
+    """SiLU, and how it changes with x."""
+    E, K = x.shape
+    W = lanes_that_fit(x, K)
+    flat, d, o, oc = x.reshape(-1), change.reshape(-1), out.reshape(-1), out_change.reshape(-1)
+    zero, one = splat(flat, 0.0), splat(flat, 1.0)
+    for e in claimed(job, E):
+        for block in range(0, K, W):
+            f = fit(block, K, W)
+            k = e * K + f
+            v, dv = load(flat, k) + load(bias, f), load(d, k)
+            s = sigmoid(v, zero, one)
+            value = v * s
+            store(o, k, value)
+            store(oc, k, dv * (s + value * (one - s)))
+
+
+@compiled
+def silu_bend(job, x, bias, change, out, out_change, out_slope, out_bend):
+    """SiLU and its derivative, and how both change with x."""
+    E, K = x.shape
+    W = lanes_that_fit(x, K)
+    flat, d, o, oc = x.reshape(-1), change.reshape(-1), out.reshape(-1), out_change.reshape(-1)
+    os, ob = out_slope.reshape(-1), out_bend.reshape(-1)
+    zero, one, two = splat(flat, 0.0), splat(flat, 1.0), splat(flat, 2.0)
+    for e in claimed(job, E):
+        for block in range(0, K, W):
+            f = fit(block, K, W)
+            k = e * K + f
+            v, dv = load(flat, k) + load(bias, f), load(d, k)
+            s = sigmoid(v, zero, one)
+            rest, value = one - s, v * s
+            slope = s + value * rest
+            store(o, k, value)
+            store(oc, k, dv * slope)
+            store(os, k, slope)
+            store(ob, k, dv * s * rest * (two + v * (rest - s)))
+
+
+@compiled
+def silu_reverse(job, x, bias, change, grad, slope, out, out_change, out_grad, out_slope):
+    """SiLU and how it changes with x, :func:`silu_tangent`, and gradients in x and in its change.
+
+    ``grad`` is the gradient in the value and ``slope`` that in its change. Results have arrays of their own.
+    """
+    E, K = x.shape
+    W = lanes_that_fit(x, K)
+    flat, d, g, h = x.reshape(-1), change.reshape(-1), grad.reshape(-1), slope.reshape(-1)
+    o, oc, og, oh = out.reshape(-1), out_change.reshape(-1), out_grad.reshape(-1), out_slope.reshape(-1)
+    zero, one, two = splat(flat, 0.0), splat(flat, 1.0), splat(flat, 2.0)
+    for e in claimed(job, E):
+        for block in range(0, K, W):
+            f = fit(block, K, W)
+            k = e * K + f
+            v, dv, along = load(flat, k) + load(bias, f), load(d, k), load(h, k)
+            s = sigmoid(v, zero, one)
+            rest, value = one - s, v * s
+            rise = s + value * rest
+            store(o, k, value)
+            store(oc, k, dv * rise)
+            store(og, k, load(g, k) * rise + along * dv * s * rest * (two + v * (rest - s)))
+            store(oh, k, along * rise)
 
 
 @compiled
@@ -258,6 +349,88 @@ def message_backward(
                             o[there] += envelope[p] * bare * g[here]
                         out_envelope[group, k] += bare * s
                         ow[at] = envelope[p] * s * d[at]
+
+
+@compiled
+def message_tangent(job, weight, change, envelope, denvelope, X, dX, pair, sender, row_start, lower, upper, out):
+    """out_i = Σ_j c_ij (w_ij dX_j + dw_ij X_j) + dc_ij w_ij X_j: how :func:`message` changes with all it reads."""
+    F, W = X.shape[2], num_lanes(X)
+    w, d, x, dx, o = weight.reshape(-1), change.reshape(-1), X.reshape(-1), dX.reshape(-1), out.reshape(-1)
+    whole = F - F % W
+    for n in claimed(job, upper - lower):
+        i = lower + n
+        for k in range(i * 9 * F, (i + 1) * 9 * F):
+            o[k] = 0
+        for e in range(row_start[i], row_start[i + 1]):
+            at, there, p, mine = (e - row_start[lower]) * 3 * F, sender[e] * 9 * F, pair[e], i * 9 * F
+            fade, steep = repeat(envelope, p), repeat(denvelope, p)
+            for f in range(0, whole, W):
+                for part in range(3):
+                    bare = load(w, at + part * F + f)
+                    faded, moved = fade * bare, steep * bare + fade * load(d, at + part * F + f)
+                    for c in range(part * part, (part + 1) * (part + 1)):
+                        k, q = mine + c * F + f, there + c * F + f
+                        store(o, k, load(o, k) + faded * load(dx, q) + moved * load(x, q))
+            for f in range(whole, F):
+                for part in range(3):
+                    bare = w[at + part * F + f]
+                    moved = denvelope[p] * bare + envelope[p] * d[at + part * F + f]
+                    for c in range(part * part, (part + 1) * (part + 1)):
+                        q = there + c * F + f
+                        o[mine + c * F + f] += envelope[p] * bare * dx[q] + moved * x[q]
+
+
+@compiled
+def message_reverse(
+    job, weight, change, envelope, denvelope, O, dO, X, dX, pair, sender, row_start, lower, upper, groups,
+    slope, bend, out, out_weight, out_change
+):  # fmt: skip
+    """Gradients of :func:`message` for O in the sums and of :func:`message_tangent` for dO in their changes, together.
+
+    ``out`` grows by the gradient in X. ``out_change`` is the gradient in dw times ``slope``; ``out_weight`` that in w
+    times ``slope`` and that in dw times ``bend``. They may be the arrays of ``bend`` and ``slope``. Threads share the
+    channels.
+    """
+    F, W = X.shape[2], num_lanes(X)
+    w, d, x, dx = weight.reshape(-1), change.reshape(-1), X.reshape(-1), dX.reshape(-1)
+    g, h, rise, turn = O.reshape(-1), dO.reshape(-1), slope.reshape(-1), bend.reshape(-1)
+    o, ow, oc = out.reshape(-1), out_weight.reshape(-1), out_change.reshape(-1)
+    zero = splat(x, 0.0)
+    for group in claimed(job, groups):
+        first, last, end = share(group, groups, F, W)
+        for i in range(lower, upper):
+            for e in range(row_start[i], row_start[i + 1]):
+                p, mine, other = pair[e], i * 9 * F, sender[e] * 9 * F
+                fade, steep, start = repeat(envelope, p), repeat(denvelope, p), (e - row_start[lower]) * 3 * F
+                for f in range(first, last, W):
+                    for part in range(3):
+                        at = start + part * F + f
+                        bare = load(w, at)
+                        faded, moved = fade * bare, steep * bare + fade * load(d, at)
+                        s, t = zero, zero
+                        for c in range(part * part, (part + 1) * (part + 1)):
+                            here, there = mine + c * F + f, other + c * F + f
+                            v, dv, sent = load(g, here), load(h, here), load(x, there)
+                            s += v * sent + dv * load(dx, there)
+                            t += dv * sent
+                            store(o, there, load(o, there) + faded * v + moved * dv)
+                        of_change, up = fade * t, load(rise, at)
+                        of_weight = (fade * s + steep * t) * up + of_change * load(turn, at)
+                        store(ow, at, of_weight)
+                        store(oc, at, of_change * up)
+                for f in range(last, end):
+                    for part in range(3):
+                        at = start + part * F + f
+                        faded, moved = envelope[p] * w[at], denvelope[p] * w[at] + envelope[p] * d[at]
+                        s, t = 0 * faded, 0 * faded
+                        for c in range(part * part, (part + 1) * (part + 1)):
+                            here, there = mine + c * F + f, other + c * F + f
+                            s += g[here] * x[there] + h[here] * dx[there]
+                            t += h[here] * x[there]
+                            o[there] += faded * g[here] + moved * h[here]
+                        of_change, up = envelope[p] * t, rise[at]
+                        ow[at] = (envelope[p] * s + denvelope[p] * t) * up + of_change * turn[at]
+                        oc[at] = of_change * up
 
 
 @inlined
