@@ -438,7 +438,7 @@ def test_a_module_that_is_replaced_counts_at_once(name: str, monkeypatch) -> Non
             setattr(parent, last, before)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_parametrized_weights_are_trained(name: str, monkeypatch) -> None:
     model = tiny_model(name, **ONE).train()
     for module in [*model.representation_model.modules()]:
@@ -447,7 +447,7 @@ def test_parametrized_weights_are_trained(name: str, monkeypatch) -> None:
     assert_same(model, SYSTEMS["cell"], monkeypatch)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_hooks_of_weights_run_once(name: str, monkeypatch) -> None:
     model = tiny_model(name, **ONE).train()
     before = ask(model, SYSTEMS["cell"], monkeypatch, taped=True)
@@ -478,7 +478,7 @@ def test_third_derivatives_are_slopes_of_second(name: str) -> None:
     torch.testing.assert_close((third * w).sum(), (ends[0] - ends[1]).detach() / 2e-5, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_second_derivatives_of_a_loss_in_the_weights(name: str) -> None:
     model = tiny_model(name, **ONE).train()
     set_radial_mode(model, "exact")

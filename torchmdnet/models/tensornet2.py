@@ -242,21 +242,21 @@ class EdgeNetworkMessage(Step):
 
     def __init__(self, layer: Interaction, function: RadialFunction, spare: Spare) -> None:
         self.layer, self.function, self.spare = layer, function, spare
+        self.network = layer.network(spare)  # its weights with their history, where the program is tracked
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         assert at.graph.pairs is not None
         Y, parts = inputs
         radial = self.layer.radial_part(at.radial.exact_rows)[:, 0]
         network_sum = edge_network_sum_plain if self.layer.training else edge_network_sum
-        network = self.layer.network(self.spare)
         receiving, sending = parts.chunk(2, dim=1)
-        return network_sum(Y, radial, receiving, sending, at.radial.envelope, network, at.graph)
+        return network_sum(Y, radial, receiving, sending, at.radial.envelope, self.network, at.graph)
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         at, tape = run.tape.geometry, run.tape
         run.Y, run.parts = inputs
         run.part = tape.tables.kept((self.function, "flat"), lambda: _flat(tape.tables.table(self.function)))
-        run.network = EdgeRun(self.layer.network(self.spare), at.graph)
+        run.network = EdgeRun(self.network, at.graph)
         keeps = tape.records and at.graph.edge_index.shape[1] <= KEPT
         with self._inputs(run, at.readings.coef, run.Y, run.parts, at.readings.fade) as given:
             return Buffer(run.network.forward(given, keeps, trains=tape.keeps))
@@ -304,7 +304,7 @@ class EdgeNetworkMessage(Step):
         tape, read, loops = run.tape, run.tape.geometry.readings, kernels.edge_network_loops()
         with self._both(run, run.dx) as (given, moves):
             found, of_network = run.network.reverse(given, moves, grads[0].tensor, run.given.tensor)
-        weights = [tensor for layer in self.layer.network(self.spare).layers for tensor in layer]
+        weights = [tensor for layer in self.network.layers for tensor in layer]
         for weight, grad in zip(weights, of_network, strict=True):
             tape.add(weight, grad)
         table, groups = tape.tables.table(self.function), 2 * kernels.cores.count()
