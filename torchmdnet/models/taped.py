@@ -297,7 +297,10 @@ class _Encode(Function):
         call.is_followed |= again and of_weights
         is_prepared = call.stamp == _current_run() and not call.is_followed
         if not again and of_weights and is_prepared and (call.graph.inner or not of_geometry):
-            return None, None, None, *call.reverse(grads, weights)
+            each = zip(weights, call.reverse(grads, weights), strict=True)
+            # hooks are called for weights that nothing depends on too, and know no None
+            of_each = (torch.zeros_like(w) if g is None and w._backward_hooks else g for w, g in each)
+            return None, None, None, *of_each
         if not again and not of_weights:
             if call.tape is None or not call.tape.records:
                 call.records = True
