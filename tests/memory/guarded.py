@@ -369,7 +369,10 @@ def drive_models(F: int, dtype: torch.dtype, which: str, **options: Any) -> None
                     return [energy, forces]
                 loss = energy.square().sum() + forces.square().sum()
                 weights = list(model.parameters())
-                return [energy, forces, *torch.autograd.grad(loss, weights, allow_unused=True)]
+                of_weights = torch.autograd.grad(loss, weights, allow_unused=True)
+                x = pos.clone().requires_grad_()  # second derivatives in positions are left to definitions
+                (of_x,) = torch.autograd.grad(model(z, x, batch)[1].square().sum(), x, allow_unused=True)
+                return [energy, forces, *of_weights, of_x]
 
             found = ask()
             with plain():
