@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.graph import Graph, as_boxes, sum_to_atoms
+from torchmdnet.graph import Graph, as_boxes, in_pairs, sum_to_atoms
 from torchmdnet.neighbors import can_check, length, not_a_number, pull_back
 from torchmdnet.neighbors.vectors import has_loops
 from torchmdnet.tracing import is_abstract
@@ -27,7 +27,6 @@ __all__ = [
     "derivatives_of",
     "detached",
     "forces_of",
-    "in_pairs",
     "slopes_of_edges",
     "strained",
     "stress_of",
@@ -98,11 +97,6 @@ def detached(graph: Graph) -> Graph:
         pairs=None if pairs is None else pairs._replace(dist=pairs.dist.detach()),
         guard=None if graph.guard is None else graph.guard.detach(),
     )
-
-
-def in_pairs(graph: Graph) -> bool:
-    """Whether the edges come in both directions; those of a list that an engine brought may stand alone."""
-    return graph.pairs is not None and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ __all__ = [
     "edges_within",
     "graph_of_edges",
     "guard_of_edges",
+    "in_pairs",
     "sum_to_atoms",
     "sum_to_systems",
 ]
@@ -211,6 +212,11 @@ def edges_within(
     edge_dist = dist.index_select(0, of_edge)
     check_apart(index, vec, edge_dist, closest, dist[: i.shape[0]])
     return Edges(index, vec, edge_dist, Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start))
+
+
+def in_pairs(graph: Graph) -> bool:
+    """Whether the edges come in both directions; those of a list that an engine brought may stand alone."""
+    return graph.pairs is not None and graph.pairs.reverse.shape == graph.pairs.of_edge.shape
 
 
 def build_graph(

@@ -16,12 +16,11 @@ from torchmdnet.forces import (
     derivatives_of,
     detached,
     forces_of,
-    in_pairs,
     slopes_of_edges,
     stress_of,
     with_leaves,
 )
-from torchmdnet.graph import Graph, Inputs, as_boxes, graph_of_edges
+from torchmdnet.graph import Graph, Inputs, as_boxes, graph_of_edges, in_pairs
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.neighbors import can_check

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from torchmdnet.graph import Graph
+from torchmdnet.graph import Graph, in_pairs
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
@@ -161,10 +161,8 @@ class TapedRepresentation(Representation):
 
     def _call(self, graph: Graph, radial: Radial) -> _Call | None:
         """The program in loops; None where it runs by definitions."""
-        pairs = graph.pairs
-        comes_in_pairs = pairs is not None and pairs.reverse.shape == pairs.of_edge.shape
         if (
-            not (comes_in_pairs or self.takes_single_edges)
+            not (in_pairs(graph) or self.takes_single_edges)
             or graph.num_atoms == 0
             or graph.differentiates_systems
             or not self._can_run

@@ -28,7 +28,7 @@ from torchmdnet.ops.cartesian import (
 )
 from torchmdnet.tape.geometry import TensorGeometry
 from torchmdnet.tape.memory import Buffer
-from torchmdnet.tape.steps import Plain, activation, linear, norm
+from torchmdnet.tape.steps import Concatenate, Plain, activation, linear, norm
 from torchmdnet.tape.tape import Run, Step
 from torchmdnet.tape.tensors import (
     EmbedEdges,
@@ -55,7 +55,36 @@ _compose_tensor, _decompose_tensor = compose_tensor, decompose_tensor
 _tensor_matmul_o3, _tensor_matmul_so3 = tensor_matmul_o3, tensor_matmul_so3
 
 
-class TensorNet(TapedRepresentation):
+class TensorRepresentation(TapedRepresentation):
+    """Networks of tensors: how loops read their edges, and how features leave them."""
+
+    has_vectors = True
+    has_tensors = True
+
+    tensor_embedding: TensorEmbedding
+    out_norm: nn.Module
+    linear: nn.Module
+    act: nn.Module
+
+    def fits_loops(self, weight: Tensor) -> bool:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return kernels.can_loop(weight, self.hidden_channels)
+
+    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        handedness = self.tensor_embedding.sign
+        return TensorGeometry(radial.spline, self.envelope, graph, vec, dist, self._workspace, handedness)
+
+    def outputs(self, tape: Any, X: Any, *charges: Any) -> Features:
+        """Features of tensors (N, 9, F): invariants (N, F), followed by charges if there are any, and parts of X."""
+        x = tape(norm(self.out_norm), tape(PartNorms(), X))  # (N, 3 F)
+        x = tape(activation(self.act), tape(linear(self.linear), x))  # (N, F)
+        if charges:
+            x = tape(Concatenate(), x, *charges)
+        return Features(x, v=tape(Part(1, 4), X), S=tape(Part(4, 9), X))
+
+
+class TensorNet(TensorRepresentation):
     r"""TensorNet (Simeon and De Fabritiis, NeurIPS 2023).
 
     Each atom carries F channels of 3×3 matrices :math:`X = I + A + S`, embedded from its surroundings and refined by
@@ -84,8 +113,6 @@ class TensorNet(TapedRepresentation):
             ``charge+spin``; see :class:`torchmdnet.nn.system_embedding.SystemEmbedding`.
     """
 
-    has_vectors = True
-    has_tensors = True
     takes_single_edges = True
 
     def __init__(
@@ -167,27 +194,13 @@ class TensorNet(TapedRepresentation):
         """The functions of distance: of the embedding and of each layer."""
         return [RadialFunction(module, "radial") for module in (self.tensor_embedding, *self.layers)]
 
-    def fits_loops(self, weight: Tensor) -> bool:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        return kernels.can_loop(weight, self.hidden_channels)
-
-    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        handedness = self.tensor_embedding.sign
-        return TensorGeometry(radial.spline, self.envelope, graph, vec, dist, self._workspace, handedness)
-
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         functions, charge = self.radial_functions, charge_factors(graph)
         X = self.tensor_embedding.program(tape, graph, functions[0], self)  # (N, 9, F)
         for layer, function in zip(cast(Any, self.layers), functions[1:], strict=True):
             X = layer.program(tape, X, TensorMessage(function), charge)
-        return Features(self.invariants(tape, X), v=tape(Part(1, 4), X), S=tape(Part(4, 9), X))
-
-    def invariants(self, tape: Any, X: Any) -> Any:
-        """Invariant features of tensors, (N, 9, F) -> (N, F)."""
-        x = tape(norm(self.out_norm), tape(PartNorms(), X))  # (N, 3 F)
-        return tape(activation(self.act), tape(linear(self.linear), x))
+        return self.outputs(tape, X)
 
 
 class TensorEmbedding(nn.Module):

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torchmdnet.graph import Graph, sum_to_systems
 from torchmdnet.models import tensornet
 from torchmdnet.models.base import Features
-from torchmdnet.models.taped import TapedRepresentation
-from torchmdnet.models.tensornet import OPT, Group, Handedness, TensorEmbedding, check_group
+from torchmdnet.models.tensornet import OPT, Group, Handedness, TensorEmbedding, TensorRepresentation, check_group
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import Radial, RadialFunction
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.mlp import MLP
 from torchmdnet.nn.modules import layer_norm, reset_all
 from torchmdnet.nn.radial import make_radial_basis
@@ -36,11 +35,9 @@ from torchmdnet.ops.edge_network import (
     edge_network_sum_plain,
 )
 from torchmdnet.ops.irreps import norms_by_part
-from torchmdnet.tape.geometry import TensorGeometry
 from torchmdnet.tape.memory import Buffer
-from torchmdnet.tape.steps import Concatenate, Plain, activation, linear, norm
+from torchmdnet.tape.steps import Plain
 from torchmdnet.tape.tape import Definitions, Run, Step
-from torchmdnet.tape.tensors import Part, PartNorms
 from torchmdnet.typing import AtomTensors, PairFeatures
 
 if TYPE_CHECKING:
@@ -49,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["ChargePredict", "TensorNet2"]
 
 
-class TensorNet2(TapedRepresentation):
+class TensorNet2(TensorRepresentation):
     r"""TensorNet with neural charge equilibration.
 
     The tensors are those of TensorNet (Simeon and De Fabritiis, NeurIPS 2023). Before the first layer and after each
@@ -83,9 +80,6 @@ class TensorNet2(TapedRepresentation):
     Raises:
         ConfigError: For an unknown ``rbf_type``, ``activation``, group or handedness.
     """
-
-    has_vectors = True
-    has_tensors = True
 
     def __init__(
         self,
@@ -188,15 +182,6 @@ class TensorNet2(TapedRepresentation):
         parts = (RadialFunction(layer, "radial_part") for layer in self.layers)
         return [RadialFunction(self.tensor_embedding, "radial"), *parts]
 
-    def fits_loops(self, weight: Tensor) -> bool:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        return kernels.can_loop(weight, self.hidden_channels)
-
-    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        handedness = self.tensor_embedding.sign
-        return TensorGeometry(radial.spline, self.envelope, graph, vec, dist, self._workspace, handedness)
-
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         functions, ones = self.radial_functions, graph.pos.new_ones(graph.num_atoms)
@@ -211,11 +196,7 @@ class TensorNet2(TapedRepresentation):
                 X = layer.program(tape, X, message, ones, parts)
             if k < len(self.layers) or self.output_charges:
                 charges.append(tape(Plain(lambda X, predict=predict: predict(X, graph), predict), X))  # (N, q_dim)
-        x = tape(norm(self.out_norm), tape(PartNorms(), X))
-        x = tape(activation(self.act), tape(linear(self.linear), x))  # (N, F)
-        if self.output_charges:
-            x = tape(Concatenate(), x, *charges)  # (N, F + (L + 1) q_dim)
-        return Features(x, v=tape(Part(1, 4), X), S=tape(Part(4, 9), X))
+        return self.outputs(tape, X, *(charges if self.output_charges else ()))
 
     @property
     def adds_energy(self) -> bool:

@@ -72,23 +72,18 @@ class MLP(nn.Module):
 
 
 class SiluLayers:
-    """Linear layers, each followed by SiLU, and the way back through them; for use where nothing is recorded.
+    """Linear layers, each followed by SiLU, with a hand-written gradient; call under ``no_grad``.
 
     Args:
         layers: Weight and bias of each layer.
-        norm: Weight, bias and ε of a layer norm that comes first.
     """
 
-    def __init__(
-        self, layers: Sequence[tuple[Tensor, Tensor]], norm: tuple[Tensor, Tensor, float] | None = None
-    ) -> None:
-        self.layers, self.norm = layers, norm
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layers make of x."""
-        self.x, self.before = x, []
-        if self.norm is not None:
-            x, *self.moments = torch.native_layer_norm(x, (x.shape[1],), *self.norm)
+        self.before = []
         for weight, bias in self.layers:
             self.before.append(F.linear(x, weight, bias))
             x = F.silu(self.before[-1])
@@ -98,8 +93,4 @@ class SiluLayers:
         """The gradient in x, given that in the result of the last :meth:`forward`."""
         for (weight, _), before in zip(reversed(self.layers), reversed(self.before), strict=True):
             grad = torch.ops.aten.silu_backward(grad, before) @ weight
-        if self.norm is None:
-            return grad
-        weight, bias, _ = self.norm
-        shape, mask = (self.x.shape[1],), [True, False, False]
-        return torch.ops.aten.native_layer_norm_backward(grad, self.x, shape, *self.moments, weight, bias, mask)[0]
+        return grad

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchmdnet.graph import Graph
+from torchmdnet.graph import Graph, in_pairs
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
@@ -285,7 +285,7 @@ class TensorGeometry:
         made = (self.places, self.coef, self.slope)
         self.by_receiver = Order(*made, sender, row, pairs.row_start.numpy(), cell, num_rows)
         self.by_sender = self.by_receiver
-        if pairs.reverse.shape != pairs.of_edge.shape:
+        if not in_pairs(graph):
             order = np.argsort(sender, kind="stable")
             starts = np.searchsorted(sender, np.arange(graph.num_atoms + 1), sorter=order)
             self.by_sender = Order(*made, receiver[order], row[order], starts, cell, num_rows)

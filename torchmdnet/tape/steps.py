@@ -70,17 +70,17 @@ class Plain(Step):
         run.changed = [(x, dx.tensor) for x, dx in known if x.requires_grad]
         if not run.changed:
             return None
-        (dy,) = torch.autograd.grad(*_columns(run.changed, run.g), retain_graph=True, allow_unused=True)
+        outputs, given = zip(*run.changed, strict=True)
+        (dy,) = torch.autograd.grad(outputs, run.g, given, retain_graph=True, allow_unused=True)
         return None if dy is None else Buffer(dy)
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer | None, ...]:
         if not run.y.requires_grad:
             return tuple(None for _ in run.inputs)
         weights = [w for module in self.modules if module for w in module.parameters() if w.requires_grad]
-        terms = [(run.y, grads[0].tensor), *run.changed]
-        outputs, inputs, given = _columns(terms, [*run.x, *weights])
+        outputs, given = zip((run.y, grads[0].tensor), *run.changed, strict=True)
         with unhooked(weights):
-            found = torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(outputs, [*run.x, *weights], given, retain_graph=True, allow_unused=True)
         for weight, grad in zip(weights, found[len(run.x) :], strict=True):
             if grad is not None:
                 run.tape.add(weight, grad)
@@ -89,11 +89,6 @@ class Plain(Step):
 
 def _share_memory(x: Tensor, y: Tensor) -> bool:
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
-
-
-def _columns(terms: Any, inputs: Any) -> tuple[list[Tensor], Any, list[Tensor]]:
-    """Arguments of ``torch.autograd.grad`` for some outputs and their gradients."""
-    return [output for output, _ in terms], inputs, [grad for _, grad in terms]
 
 
 class Linear(Step):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.ops import kernels
 from torchmdnet.ops.irreps import (
+    PARTS,
     harmonics,
     interact,
     mix_channels,
@@ -38,8 +39,6 @@ __all__ = [
     "SquaredNorm",
     "TensorMessage",
 ]
-
-_PARTS = ((0, 1), (1, 4), (4, 9))
 
 
 class EmbedEdges(Step):
@@ -199,8 +198,8 @@ class Mix(Step):
         each = torch.bmm(pairs[0][0].transpose(1, 2), pairs[0][1])  # (9, G, F)
         for left, right in pairs[1:]:
             each = torch.baddbmm(each, left.transpose(1, 2), right)
-        for weight, (first, last) in zip(self.weights, _PARTS, strict=True):
-            run.tape.add(weight, each[first:last].sum(dim=0))
+        for weight, part in zip(self.weights, each.split(PARTS), strict=True):
+            run.tape.add(weight, part.sum(dim=0))
         return (self._multiplied(run, grads[0], 1),)
 
 
@@ -221,8 +220,9 @@ class _Matrices:
             kernels.network_loops().mix(X.size * out.shape[2], X, self.packed[way], out)
             return
         weights = self.weights if way else self.weights.transpose(1, 2)
-        for part, (first, last) in enumerate(_PARTS):  # few channels
-            torch.matmul(torch.from_numpy(X[:, first:last]), weights[part], out=torch.from_numpy(out[:, first:last]))
+        parts = (torch.from_numpy(x).split(PARTS, dim=1) for x in (X, out))
+        for x, y, weight in zip(*parts, weights, strict=True):  # few channels
+            torch.matmul(x, weight, out=y)
 
 
 class Normalize(Step):
@@ -447,8 +447,7 @@ class PartNorms(Step):
         if run.dx is None:
             return None
         x, dx = run.x.tensor, run.dx.tensor
-        product = x * dx
-        parts = [product[:, first:last].sum(dim=1) for first, last in _PARTS]
+        parts = [part.sum(dim=1) for part in (x * dx).split(PARTS, dim=1)]
         return Buffer(torch.cat(parts, dim=-1).mul_(2))
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:

@@ -24,7 +24,7 @@ from torchmdnet.ops.kernels.compiling import called, inlined, spliced
 from torchmdnet.ops.kernels.edges import clear
 from torchmdnet.ops.kernels.sharing import claimed, compiled, moving
 from torchmdnet.ops.kernels.simd import exp, item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
-from torchmdnet.ops.kernels.tensor_edges import aligned, longest, part_of
+from torchmdnet.ops.kernels.tensor_edges import aligned, clear_up_to, longest, part_of
 
 __all__ = [
     "attention",
@@ -279,13 +279,6 @@ def spread(t, c, d, begin, end, place, base, count, s, W):
             store(t, a + 4 * S, load(t, a + 4 * S) + c4 * x + d4 * y)
             store(t, a + 5 * S, load(t, a + 5 * S) + c5 * x + d5 * y)
             a, o = a + W, o + W
-
-
-@inlined
-def clear_up_to(values, number, W, z):
-    """Zeros in the first numbers, a multiple of a vector."""
-    for k in range(0, number, W):
-        store(values, k, z)
 
 
 @compiled
