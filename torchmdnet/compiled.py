@@ -18,6 +18,7 @@ from torchmdnet.potential import TorchMD_Net
 from torchmdnet.predictions import Evaluation
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.recording import Recorded, needs_compiler, record
+from torchmdnet.tracing import device_kind
 
 __all__ = ["CompiledPotential", "compiled"]
 
@@ -266,7 +267,7 @@ class _Step(nn.Module):
             wanted = [vec.requires_grad_(), pos.requires_grad_()]
             rows = torch.cat([vec, vec.new_zeros(1, 3)]) if loop else vec
             dist, guard = length(rows), None
-            if pos.device.type != "cpu":  # where they were looked at before
+            if device_kind(pos) != "cpu":  # where they were looked at before
                 dist = apart(rows, dist, CLOSEST * float(potential.representation_model.distance.cutoff_upper))
                 guard = not_a_number(pos, given["batch"], given["systems"].shape[0], given.get("q"), given.get("s"))
             pairs = Pairs(given["atoms"], dist, given["of_edge"], given["reverse"], given["row_start"])

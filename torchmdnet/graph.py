@@ -24,7 +24,7 @@ from torchmdnet.neighbors import (
     pairs_within,
 )
 from torchmdnet.neighbors.lattice import is_too_flat
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.typing import (
     AtomicNumbers,
     AtomScalars,
@@ -356,7 +356,7 @@ def graph_of_edges(
         extra=extra,
         num_systems=1 if batch is None and num_systems is None else num_systems,
     )
-    if not is_abstract() and device.type == "cpu" and edge_index.numel():
+    if not is_abstract() and device_kind(device) == "cpu" and edge_index.numel():
         if int(edge_index.min()) < 0 or int(edge_index.max()) >= num_atoms:
             found = int(edge_index.max()) if int(edge_index.min()) >= 0 else int(edge_index.min())
             raise ValueError(f"edge_index names atom {found}, but z holds {num_atoms} atoms, 0 to {num_atoms - 1}.")

@@ -12,6 +12,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from torchmdnet.graph import Graph, Pairs
 from torchmdnet.models.base import Features, Representation
+from torchmdnet.tracing import device_kind
 
 __all__ = ["Stack", "find_same_edges"]
 
@@ -67,7 +68,7 @@ class Stack:
     def wants(self, graph: Graph) -> bool:
         """Whether this graph is small enough for a batched call to be quicker."""
         edges = len(self.models) * graph.edge_index.shape[1]
-        return self.can_run and 0 < edges <= BATCHED_EDGES.get(graph.pos.device.type, 0)
+        return self.can_run and 0 < edges <= BATCHED_EDGES.get(device_kind(graph.pos), 0)
 
     def encode(self, graph: Graph, copies: Sequence[Graph]) -> list[Features]:
         """Features of every member on its copy of the graph, whose edges it may have moved."""

@@ -1,4 +1,4 @@
-"""Whether a call is being recorded as a list of PyTorch operations, and of which."""
+"""How a call is carried out: recorded as a list of PyTorch operations or not, and by the code of which device."""
 
 from __future__ import annotations
 
@@ -6,10 +6,37 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-__all__ = ["is_abstract", "is_recording", "is_traced", "recording", "records_operators"]
+__all__ = ["as_if_on", "device_kind", "is_abstract", "is_recording", "is_traced", "recording", "records_operators"]
 
 _is_recording = _records_operators = False
+_kind: str | None = None
+
+
+def device_kind(x: Tensor | torch.device) -> str:
+    """``"cpu"``, ``"cuda"``, ...: whose code a tensor takes, that of its device or of the one of :func:`as_if_on`."""
+    if _kind is not None:
+        return _kind
+    return x.type if isinstance(x, torch.device) else x.device.type
+
+
+@contextlib.contextmanager
+def as_if_on(kind: str) -> Iterator[None]:
+    """Within it tensors of the CPU take the code of another kind of device; for tests and for counting.
+
+    Code that runs on every device gives its results, so that it can be tested without that device. Kernels have to be
+    replaced, see :func:`torchmdnet.testing.launches.counting`, or run in Triton's interpreter.
+
+    Args:
+        kind: Such as ``"cuda"``.
+    """
+    global _kind
+    before, _kind = _kind, kind
+    try:
+        yield
+    finally:
+        _kind = before
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
 from torchmdnet.neighbors import Home, VerletList
 from torchmdnet.potential import TorchMD_Net
+from torchmdnet.tracing import device_kind
 
 __all__ = ["TMDNETCalculator"]
 
@@ -273,7 +274,7 @@ class TMDNETCalculator(Calculator):
 
     def _is_replayed(self, inputs: Inputs) -> bool:
         if self.cuda_graph is None:
-            is_small = inputs.z.device.type == "cuda" and len(inputs.z) <= AUTOMATIC_UP_TO
+            is_small = device_kind(inputs.z) == "cuda" and len(inputs.z) <= AUTOMATIC_UP_TO
             return is_small and not self.compile
         return self.cuda_graph
 

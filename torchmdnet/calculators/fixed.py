@@ -119,8 +119,7 @@ class FixedStep:
         """
         kind = self._kind(inputs)
         if kind != self._made_for:
-            num_ghosts = 2 * (1 + inputs.z.shape[0] // ATOMS_PER_GHOSTS)
-            self._search = FixedSearch(num_ghosts) if self.is_potential else None
+            self.make_room(inputs)
             self._replay, self._made_for = None, kind
         tensors = _tensors(inputs)
         while True:
@@ -131,6 +130,11 @@ class FixedStep:
                 return self._answers(found, inputs)
             log.debug("There are more neighbours than the capacity; the step is recorded again.")
             self._replay = None
+
+    def make_room(self, inputs: Inputs) -> None:
+        """Prepare a search for systems of this size; the next call of :meth:`step` chooses its capacity."""
+        num_ghosts = 2 * (1 + inputs.z.shape[0] // ATOMS_PER_GHOSTS)
+        self._search = FixedSearch(num_ghosts) if self.is_potential else None
 
     def _kind(self, inputs: Inputs) -> Any:
         """What a recording is made for."""

@@ -16,7 +16,7 @@ from torchmdnet.neighbors import Search
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.filters import MODES, RadialEngine
 from torchmdnet.nn.system_embedding import SystemEmbedding
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.typing import (
     AtomFeatures,
     AtomicNumbers,
@@ -195,7 +195,7 @@ class Representation(nn.Module):
 
     def _edges_to_expect(self, pos: Positions, box: Boxes | None) -> float:
         """Edges of one large periodic system before they are searched for; 0 where that cannot be known."""
-        if is_abstract() or pos.shape[0] < FEW_ATOMS or pos.device.type != "cpu" or box is None or box.numel() != 9:
+        if is_abstract() or pos.shape[0] < FEW_ATOMS or device_kind(pos) != "cpu" or box is None or box.numel() != 9:
             return 0.0
         return expected_edges(pos.shape[0], float(box.detach().reshape(3, 3).det().abs()), self.cutoff_upper)
 
@@ -220,7 +220,7 @@ class Representation(nn.Module):
 
     def check_elements(self, z: AtomicNumbers) -> None:
         """Refuse atomic numbers without a row in the embedding (on CPU, where looking costs nothing)."""
-        if is_abstract() or z.device.type != "cpu" or z.numel() == 0:
+        if is_abstract() or device_kind(z) != "cpu" or z.numel() == 0:
             return
         for number in (int(z.min()), int(z.max())):
             if not 0 <= number < self.max_z:

@@ -16,7 +16,7 @@ from torchmdnet.neighbors.cells import without_transforms as _array
 from torchmdnet.neighbors.lattice import MOST_ALONG, MOST_IMAGES, lattice_of
 from torchmdnet.neighbors.traceable import traceable_pairs
 from torchmdnet.neighbors.vectors import has_loops
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["Search", "by_receiver", "edges_of_pairs", "pairs_within"]
@@ -88,7 +88,7 @@ def pairs_within(
         if found is not None:  # or the next search says which box has no volume, or too little
             return found
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
-    limit = BRUTE_LIMIT.get(pos.device.type, 2_000_000) * num_systems
+    limit = BRUTE_LIMIT.get(device_kind(pos), 2_000_000) * num_systems
     few = math.isinf(cutoff) or count_candidates(batch, lattice, num_systems) <= limit
     return (all_pairs if few else vesin_pairs)(pos, batch, lattice, num_systems, cutoff)
 

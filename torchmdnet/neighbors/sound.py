@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.errors import DataError
-from torchmdnet.tracing import is_traced
+from torchmdnet.tracing import device_kind, is_traced
 
 __all__ = ["CLOSEST", "apart", "can_check", "check_apart", "check_finite", "not_a_number"]
 
@@ -24,7 +24,7 @@ CLOSEST = 1e-5
 
 def can_check(x: Tensor) -> bool:
     """Whether values can be looked at without waiting for a device or deciding something in a recording."""
-    return x.device.type == "cpu" and not is_traced()
+    return device_kind(x) == "cpu" and not is_traced()
 
 
 def check_finite(name: str, x: Tensor, rows: str) -> None:

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from torchmdnet.neighbors.sound import apart
 from torchmdnet.ops.batched import one_by_one
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import device_kind, is_abstract
 
 __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measured_edges", "pull_back"]
 
@@ -19,7 +19,7 @@ __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measur
 def has_loops(x: Tensor) -> bool:
     """Whether compiled loops take this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them off."""
     is_plain = bool(os.environ.get("TORCHMDNET_PLAIN_OPS")) or is_abstract()
-    return x.device.type == "cpu" and not is_plain
+    return device_kind(x) == "cpu" and not is_plain
 
 
 def _can_record(x: Tensor) -> bool:

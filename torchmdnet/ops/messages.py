@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torchmdnet.graph import Graph, Pairs
 from torchmdnet.ops import kernels
-from torchmdnet.tracing import is_recording
+from torchmdnet.tracing import device_kind, is_recording
 from torchmdnet.typing import AtomComponents, EdgeIndex
 
 __all__ = [
@@ -96,7 +96,7 @@ class EdgeRows(NamedTuple):
 def edge_layout(indices: Sequence[Tensor], num_components: int, device: torch.device) -> kernels.EdgeLayout:
     """Indices as the twins of a device take them: senders, rows, rows back, reverse edges, row starts and cells."""
     arrays = [index.contiguous() for index in indices]
-    if device.type not in kernels.TWINS:
+    if device_kind(device) not in kernels.TWINS:
         arrays = [array.numpy() for array in arrays]
     return kernels.EdgeLayout._make([*arrays, _STARTS[num_components]])
 

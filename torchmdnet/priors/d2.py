@@ -14,7 +14,7 @@ from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import near_pairs, sum_pairs
 from torchmdnet.priors.scales import FARTHEST, elements_of_types, joules_per_energy, metres_per_length, number_of
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import device_kind, is_abstract
 
 __all__ = ["D2"]
 
@@ -118,7 +118,7 @@ class D2(BasePrior):
 
 def _check(Z: Tensor) -> None:
     """Refuse elements the tables do not cover (on CPU, where looking costs nothing)."""
-    if is_abstract() or Z.device.type != "cpu" or Z.numel() == 0:
+    if is_abstract() or device_kind(Z) != "cpu" or Z.numel() == 0:
         return
     for number in (int(Z.min()), int(Z.max())):
         if not 1 <= number <= _LAST:

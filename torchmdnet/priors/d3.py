@@ -25,7 +25,7 @@ from torchmdnet.priors.scales import (
     metres_per_length,
     number_of,
 )
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.units import energy_factor, length_factor
 
 __all__ = ["D3"]
@@ -353,7 +353,7 @@ def _forgetful(function: Any, *args: Any) -> Any:
 
 def _check(Z: Tensor, tables: _Tables) -> None:
     """Refuse elements the tables do not cover (on CPU, where looking costs nothing)."""
-    if is_abstract() or Z.device.type != "cpu" or Z.numel() == 0:
+    if is_abstract() or device_kind(Z) != "cpu" or Z.numel() == 0:
         return
     last = tables.reference.cn.shape[0] - 1
     for number in (int(Z.min()), int(Z.max())):

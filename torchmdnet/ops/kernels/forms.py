@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchmdnet.ops.batched import one_by_one
-from torchmdnet.tracing import is_recording
+from torchmdnet.tracing import device_kind, is_recording
 
 __all__ = ["TWINS", "Form", "Stage", "needed"]
 
@@ -32,7 +32,7 @@ TWINS = {"cuda": "torchmdnet.ops.triton"}
 
 def _twin(operator: Any, tensor: Tensor) -> Any:
     """The operator's twin on the device of a tensor."""
-    package = TWINS.get(tensor.device.type)
+    package = TWINS.get(device_kind(tensor))
     return getattr(importlib.import_module(package), operator.name) if package else operator
 
 

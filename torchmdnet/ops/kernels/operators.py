@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmdnet.ops.kernels.forms import TWINS, Form, Stage
 from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.ops.kernels.work import WORTH_THREADS, lanes_of
-from torchmdnet.tracing import is_traced, records_operators
+from torchmdnet.tracing import device_kind, is_traced, records_operators
 
 __all__ = [
     "EMBEDDING",
@@ -56,7 +56,7 @@ def can_run(x: Tensor) -> bool:
 
     Under ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the definitions run.
     """
-    if x.device.type not in TWINS:
+    if device_kind(x) not in TWINS:
         return can_loop(x, x.shape[-1])
     return x.dtype in (torch.float32, torch.float64) and not is_traced() and has_triton()
 
@@ -65,7 +65,7 @@ def can_pass(x: Tensor) -> bool:
     """Whether a compiled twin of an operator along edges takes this tensor, also while operators are recorded."""
     if not records_operators():
         return can_run(x)
-    if x.device.type in TWINS:
+    if device_kind(x) in TWINS:
         return x.dtype in (torch.float32, torch.float64) and has_triton()
     return _fits_loops(x, x.shape[-1])
 
@@ -84,7 +84,7 @@ def can_loop(x: Tensor, channels: int, *others: int) -> bool:
 def _fits_loops(x: Tensor, *channels: int) -> bool:
     return (
         _HAS_NUMBA
-        and x.device.type == "cpu"
+        and device_kind(x) == "cpu"
         and "cpu" not in TWINS
         and x.dtype in (torch.float32, torch.float64)
         and min(channels) >= lanes_of(x.element_size())
