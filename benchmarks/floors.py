@@ -45,9 +45,13 @@ HOLDS = {"second cache": 2**18, "third cache": 2**24}
 #: What a loop reads of neighbours, by the names of its arguments.
 NEIGHBOURS = {
     "message_sum": ("X",),
-    "message_both": ("O",),
+    "scalar_message_sum": ("X",),
+    "message_features": ("X",),
+    "message_features_and_coef": ("O",),
     "message_backward": ("O",),
+    "scalar_message_backward": ("O",),
     "embed_sum": ("Z",),
+    "embed_features": ("Z",),
     "embed_backward": ("Z",),
     "key_products": ("K",),
     "key_backward": ("Q", "K"),

@@ -392,9 +392,9 @@ class _Progress(event.Listener):
 #: What the loops of a module are for.
 _PURPOSES = {
     "torchmdnet.neighbors": "the neighbour search",
-    "torchmdnet.ops.kernels.tensor_edges": "the edges of TensorNet",
-    "torchmdnet.ops.kernels.vector_edges": "the edges of the equivariant transformer",
-    "torchmdnet.ops.kernels.nodes": "the atoms of the model",
+    "torchmdnet.ops.kernels.loops.algebra": "the atoms of the model",
+    "torchmdnet.ops.kernels.loops.attention": "attention",
+    "torchmdnet.ops.kernels.loops": "the edges of the model",
     "torchmdnet.ops.kernels": "the model",
     "torchmdnet.datasets": "reading data",
 }

@@ -32,13 +32,14 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.neighbors import loops, search, vectors, verlet
-from torchmdnet.ops import attention, edge_network, irreps, kernels, messages
-from torchmdnet.ops.kernels import compiling, operators, sharing
+from torchmdnet.ops import attention, edge_network, irreps, messages
+from torchmdnet.ops.kernels import compiling, layout, sharing, support
+from torchmdnet.ops.kernels import loops as kernel_loops
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, rows_of_edges, rows_of_pairs
 from torchmdnet.testing import derivatives, tiny_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
-import test_attention_passes as passes
+import test_attention_loops as passes
 
 PAGE = mmap.PAGESIZE
 PATTERN = 0xA5
@@ -129,8 +130,8 @@ guards = Guards()
 
 def put_guards() -> None:
     """Let every caller of a loop find the guarded one."""
-    for module in pkgutil.iter_modules(kernels.__path__):
-        importlib.import_module(f"{kernels.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(kernel_loops.__path__):
+        importlib.import_module(f"{kernel_loops.__name__}.{module.name}")
     of_neighbors = {}
     for address, loop in compiling.LOOPS.items():
         module, name = address.rsplit(".", 1)
@@ -146,12 +147,12 @@ def put_guards() -> None:
 @contextmanager
 def plain() -> Iterator[None]:
     """The definitions in PyTorch."""
-    had, operators._HAS_NUMBA = operators._HAS_NUMBA, False
+    had, support._HAS_NUMBA = support._HAS_NUMBA, False
     os.environ["TORCHMDNET_PLAIN_OPS"] = "1"
     try:
         yield
     finally:
-        operators._HAS_NUMBA = had
+        support._HAS_NUMBA = had
         del os.environ["TORCHMDNET_PLAIN_OPS"]
 
 
@@ -331,7 +332,7 @@ def drive_edge_networks(F: int, dtype: torch.dtype) -> None:
 
 def drive_attention_passes(F: int, dtype: torch.dtype) -> None:
     """Derivatives of attention along a direction, and gradients of these, for heads that the loops know."""
-    lanes = operators.lanes_of(dtype.itemsize)
+    lanes = support.lanes_of(dtype.itemsize)
     if F % lanes or guards.may_refuse:
         return
     kind = np.float32 if dtype == torch.float32 else np.float64
@@ -459,10 +460,10 @@ def drive_parts_of_searches(box: Tensor) -> None:
 def drive(options: dict[str, Any]) -> None:
     torch.set_num_threads(options["num_threads"])
     if options["num_threads"] > 1:
-        sharing.WORTH_THREADS = operators.WORTH_THREADS = 0
+        sharing.WORTH_THREADS = layout.WORTH_THREADS = 0
         sharing.cores.notice = lambda is_late: None  # more than one thread, also where cores are busy
     if options["is_narrow"]:  # as if a caller had forgotten to ask
-        operators.lanes_of = lambda itemsize: 1
+        support.lanes_of = lambda itemsize: 1
         guards.may_refuse = True
     sides = (True, False)
     for k, (bits, F) in enumerate(itertools.product(options["precisions"], options["widths"])):

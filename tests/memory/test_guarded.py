@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import torchmdnet
-from torchmdnet.ops.kernels import nodes
+from torchmdnet.ops.kernels.loops import algebra
 
 HERE = Path(__file__).parent
 KERNELS = Path(torchmdnet.__file__).parent / "ops" / "kernels"
@@ -52,11 +52,11 @@ def test_so_do_two_threads() -> None:
 def test_rows_shorter_than_a_vector_are_refused_before_anything_is_written() -> None:
     found = drive(widths=[3], precisions=[32], is_narrow=True, models=["tensornet"], neighbors=False)
     assert {
-        "nodes.normalize",
-        "network.scale",
-        "edges.message_sum",
+        "algebra.normalize",
+        "algebra.gate",
+        "message_form.message_features",
         "edge_network.join",
-        "attention.contract_edges",
+        "attention_form.contract_edges",
     } <= {".".join(name.split(".")[-2:]) for name in found["refused"]}
 
 
@@ -90,12 +90,12 @@ def test_no_loop_reaches_beyond_an_array_where_every_access_is_checked() -> None
 def test_checked_loops_raise_beyond_the_end_of_an_array() -> None:
     program = """
 import numpy as np
-from torchmdnet.ops.kernels import edges, nodes
+from torchmdnet.ops.kernels.loops import algebra, filters
 X, few = np.ones((2, 9, 8)), np.ones((1, 24))
 calls = (
-    lambda: nodes.part_norms(0, X, few),  # stores
-    lambda: nodes.part_norms_backward(0, X, few, X.copy()),  # loads
-    lambda: edges.fold(np.ones((2, 3)), np.array([0, 4]), np.ones((3, 3))),  # looks up
+    lambda: algebra.part_norms(0, X, few),  # stores
+    lambda: algebra.part_norms_backward(0, X, few, X.copy()),  # loads
+    lambda: filters.fold(np.ones((2, 3)), np.array([0, 4]), np.ones((3, 3))),  # looks up
 )
 for call in calls:
     try:
@@ -111,12 +111,12 @@ for call in calls:
 def test_a_loop_says_that_a_row_is_too_short(channels: int) -> None:
     X, out = np.ones((2, 9, channels)), np.zeros((2, 9, channels))
     with pytest.raises(IndexError, match="shorter than the vectors"):
-        nodes.normalize(0, X, out)
+        algebra.normalize(0, X, out)
     assert not out.any()
 
 
 def test_only_one_place_decides_where_vectors_begin_and_how_many_numbers_they_hold() -> None:
-    for path in KERNELS.glob("*.py"):
+    for path in KERNELS.rglob("*.py"):
         text = path.read_text()
         if path.name != "simd.py":
             assert not re.search(r"min\([^()]*-[^()]*\b(W|lanes|many)\b", text), path.name

@@ -14,6 +14,7 @@ from torchmdnet.models import tensornet2
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.ops import edge_network, kernels
+from torchmdnet.ops.kernels import loops
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.tape.tape import Tape
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
@@ -156,9 +157,8 @@ def test_training_on_stress(name: str, monkeypatch) -> None:
 def test_threads_share_blocks_of_channels_and_receivers(
     name: str, threads: int, many: int, training: bool, monkeypatch
 ) -> None:
-    loops = kernels.tensor_edge_loops()
-    monkeypatch.setattr(loops, "MANY", many)
-    monkeypatch.setattr(loops, "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "MANY", many)
+    monkeypatch.setattr(loops.blocks, "ROOM", 20)
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     model = tiny_model(name, embedding_dimension=24, num_heads=3).train(training)

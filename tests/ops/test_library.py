@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from torchmdnet.graph import build_graph
-from torchmdnet.ops.kernels.attending import CONTRACTION
-from torchmdnet.ops.kernels.operators import EMBEDDING, MESSAGE
+from torchmdnet.ops.kernels.attention import CONTRACTION
+from torchmdnet.ops.kernels.embedding import EMBEDDING
+from torchmdnet.ops.kernels.message import MESSAGE
 from torchmdnet.ops.library import OPERATORS
 from torchmdnet.ops.messages import RadialPoints, edge_layout, rows_of_pairs
 from torchmdnet.testing import small_molecules

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmdnet.graph import Graph, build_graph, graph_of_edges
 from torchmdnet.ops import irreps, kernels, messages
 from torchmdnet.ops.attention import attend, attend_plain
-from torchmdnet.ops.kernels import forms, operators
+from torchmdnet.ops.kernels import algebra, forms, support
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, RadialPoints
 from torchmdnet.testing import derivatives
 from torchmdnet.testing.tiny import tiny_model
@@ -185,7 +185,7 @@ def test_messages_to_second_derivatives_of_tensors_that_are_not_contiguous() -> 
         )
 
     arguments = [X, parts["coef"], table]
-    assert kernels.can_run(X)
+    assert kernels.has_kernel(X)
     for ours, theirs in zip(
         derivatives(of(messages.gather_weight_sum), arguments, 2),
         derivatives(of(messages.gather_weight_sum_plain), arguments, 2),
@@ -212,7 +212,7 @@ def test_algebra_of_matrices(n: int) -> None:
         (irreps.matrix_product, irreps.matrix_product_plain, [X, Y]),
         (irreps.anticommutator, irreps.anticommutator_plain, [X, Y]),
         (irreps.normalize, irreps.normalize_plain, [X]),
-        (irreps.norms_by_part, operators._norms_definition, [X]),
+        (irreps.norms_by_part, algebra.norms_definition, [X]),
         *(
             (
                 lambda Y, M, both=both: irreps.interact(Y, M, factor, both=both),
@@ -295,7 +295,7 @@ def test_networks_train_on_forces(
     model = tiny_model(architecture, derivative=True, **shape, **options).to(DEVICE).train()
     ours = answers(model)
     assert launched >= set(kernels.split())
-    monkeypatch.setattr(operators, "has_triton", lambda: False)
+    monkeypatch.setattr(support, "has_triton", lambda: False)
     theirs = answers(model)
     torch.testing.assert_close(ours.energy, theirs.energy, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.forces, theirs.forces, rtol=1e-10, atol=1e-10)
@@ -310,22 +310,22 @@ def test_without_triton_the_definitions_run_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("triton.__version__", "3.1.0")
-    operators.has_triton.cache_clear()
+    support.has_triton.cache_clear()
     with caplog.at_level("WARNING"):
-        assert not kernels.can_run(torch.zeros(1, 16, device=DEVICE))
-        assert not kernels.can_run(torch.zeros(1, 16, device=DEVICE))
+        assert not kernels.has_kernel(torch.zeros(1, 16, device=DEVICE))
+        assert not kernels.has_kernel(torch.zeros(1, 16, device=DEVICE))
     assert [record.message for record in caplog.records] == [
         "Triton 3.2 or later is needed on the GPU, found: 3.1.0. Plain PyTorch runs, slower."
     ]
-    operators.has_triton.cache_clear()
+    support.has_triton.cache_clear()
 
 
 def test_the_loops_of_the_cpu_leave_tensors_of_triton_alone() -> None:
     x = torch.zeros(1, 3, device=DEVICE)
-    assert kernels.can_run(x)
-    assert not kernels.can_loop(x, 16)
-    assert not kernels.can_run(x.bfloat16())
-    assert kernels.can_loop(torch.zeros(1, 16), 16) == (DEVICE == "cuda")
+    assert kernels.has_kernel(x)
+    assert not kernels.has_cpu_loops(x, 16)
+    assert not kernels.has_kernel(x.bfloat16())
+    assert kernels.has_cpu_loops(torch.zeros(1, 16), 16) == (DEVICE == "cuda")
 
 
 def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.radial import ExpNormalSmearing
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels import loops
 from torchmdnet.tape.steps import Add, Concatenate, Message, Plain, activation, linear, norm
 from torchmdnet.testing import cell_of_atoms, check_step
 
@@ -66,7 +67,7 @@ def test_messages(spline: Spline | None, loop: bool, channels: int, constant: tu
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_messages(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
-    monkeypatch.setattr(kernels.tensor_edge_loops(), "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "ROOM", 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     graph, filter = graph_of(True), Filter(24).double()
     radial, _ = radial_of(graph, GRIDS["grid"])

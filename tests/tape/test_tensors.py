@@ -10,6 +10,7 @@ from torch import nn
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels import loops
 from torchmdnet.tape.tape import Step
 from torchmdnet.tape.tensors import (
     EmbedEdges,
@@ -42,7 +43,7 @@ def test_messages(spline: Spline | None, channels: int) -> None:
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_messages(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
-    monkeypatch.setattr(kernels.tensor_edge_loops(), "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "ROOM", 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     test_messages(GRIDS["grid"], 24)
 

@@ -84,7 +84,7 @@ class TapedRepresentation(Representation):
         As it is, whole vectors of ``hidden_channels``: a multiple of 8 in single precision, of 4 in double.
         """
         channels: Any = self.hidden_channels
-        return kernels.can_loop(weight, channels) and channels % lanes_of(weight.element_size()) == 0
+        return kernels.has_cpu_loops(weight, channels) and channels % lanes_of(weight.element_size()) == 0
 
     def added_energy(self, graph: Graph) -> Tensor | None:
         """Known physics beside the features, the energy of each atom (N, 1); None for nothing."""
@@ -108,7 +108,7 @@ class TapedRepresentation(Representation):
     def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
         """See :class:`torchmdnet.models.base.Representation`."""
         is_usual = type(self).encode is TapedRepresentation.encode and type(self).select is Representation.select
-        if self.training or not is_usual or self.adds_energy or not self._can_run:
+        if self.training or not is_usual or self.adds_energy or not self._has_loops:
             return None
         spline = self.radial.ready(like, *self._of_radial)
         if spline is None:
@@ -156,7 +156,7 @@ class TapedRepresentation(Representation):
         return False
 
     @property
-    def _can_run(self) -> bool:
+    def _has_loops(self) -> bool:
         return not kernels.is_traced() and self.fits_loops(next(self.parameters()))
 
     def _call(self, graph: Graph, radial: Radial) -> _Call | None:
@@ -165,7 +165,7 @@ class TapedRepresentation(Representation):
             not (in_pairs(graph) or self.takes_single_edges)
             or graph.num_atoms == 0
             or graph.differentiates_systems
-            or not self._can_run
+            or not self._has_loops
         ):
             return None
         if radial.tables is not None:

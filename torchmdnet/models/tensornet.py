@@ -68,7 +68,7 @@ class TensorRepresentation(TapedRepresentation):
 
     def fits_loops(self, weight: Tensor) -> bool:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        return kernels.can_loop(weight, self.hidden_channels)
+        return kernels.has_cpu_loops(weight, self.hidden_channels)
 
     def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""

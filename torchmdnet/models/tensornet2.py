@@ -35,6 +35,7 @@ from torchmdnet.ops.edge_network import (
     edge_network_sum_plain,
 )
 from torchmdnet.ops.irreps import norms_by_part
+from torchmdnet.ops.kernels import loops
 from torchmdnet.tape.memory import Buffer
 from torchmdnet.tape.steps import Plain
 from torchmdnet.tape.tape import Definitions, Run, Step
@@ -248,19 +249,19 @@ class EdgeNetworkMessage(Step):
         table, (receiving, sending) = run.part, (part.contiguous() for part in parts.tensor.chunk(2, dim=1))
         radial = self.spare.take(coef.shape[0], table.shape[1], Y.tensor.dtype)
         cell = run.tape.geometry.readings.cell
-        kernels.edge_network_loops().read(coef.size * table.shape[1], coef, cell, table, radial)
+        loops.edge_network.read(coef.size * table.shape[1], coef, cell, table, radial)
         yield EdgeInputs(Y.tensor, torch.from_numpy(radial), receiving, sending, torch.from_numpy(fade))
         self.spare.give([radial])
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
-        at, loops = run.tape.geometry, kernels.edge_network_loops()
+        at = run.tape.geometry
         (run.given,), read = grads, at.readings
         with self._inputs(run, read.coef, run.Y, run.parts, read.fade) as given:
             found, _ = run.network.backward(given, run.given.tensor, of_weights=False)
         if run.tape.keeps:
             run.of_radial = found.radial
         change = np.empty_like(read.coef)
-        loops.read_backward(6 * found.radial.numel(), read.cell, run.part, found.radial.numpy(), change)
+        loops.edge_network.read_backward(6 * found.radial.numel(), read.cell, run.part, found.radial.numpy(), change)
         of_dist = np.einsum("pk,pk->p", change, read.slope) + read.steep * found.envelope.numpy()
         at.add_gradient(torch.from_numpy(of_dist))
         return Buffer(found.X), Buffer(torch.cat([found.receiving, found.sending], dim=1))
@@ -282,7 +283,7 @@ class EdgeNetworkMessage(Step):
             yield given, moves
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
-        tape, read, loops = run.tape, run.tape.geometry.readings, kernels.edge_network_loops()
+        tape, read = run.tape, run.tape.geometry.readings
         with self._both(run, run.dx) as (given, moves):
             found, of_network = run.network.reverse(given, moves, grads[0].tensor, run.given.tensor)
         weights = [tensor for layer in self.network.layers for tensor in layer]
@@ -291,7 +292,7 @@ class EdgeNetworkMessage(Step):
         table, groups = tape.tables.table(self.function), 2 * kernels.cores.count()
         of_table = torch.zeros_like(table)
         sums = (found.radial.numpy(), run.of_radial.numpy(), groups, of_table.flatten(1).numpy())
-        loops.read_reverse(2 * read.coef.size * table.shape[-1], read.coef, run.dcoef, read.cell, *sums)
+        loops.edge_network.read_reverse(2 * read.coef.size * table.shape[-1], read.coef, run.dcoef, read.cell, *sums)
         tape.add(table, of_table)
         return Buffer(found.X), Buffer(torch.cat([found.receiving, found.sending], dim=1))
 

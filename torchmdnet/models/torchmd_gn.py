@@ -143,7 +143,7 @@ class TorchMD_GN(TapedRepresentation):
     def fits_loops(self, weight: Tensor) -> bool:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         lanes, widths = lanes_of(weight.element_size()), (self.hidden_channels, self.num_filters)
-        return self.aggr == "add" and kernels.can_loop(weight, *widths) and all(F % lanes == 0 for F in widths)
+        return self.aggr == "add" and kernels.has_cpu_loops(weight, *widths) and all(F % lanes == 0 for F in widths)
 
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.ops import kernels
-from torchmdnet.ops.kernels.attending import (
+from torchmdnet.ops.kernels.attention import (
     AttentionLayout,
     attend_gradients,
     attend_value,
@@ -71,7 +71,7 @@ def attend(
     Returns:
         m, (N, 1, F), or with vectors [m, μ], (N, 4, F).
     """
-    if not (kernels.can_pass(q) and edges.come_in_pairs):
+    if not (kernels.has_edge_kernel(q) and edges.come_in_pairs):
         plain = {"num_heads": num_heads, "activation": activation, "vectors_fade": vectors_fade}
         return attend_plain(q, k, X, direction, filter, envelope, edges, **plain)
     options = (edges, filter.points.cell, num_heads, activation, vectors_fade)

@@ -24,6 +24,7 @@ from torch.autograd import Function
 from torchmdnet.graph import Graph
 from torchmdnet.ops import kernels
 from torchmdnet.ops.batched import one_by_one
+from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.kernels.activation import silu
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_edges
 from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
@@ -86,7 +87,7 @@ class EdgeNetwork(NamedTuple):
 
     def activate(self, hidden: Tensor) -> Tensor:
         """The activation, by a twin if there is one."""
-        if self.is_silu and kernels.can_loop(hidden, hidden.shape[-1]):
+        if self.is_silu and kernels.has_cpu_loops(hidden, hidden.shape[-1]):
             return silu(hidden)
         return self.activation(hidden)
 
@@ -119,7 +120,7 @@ def edge_network_sum(
     Returns:
         (N, 9, F). Derivatives higher than the first come from :func:`edge_network_sum_plain`.
     """
-    if not kernels.can_loop(X, *(x.shape[-1] for x in (X, radial, *(bias for _, bias in network.layers)))):
+    if not kernels.has_cpu_loops(X, *(x.shape[-1] for x in (X, radial, *(bias for _, bias in network.layers)))):
         return edge_network_sum_plain(X, radial, receiving, sending, envelope, network, graph)
     tensors = [X, radial, receiving, sending, envelope, *(tensor for layer in network.layers for tensor in layer)]
     return _Sum.apply(EdgeRun(network, graph), network, *tensors)  # type: ignore[return-value]
@@ -169,22 +170,22 @@ class _Silu:
     """SiLU of x + bias in compiled loops."""
 
     def value(self, x: _Rows, bias: _Rows, out: _Rows) -> None:
-        kernels.edge_network_loops().silu(20 * x.array.size, x.array, bias.array, out.array)
+        loops.activation.silu(20 * x.array.size, x.array, bias.array, out.array)
 
     def both(self, x: _Rows, bias: _Rows, out: _Rows, out_slope: _Rows) -> None:
-        kernels.edge_network_loops().silu_both(20 * x.array.size, x.array, bias.array, out.array, out_slope.array)
+        loops.activation.silu_both(20 * x.array.size, x.array, bias.array, out.array, out_slope.array)
 
     def backward(self, x: _Rows, bias: _Rows, grad: _Rows, out: _Rows) -> None:
-        kernels.edge_network_loops().silu_backward(20 * x.array.size, x.array, bias.array, grad.array, out.array)
+        loops.activation.silu_backward(20 * x.array.size, x.array, bias.array, grad.array, out.array)
 
     def tangent(self, x: _Rows, bias: _Rows, change: _Rows, *out: _Rows) -> None:
-        self._run(kernels.edge_network_loops().silu_tangent, x, bias, change, *out)
+        self._run(loops.activation.silu_tangent, x, bias, change, *out)
 
     def bend(self, x: _Rows, bias: _Rows, change: _Rows, *out: _Rows) -> None:
-        self._run(kernels.edge_network_loops().silu_bend, x, bias, change, *out)
+        self._run(loops.activation.silu_bend, x, bias, change, *out)
 
     def reverse(self, x: _Rows, bias: _Rows, change: _Rows, *grads_and_out: _Rows) -> None:
-        self._run(kernels.edge_network_loops().silu_reverse, x, bias, change, *grads_and_out)
+        self._run(loops.activation.silu_reverse, x, bias, change, *grads_and_out)
 
     def _run(self, loop: Any, *rows: _Rows) -> None:
         loop(20 * rows[0].array.size, *(each.array for each in rows))
@@ -321,7 +322,7 @@ class EdgeRun:
 
     def _join(self, block: _Block, inputs: EdgeInputs, out: _Rows) -> None:
         joined = (inputs.radial, inputs.receiving, inputs.sending)
-        kernels.edge_network_loops().join(3 * out.array.size, *joined, *self._where(block), out.array)
+        loops.edge_network.join(3 * out.array.size, *joined, *self._where(block), out.array)
 
     def _layers(self, before: list[_Rows], after: list[_Rows], slopes: list[_Rows]) -> None:
         """Fill what goes into all activations but the first, and what comes out of all but the last.
@@ -358,7 +359,7 @@ class EdgeRun:
             weight = after[-1]
             self.activation.value(before[-1], self.biases[-1], weight)
             arrays = (weight.array, inputs.envelope, inputs.X, *self._where(block), target)
-            kernels.edge_network_loops().message(3 * weight.array.size, *arrays)
+            loops.edge_network.message(3 * weight.array.size, *arrays)
         self._give(*rooms)
         return out
 
@@ -366,7 +367,7 @@ class EdgeRun:
         """Gradients in what went in, and if asked for in weights and biases, layer by layer."""
         found = EdgeInputs(*(torch.zeros_like(x) for x in inputs))
         of_network = self._zeros() if of_weights else []
-        loops, groups = kernels.edge_network_loops(), PORTIONS * kernels.cores.count()
+        groups = PORTIONS * kernels.cores.count()
         O, inputs, out = grad.numpy(), inputs.arrays(), found.arrays()
         per_edge = np.empty((groups, self.longest), O.dtype)
         rooms = [self._take(self.longest, self.widths) for _ in range(2 if self.known else 3)]
@@ -381,8 +382,8 @@ class EdgeRun:
             weight, g, along = after[-1], grads[-1], per_edge[:, : block.num_edges]
             self.activation.both(before[-1], self.biases[-1], weight, g)
             arrays = (weight.array, g.array, inputs.envelope, O, inputs.X, *self._where(block), out.X, g.array, along)
-            loops.message_backward(9 * weight.array.size, *arrays)
-            loops.add_along(along, self.pair, block.edges.start, out.envelope)
+            loops.edge_network.message_backward(9 * weight.array.size, *arrays)
+            loops.edge_network.add_along(along, self.pair, block.edges.start, out.envelope)
             for k in reversed(range(len(self.weights))):
                 if of_weights:
                     self.activation.value(before[k], self.biases[k], after[k])
@@ -395,7 +396,7 @@ class EdgeRun:
                 else:
                     self.activation.backward(before[k], self.biases[k], after[k], g)
             arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
-            loops.join_backward(3 * g.array.size, *arrays)
+            loops.edge_network.join_backward(3 * g.array.size, *arrays)
         self._give(*rooms)
         return found, of_network
 
@@ -421,7 +422,7 @@ class EdgeRun:
             self.activation.tangent(before[-1], self.biases[-1], change[-1], weight, moved)
             arrays = (weight.array, moved.array, inputs.envelope, moves.envelope, inputs.X, moves.X)
             work = 6 * weight.array.size
-            kernels.edge_network_loops().message_tangent(work, *arrays, *self._where(block), target)
+            loops.edge_network.message_tangent(work, *arrays, *self._where(block), target)
         self._give(*rooms)
         return out
 
@@ -465,7 +466,7 @@ class EdgeRun:
         The rows of gradients in changes stand behind those in values, so that one product serves both.
         """
         found, of_network = EdgeInputs(*(torch.zeros_like(x) for x in inputs)), self._zeros()
-        loops, groups = kernels.edge_network_loops(), PORTIONS * kernels.cores.count()
+        groups = PORTIONS * kernels.cores.count()
         O, dO, inputs, moves, out = grad.numpy(), slope.numpy(), inputs.arrays(), changes.arrays(), found.arrays()
         rooms = [self._take(2 * self.longest, self.widths) for _ in range(2)]
         products = self._take(2 * self.longest, self.widths[:-1])
@@ -481,7 +482,8 @@ class EdgeRun:
             self.activation.bend(before[-1], self.biases[-1], change[-1], weight, moved, along, g)
             arrays = (weight.array, moved.array, inputs.envelope, moves.envelope, O, dO, inputs.X, moves.X)
             found_here = (along.array, g.array, out.X, g.array, along.array)
-            loops.message_reverse(18 * weight.array.size, *arrays, *self._where(block), groups, *found_here)
+            where, work = self._where(block), 18 * weight.array.size
+            loops.edge_network.message_reverse(work, *arrays, *where, groups, *found_here)
             for k in reversed(range(len(self.weights))):
                 given, product = grads[k + 1].tensor, products[k].first(2 * block.num_edges)
                 torch.mm(given, self.weights[k], out=product.tensor)
@@ -491,7 +493,7 @@ class EdgeRun:
                 of_network[2 * k + 1] += given[: block.num_edges].sum(dim=0)
             g, _ = grads[0].halves()
             arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
-            loops.join_backward(3 * g.array.size, *arrays)
+            loops.edge_network.join_backward(3 * g.array.size, *arrays)
         self._give(*rooms, products, *hidden)
         return found, of_network
 

@@ -92,7 +92,7 @@ def squared_norm(X: AtomTensors) -> AtomFeatures:
 
 def norms_by_part(X: AtomTensors) -> Tensor:
     """Squared Frobenius norms of trace, antisymmetric and symmetric part: (N, 9, F) -> (N, 3 F)."""
-    return kernels.norms_by_part(X) if kernels.can_run(X) else norms_by_part_plain(X)
+    return kernels.norms_by_part(X) if kernels.has_kernel(X) else norms_by_part_plain(X)
 
 
 def norms_by_part_plain(X: AtomTensors) -> Tensor:
@@ -102,7 +102,7 @@ def norms_by_part_plain(X: AtomTensors) -> Tensor:
 
 def mix_channels(X: AtomTensors, weights: Sequence[Tensor]) -> AtomTensors:
     """Apply one (F', F) matrix to the channels of each part: (N, 9, F) -> (N, 9, F')."""
-    if kernels.can_run(X) and X.shape[0]:
+    if kernels.has_kernel(X) and X.shape[0]:
         return kernels.mix(X, torch.stack(list(weights)), ENDS)
     return mix_channels_plain(X, weights)
 
@@ -127,17 +127,17 @@ def _channelwise(A: Tensor, B: Tensor) -> Tensor:
 
 def matrix_product(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
     """X Y, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
-    return kernels.product(X, Y, both=False) if kernels.can_run(X) else matrix_product_plain(X, Y)
+    return kernels.product(X, Y, both=False) if kernels.has_kernel(X) else matrix_product_plain(X, Y)
 
 
 def anticommutator(X: AtomTensors, Y: AtomTensors) -> AtomTensors:
     """X Y + Y X, channel by channel: (N, 9, F) × 2 -> (N, 9, F)."""
-    return kernels.product(X, Y, both=True) if kernels.can_run(X) else anticommutator_plain(X, Y)
+    return kernels.product(X, Y, both=True) if kernels.has_kernel(X) else anticommutator_plain(X, Y)
 
 
 def normalize(X: AtomTensors) -> AtomTensors:
     """X / (|X|² + 1), channel by channel: (N, 9, F) -> (N, 9, F)."""
-    return kernels.normalize(X) if kernels.can_run(X) else normalize_plain(X)
+    return kernels.normalize(X) if kernels.has_kernel(X) else normalize_plain(X)
 
 
 def normalize_plain(X: AtomTensors) -> AtomTensors:
@@ -154,7 +154,7 @@ def interact(Y: AtomTensors, M: AtomTensors, factor: Tensor, *, both: bool) -> A
         factor: :math:`\kappa` of each atom, (N,).
         both: Whether both orders of the product are added.
     """
-    if kernels.can_run(Y) and not factor.requires_grad:
+    if kernels.has_kernel(Y) and not factor.requires_grad:
         return kernels.interact(Y, M, factor, both=both)
     return interact_plain(Y, M, factor, both=both)
 
@@ -167,7 +167,7 @@ def interact_plain(Y: AtomTensors, M: AtomTensors, factor: Tensor, *, both: bool
 
 def refine(X: AtomTensors, D: AtomTensors, factor: Tensor) -> AtomTensors:
     """X + D + κ D² with one factor for each atom: (N, 9, F) × 2, (N,) -> (N, 9, F)."""
-    if kernels.can_run(X) and not factor.requires_grad:
+    if kernels.has_kernel(X) and not factor.requires_grad:
         return kernels.refine(X, D, factor)
     return refine_plain(X, D, factor)
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmdnet.ops.kernels.attending import CONTRACTION
+from torchmdnet.ops.kernels.attention import CONTRACTION
+from torchmdnet.ops.kernels.embedding import EMBEDDING
 from torchmdnet.ops.kernels.forms import Form
-from torchmdnet.ops.kernels.operators import EMBEDDING, MESSAGE, EdgeLayout
+from torchmdnet.ops.kernels.layout import EdgeLayout
+from torchmdnet.ops.kernels.message import MESSAGE
 from torchmdnet.ops.messages import edge_layout
 
 __all__ = ["OPERATORS", "call"]

@@ -144,8 +144,8 @@ def gather_weight_sum(X: AtomComponents, filter: RadialFilter, edges: EdgeRows) 
     Returns:
         (N, C, F).
     """
-    if kernels.can_pass(X) and edges.come_in_pairs:
-        return kernels.message(X, filter.points.coef, filter.table, edges.layout(filter.points, X.shape[1]))
+    if kernels.has_edge_kernel(X) and edges.come_in_pairs:
+        return kernels.message_sum(X, filter.points.coef, filter.table, edges.layout(filter.points, X.shape[1]))
     return gather_weight_sum_plain(X, filter, edges)
 
 
@@ -168,7 +168,7 @@ def embed_edges(Y: Tensor, filter: RadialFilter, Z: Tensor, edges: EdgeRows) -> 
     Returns:
         (N, C, F).
     """
-    if kernels.can_pass(Z) and edges.come_in_pairs:
+    if kernels.has_edge_kernel(Z) and edges.come_in_pairs:
         return kernels.embed(Y, filter.points.coef, filter.table, Z, edges.layout(filter.points, Y.shape[1]))
     return embed_edges_plain(Y, filter, Z, edges)
 

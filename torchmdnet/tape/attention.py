@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchmdnet.nn.attention import by_part
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import is_plain
-from torchmdnet.ops import kernels
 from torchmdnet.ops.attention import attend
+from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.tape.memory import Buffer
 from torchmdnet.tape.steps import Linear, Plain, pack, packed, unpacked
@@ -117,7 +117,7 @@ class Attention(Step):
         return gathered[:, 0] if directions is None else (gathered[:, 0], gathered[:, 1:])
 
     def value(self, run: Run, *inputs: Buffer) -> Any:
-        loops, tape, at = kernels.vector_edge_loops(), run.tape, run.tape.geometry
+        tape, at = run.tape, run.tape.geometry
         run.projected, run.v = inputs if len(inputs) == 2 else (inputs[0], None)
         N, F = run.projected.shape[0], self.num_channels
         run.C = 1 if run.projected.shape[1] == 3 * F else 2 if run.v is None else 5
@@ -126,17 +126,17 @@ class Attention(Step):
         B, *_, block = run.keys.shape
         run.Q, run.K, run.V = tape.empty(B, N, 1, block), tape.empty(B, N, 1, block), tape.empty(B, N, run.C, block)
         packs = (run.Q.array, run.K.array, run.V.array)
-        loops.send(8 * N * F, run.projected.array, self._vectors(run, run.v), *packs)
+        loops.attention_atoms.send(8 * N * F, run.projected.array, self._vectors(run, run.v), *packs)
         run.pieces, work, width, (sender, *where) = self._pieces(run), at.work(F), self._width(run), at.where(run.keys)
         arrays = (at.bare.coef, at.place, run.keys, run.Q.array, run.K.array, sender)
-        loops.key_products(work, *arrays, *where, width, run.pieces.array)
+        loops.attention_keys.key_products(work, *arrays, *where, width, run.pieces.array)
         weight, value, rise = (tape.empty(self.layer.num_heads, at.stride) for _ in range(3))
         pieces, found = self._of_heads(run, run.pieces), (weight.array, value.array, rise.array)
-        loops.attention(20 * pieces.size, pieces, run.fade, *found)
+        loops.attention_keys.attention(20 * pieces.size, pieces, run.fade, *found)
         out = self._received(run)
         arrays = (run.values_at.coef, at.place, run.filters, weight.array, run.V.array, at.u, sender)
         results = (x.array for x in out)
-        loops.value_sum(3 * run.filters.shape[2] * work // 2, *arrays, *where, width, *results)
+        loops.attention_values.value_sum(3 * run.filters.shape[2] * work // 2, *arrays, *where, width, *results)
         return out[0] if run.C == 1 else out
 
     def _packed(self, run: Run) -> tuple[Any, Any]:
@@ -170,62 +170,60 @@ class Attention(Step):
             return pack(run, grads[0])
         (B, *_, block), N = run.keys.shape, run.projected.shape[0]
         out = run.tape.empty(B, N, 4, block)
-        kernels.vector_edge_loops().pack_both(out.array.size, grads[0].array, grads[1].array, out.array)
+        loops.blocks.pack_both(out.array.size, grads[0].array, grads[1].array, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, ...]:
-        loops, tape, at = kernels.vector_edge_loops(), run.tape, run.tape.geometry
+        tape, at = run.tape, run.tape.geometry
         (N, L), F, H = run.projected.shape, self.num_channels, self.layer.num_heads
         weight, value, rise = (tape.empty(H, at.stride) for _ in range(3))
         pieces = self._of_heads(run, run.pieces)
-        loops.attention(20 * pieces.size, pieces, run.fade, weight.array, value.array, rise.array)
+        loops.attention_keys.attention(20 * pieces.size, pieces, run.fade, weight.array, value.array, rise.array)
         run.given = self._given(run, grads)
         work, (sender, *where), width, sides = at.work(F), at.where(run.keys), self._width(run), at.shares(run.keys)[0]
         run.of_V, of_projected, of_pieces = tape.empty(N, run.C, F), tape.empty(N, L), self._pieces(run)
         arrays = (*run.values_at, at.place, run.filters, weight.array, run.V.array, at.u, run.given.array)
         results = (run.of_V.array, of_pieces.array, at.gradient(sides, 1 if run.C == 1 else 4))
         blends = 3 * run.filters.shape[2] * work
-        loops.value_backward(blends, *arrays, sender, at.reverse, *where, width, *results)
+        loops.attention_values.value_backward(blends, *arrays, sender, at.reverse, *where, width, *results)
         of_products, of_edge, of_heads = weight, at.gradient(sides)[:, :, 0], self._of_heads(run, of_pieces)
         arrays = (of_heads, at.reverse, run.fade, run.steep, value.array, rise.array)
-        loops.attention_backward(8 * of_heads.size, *arrays, of_products.array, of_edge[0])
+        loops.attention_keys.attention_backward(8 * of_heads.size, *arrays, of_products.array, of_edge[0])
         arrays = (*at.bare, at.place, run.keys, of_products.array, run.Q.array, run.K.array, sender, at.reverse)
-        loops.key_backward(3 * work, *arrays, *where, width, of_projected.array, of_edge)
+        loops.attention_keys.key_backward(3 * work, *arrays, *where, width, of_projected.array, of_edge)
         of_v = None if run.v is None else tape.empty(*run.v.shape)
         arrays = (run.projected.array, self._vectors(run, run.v), run.of_V.array, of_projected.array)
-        loops.send_backward(8 * N * F, *arrays, self._vectors(run, of_v))
+        loops.attention_atoms.send_backward(8 * N * F, *arrays, self._vectors(run, of_v))
         return (of_projected,) if of_v is None else (of_projected, of_v)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Any:
-        loops, passes = kernels.vector_edge_loops(), kernels.attention_pass_loops()
         tape, at, F = run.tape, run.tape.geometry, self.num_channels
         run.dprojected = changes[0] or tape.zeros(*run.projected.shape)
         run.dQ, run.dK, run.dV = (tape.empty(*x.shape) for x in (run.Q, run.K, run.V))
         packs, size = (run.dQ.array, run.dK.array, run.dV.array), 8 * run.projected.shape[0] * F
         if run.v is None:
-            loops.send(size, run.dprojected.array, self._vectors(run, None), *packs)
+            loops.attention_atoms.send(size, run.dprojected.array, self._vectors(run, None), *packs)
         else:
             run.dv = changes[1] or tape.zeros(*run.v.shape)
             arrays = (run.projected.array, run.dprojected.array, run.v.array, run.dv.array)
-            passes.send_tangent(size, *arrays, *packs)
+            loops.attention_atoms.send_tangent(size, *arrays, *packs)
         run.dcoef, run.dvalues = at.change(at.bare), at.change(run.values_at)
         run.dfade, du = at.change_of_fades(self.values_fade), at.change_of_directions()
         run.dpieces, (sender, *where), width = self._pieces(run), at.where(run.keys), self._width(run)
         arrays = (at.bare.coef, run.dcoef, at.place, run.keys, run.Q.array, run.dQ.array, run.K.array, run.dK.array)
         work = at.work(F)
-        passes.key_tangent(2 * work, *arrays, sender, *where, width, run.dpieces.array)
+        loops.attention_keys.key_tangent(2 * work, *arrays, sender, *where, width, run.dpieces.array)
         run.weight, run.dweight = (tape.empty(self.layer.num_heads, at.stride) for _ in range(2))
         pieces, dpieces = self._of_heads(run, run.pieces), self._of_heads(run, run.dpieces)
         found = (run.weight.array, run.dweight.array)
-        passes.attention_tangent(30 * pieces.size, pieces, dpieces, run.fade, run.dfade, *found)
+        loops.attention_keys.attention_tangent(30 * pieces.size, pieces, dpieces, run.fade, run.dfade, *found)
         out = self._received(run)
         arrays = (run.values_at.coef, run.dvalues, at.place, run.filters, *found, run.V.array, run.dV.array, at.u, du)
         results = (x.array for x in out)
-        passes.value_tangent(3 * run.filters.shape[2] * work, *arrays, sender, *where, width, *results)
+        loops.attention_values.value_tangent(3 * run.filters.shape[2] * work, *arrays, sender, *where, width, *results)
         return out[0] if run.C == 1 else out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, ...]:
-        loops, passes = kernels.vector_edge_loops(), kernels.attention_pass_loops()
         tape, at, H = run.tape, run.tape.geometry, self.layer.num_heads
         (N, L), F = run.projected.shape, self.num_channels
         work, (sender, *where), width = at.work(F), at.where(run.keys, sums=True), self._width(run)
@@ -236,22 +234,22 @@ class Attention(Step):
         arrays = (*arrays, run.V.array, run.dV.array, at.u, at.change_of_directions(), O.array, run.given.array)
         results = (of_V.array, of_pieces.array, of_dpieces.array, of_filters.array)
         blends = 6 * run.filters.shape[2] * work
-        passes.value_reverse(blends, *arrays, sender, at.reverse, *where, width, *results)
+        loops.attention_values.value_reverse(blends, *arrays, sender, at.reverse, *where, width, *results)
         of_p, of_dp, of_projected = tape.empty(H, at.stride), tape.empty(H, at.stride), tape.empty(N, L)
         arrays = [self._of_heads(run, x) for x in (run.pieces, run.dpieces, of_pieces, of_dpieces)]
         results = (of_p.array, of_dp.array)
-        passes.attention_reverse(40 * arrays[0].size, *arrays, at.reverse, run.fade, run.dfade, *results)
+        loops.attention_keys.attention_reverse(40 * arrays[0].size, *arrays, at.reverse, run.fade, run.dfade, *results)
         arrays = (at.bare.coef, run.dcoef, at.place, run.keys, *results, run.Q.array, run.dQ.array)
         arrays = (*arrays, run.K.array, run.dK.array, sender, at.reverse)
-        passes.key_reverse(6 * work, *arrays, *where, width, of_projected.array, of_keys.array)
+        loops.attention_keys.key_reverse(6 * work, *arrays, *where, width, of_projected.array, of_keys.array)
         of_v, v = None, run.v
         if v is None:
             arrays = (run.projected.array, self._vectors(run, None), of_V.array, of_projected.array)
-            loops.send_backward(8 * N * F, *arrays, self._vectors(run, None))
+            loops.attention_atoms.send_backward(8 * N * F, *arrays, self._vectors(run, None))
         else:
             of_v = tape.empty(*v.shape)
             arrays = (run.projected.array, run.dprojected.array, v.array, run.dv.array, of_V.array)
-            passes.send_reverse(16 * N * F, *arrays, run.of_V.array, of_projected.array, of_v.array)
+            loops.attention_atoms.send_reverse(16 * N * F, *arrays, run.of_V.array, of_projected.array, of_v.array)
         table = tape.tables.table(self.function)
         of_table = torch.zeros_like(table)
         of_table[:, :1] = unpacked(of_keys, (*table.shape[:1], 1, F))
@@ -276,14 +274,14 @@ class Receive(Step):
         x, v, _, run.o, run.projected = inputs
         out = run.tape.empty(*x.shape), run.tape.empty(*v.shape)
         arrays = [y.array for y in (*inputs, *out)]
-        kernels.vector_edge_loops().receive(24 * x.array.size, *arrays)
+        loops.attention_atoms.receive(24 * x.array.size, *arrays)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, ...]:
         (of_x, of_v), o, projected = grads, run.o, run.projected
         of_o, of_projected = run.tape.empty(*o.shape), run.tape.empty(*projected.shape)
         arrays = [y.array for y in (of_x, of_v, o, projected, of_o, of_projected)]
-        kernels.vector_edge_loops().receive_backward(40 * of_x.array.size, *arrays)
+        loops.attention_atoms.receive_backward(40 * of_x.array.size, *arrays)
         return of_x, of_v, of_v, of_o, of_projected
 
     def tangent(self, run: Run, *changes: Buffer | None) -> tuple[Buffer, Buffer]:
@@ -294,14 +292,14 @@ class Receive(Step):
         )
         out = tape.empty(*dx.shape), tape.empty(*dv.shape)
         arrays = [y.array for y in (dx, dv, dmu, run.o, run.do, run.projected, run.dprojected, *out)]
-        kernels.attention_pass_loops().receive_tangent(40 * dx.array.size, *arrays)
+        loops.attention_atoms.receive_tangent(40 * dx.array.size, *arrays)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, ...]:
         (of_x, of_v), tape = grads, run.tape
         of_o, of_projected = tape.empty(*run.o.shape), tape.empty(*run.projected.shape)
         given = (*grads, *run.slopes, run.o, run.do, run.projected, run.dprojected, of_o, of_projected)
-        kernels.attention_pass_loops().receive_reverse(80 * of_x.array.size, *(y.array for y in given))
+        loops.attention_atoms.receive_reverse(80 * of_x.array.size, *(y.array for y in given))
         return of_x, of_v, of_v, of_o, of_projected
 
 

@@ -14,6 +14,7 @@ from torchmdnet.graph import Graph, in_pairs
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels import loops
 from torchmdnet.tape.memory import Buffer, Places, Workspace
 
 __all__ = ["Coefficients", "Geometry", "TensorGeometry"]
@@ -62,7 +63,7 @@ class Geometry:
         workspace: Workspace,
     ) -> None:
         assert graph.pairs is not None
-        loops, pairs = kernels.vector_edge_loops(), graph.pairs
+        pairs = graph.pairs
         self.num_atoms, self.dtype, self.places = graph.num_atoms, dist.dtype, workspace.begin(dist.dtype)
         self._held: list[Buffer] = []
         self.row, self.row_start = pairs.of_edge.numpy(), pairs.row_start.numpy()
@@ -75,7 +76,7 @@ class Geometry:
         grid = (lower, upper, 1) if spline is None else (float(spline.start), float(spline.stop), spline.num_cells)
         out = (self.u, coef, slope, self.fade, self.steep, cell)
         edges = (vec.detach().contiguous().numpy(), self.dist, self.row)
-        loops.geometry(40 * E, *edges, *grid, _BASIS, lower, upper, *out)
+        loops.geometry.direction_geometry(40 * E, *edges, *grid, _BASIS, lower, upper, *out)
         num_rows = 0
         if spline is None:
             coef.fill(0)
@@ -84,7 +85,7 @@ class Geometry:
             cell[:] = 2 * np.arange(P)
         else:
             num_rows = spline.num_cells + 6
-        self.schedule = kernels.tensor_edge_loops().schedule(cell, self.row, self.row_start, num_rows)
+        self.schedule = loops.blocks.schedule(cell, self.row, self.row_start, num_rows)
         self.place = cell[self.schedule.rows].astype(np.int32)
         self.slot = self.schedule.slot.astype(np.int32)
         self.coef, self.slope, self.num_others = coef, slope, pairs.atoms.shape[1]
@@ -121,10 +122,10 @@ class Geometry:
         return Coefficients(*(is_other[:, None] * values for values in self.fading))
 
     def _picked(self, coef: np.ndarray, slope: np.ndarray) -> Coefficients:
-        loops, rows = kernels.tensor_edge_loops(), self.schedule.rows
+        rows = self.schedule.rows
         out = Coefficients(self.empty(len(rows), 6), self.empty(len(rows), 6))
-        loops.pick(coef, rows, out.coef)
-        loops.pick(slope, rows, out.slope)
+        loops.blocks.pick(coef, rows, out.coef)
+        loops.blocks.pick(slope, rows, out.slope)
         return out
 
     @cached_property
@@ -150,7 +151,7 @@ class Geometry:
         return 6 * self.row.shape[0] * channels
 
     def shares(self, table: np.ndarray, *, sums: bool = False) -> tuple[int, int]:
-        """How threads share the loops that read a table: see :func:`torchmdnet.ops.kernels.tensor_edges.shares`."""
+        """How threads share the loops that read a table: see :func:`torchmdnet.ops.kernels.loops.blocks.shares`."""
         found = self._shares.get((table.shape, sums))
         if found is None:
             found = self._shares[table.shape, sums] = self._share(table, sums)
@@ -159,7 +160,7 @@ class Geometry:
     def _share(self, table: np.ndarray, sums: bool) -> tuple[int, int]:
         blocks, *_, channels = table.shape
         threads = kernels.cores.count() if self.work(blocks * channels) >= kernels.WORTH_THREADS else 1
-        return kernels.tensor_edge_loops().shares(threads, blocks, len(self.schedule.chunk) - 1, sums=sums)
+        return loops.blocks.shares(threads, blocks, len(self.schedule.chunk) - 1, sums=sums)
 
     def where(self, table: np.ndarray, *, sums: bool = False) -> tuple[Any, ...]:
         """Indices as the loops that read a table take them, behind the coefficients' places."""
@@ -190,9 +191,10 @@ class Geometry:
         of_dist = torch.empty(self.dist.shape, dtype=self.dtype)
         found = {size: [x.array for (_, n), x in self._gradients.items() if n == size] for size in (1, 4)}
         of_edge, of_reverse = (np.concatenate([*found[n], np.empty((0, E, n), self.u.dtype)]) for n in (1, 4))
-        loops, vec = kernels.vector_edge_loops(), of_vec.numpy()
-        loops.vectors_backward(40 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
-        loops.distances_backward(self.u, self.row, of_reverse, of_edge[:, :, 0], vec, of_dist.numpy())
+        vec = of_vec.numpy()
+        loops.geometry.direction_vectors_backward(40 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
+        edges = (self.u, self.row, of_reverse, of_edge[:, :, 0], vec)
+        loops.geometry.direction_distances_backward(*edges, of_dist.numpy())
         return of_vec, of_dist
 
     # ------------------------------------------------------------------------------ a direction of change, for training
@@ -280,7 +282,7 @@ class TensorGeometry:
         self.coef, self.slope = self.empty(P, num), self.empty(P, num)
         cell = np.empty(P, np.int64)
         arrays = (vec.detach().contiguous().numpy(), self.dist, row, *grid, _BASIS, handedness)
-        kernels.network_loops().geometry(40 * E, *arrays, self.Y, self.u, self.coef, self.slope, cell)
+        loops.geometry.tensor_geometry(40 * E, *arrays, self.Y, self.u, self.coef, self.slope, cell)
         num_rows = 0 if spline is None else spline.num_cells + 6
         made = (self.places, self.coef, self.slope)
         self.by_receiver = Order(*made, sender, row, pairs.row_start.numpy(), cell, num_rows)
@@ -308,7 +310,7 @@ class TensorGeometry:
         made = Readings(coef, slope, self.empty(P), self.empty(P), cell)
         no_edges = np.empty((0, 3), coef.dtype), self.dist, self.row[:0]
         out = (np.empty((0, 4), coef.dtype), coef, slope, made.fade, made.steep, cell)
-        kernels.vector_edge_loops().geometry(40 * P, *no_edges, *grid, _BASIS, lower, upper, *out)
+        loops.geometry.direction_geometry(40 * P, *no_edges, *grid, _BASIS, lower, upper, *out)
         if spline is not None:
             return made
         value, rise = self.empty(P, 2), self.empty(P, 2)
@@ -321,13 +323,13 @@ class TensorGeometry:
         return channels * (3 * num * rows * blends + of_edge * len(self.row))
 
     def shares(self, table: np.ndarray, *, sums: bool = False) -> tuple[int, int]:
-        """How threads share the loops that read a table: see :func:`torchmdnet.ops.kernels.tensor_edges.shares`."""
+        """How threads share the loops that read a table: see :func:`torchmdnet.ops.kernels.loops.blocks.shares`."""
         found = self._shares.get((table.shape, sums))
         if found is None:
-            loops, (blocks, *_, size) = kernels.tensor_edge_loops(), table.shape
+            blocks, *_, size = table.shape
             is_worth = 27 * len(self.row) * blocks * size >= kernels.WORTH_THREADS
             threads, chunks = kernels.cores.count() if is_worth else 1, len(self.by_receiver.schedule.chunk) - 1
-            found = self._shares[table.shape, sums] = loops.shares(threads, blocks, chunks, sums=sums)
+            found = self._shares[table.shape, sums] = loops.blocks.shares(threads, blocks, chunks, sums=sums)
         return found
 
     def clear(self) -> None:
@@ -353,14 +355,15 @@ class TensorGeometry:
 
     def backward(self) -> tuple[Tensor, Tensor]:
         """Gradients in the vectors (E, 3) and the distances (P,), of all that was found."""
-        loops, E = kernels.network_loops(), len(self.row)
+        E = len(self.row)
         of_vec, of_dist = torch.empty(E, 3, dtype=self.dtype), torch.empty(self.dist.shape, dtype=self.dtype)
         none = np.empty((0, E), self.u.dtype)
         of_Y = np.concatenate([*(x.array for x in self._of_Y), np.empty((0, E, 8), self.u.dtype)])
-        loops.vectors_backward(40 * E, self.u, self.dist, self.row, self.handedness, of_Y, of_vec.numpy())
+        edges = (self.u, self.dist, self.row, self.handedness)
+        loops.geometry.tensor_vectors_backward(40 * E, *edges, of_Y, of_vec.numpy())
         there, back = (np.concatenate([*(x.array for x in self._of_edges[way]), none]) for way in (False, True))
         edges = (self.u, self.row, self.by_sender.row, of_vec.numpy(), there, back)
-        loops.distances_backward(*edges, of_dist.numpy())
+        loops.geometry.tensor_distances_backward(*edges, of_dist.numpy())
         for more in self._of_dist:
             of_dist += more
         return of_vec, of_dist
@@ -372,8 +375,7 @@ class TensorGeometry:
         self._moved = self.places.empty(E, 9), self.places.empty(*self.slope.shape)
         self.dY, dcoef = (x.array for x in self._moved)
         arrays = (self.u, self.dist, self.row, self.handedness, self.slope, dvec.contiguous().numpy())
-        loops = kernels.network_loops()
-        loops.geometry_tangent(40 * E, *arrays, ddist.contiguous().numpy(), self.dY, dcoef)
+        loops.geometry.tensor_geometry_tangent(40 * E, *arrays, ddist.contiguous().numpy(), self.dY, dcoef)
         for order in {id(order): order for order in (self.by_receiver, self.by_sender)}.values():
             order.move(dcoef)
 
@@ -406,7 +408,7 @@ class Order:
         num_rows: int,
     ) -> None:
         self.far, self.row, self.start, self._places, self._slope = far, row, start, places, slope
-        self.schedule = kernels.tensor_edge_loops().schedule(cell, row, start, num_rows)
+        self.schedule = loops.blocks.schedule(cell, row, start, num_rows)
         self.place = cell[self.schedule.rows]
         self._held: dict[str, Buffer] = {}
         self.coef = self._picked("coef", coef)  # (n, K) in the order in which loops come to the pairs
@@ -422,7 +424,7 @@ class Order:
 
     def _picked(self, name: str, values: np.ndarray) -> np.ndarray:
         out = self._held[name] = self._places.empty(len(self.schedule.rows), values.shape[1])
-        kernels.tensor_edge_loops().pick(values, self.schedule.rows, out.array)
+        loops.blocks.pick(values, self.schedule.rows, out.array)
         return out.array
 
     def where(self, shares: tuple[int, int]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import is_plain, layer_norm
-from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.messages import RadialPoints, gather_weight_sum
 from torchmdnet.tape.memory import Buffer
 from torchmdnet.tape.tape import Definitions, Run, Step, unhooked
@@ -295,7 +295,7 @@ class Message(Step):
         F = self._channels(run)
         out = run.tape.empty(N, F)
         arrays = (coef, at.place, run.table, sent.array)
-        kernels.vector_edge_loops().message_sum(at.work(F), *arrays, *at.where(run.table), out.array)
+        loops.message.scalar_message_sum(at.work(F), *arrays, *at.where(run.table), out.array)
         return out
 
     def _channels(self, run: Run) -> int:
@@ -306,9 +306,8 @@ class Message(Step):
         out, sides = run.tape.empty(*grad.shape), at.shares(run.table)[0]
         run.given = pack(run, grad)
         arrays = (*run.at, at.place, run.table, run.given.array, run.sent.array)
-        out_edge = at.gradient(sides)[:, :, 0]
-        loops = kernels.vector_edge_loops()
-        loops.message_backward(2 * at.work(grad.shape[1]), *arrays, *at.where(run.table), out.array, out_edge)
+        work, out_edge = 2 * at.work(grad.shape[1]), at.gradient(sides)[:, :, 0]
+        loops.message.scalar_message_backward(work, *arrays, *at.where(run.table), out.array, out_edge)
         return (out,)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer:
@@ -325,7 +324,7 @@ class Message(Step):
         at, F = run.tape.geometry, self._channels(run)
         out = run.tape.empty(at.num_atoms, F)
         arrays = (run.at.coef, run.dcoef, at.place, run.table, X.array, dX.array)
-        kernels.vector_edge_loops().message_tangent(2 * at.work(F), *arrays, *at.where(run.table), out.array)
+        loops.message.scalar_message_tangent(2 * at.work(F), *arrays, *at.where(run.table), out.array)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
@@ -336,8 +335,8 @@ class Message(Step):
             dsent = tape.zeros(*run.sent.shape)
         out = tape.empty(ranges, *run.table.shape)
         arrays = (run.at.coef, run.dcoef, at.place, O.array, run.given.array, run.sent.array, dsent.array)
-        where, loops = at.where(run.table, sums=True), kernels.vector_edge_loops()
-        loops.message_reverse(2 * at.work(grads[0].shape[1]), *arrays, *where, out.array)
+        where = at.where(run.table, sums=True)
+        loops.message.scalar_message_reverse(2 * at.work(grads[0].shape[1]), *arrays, *where, out.array)
         table = tape.tables.table(self.function)
         tape.add(table, unpacked(out, table.shape))
         return (self._changed(run, run.given, O),)
@@ -345,15 +344,15 @@ class Message(Step):
 
 def packed(table: Tensor) -> Any:
     """A table (R, L, F) in blocks of channels, as loops over edges read it."""
-    return kernels.tensor_edge_loops().packed(table.detach().contiguous().numpy())
+    return loops.blocks.packed(table.detach().contiguous().numpy())
 
 
 def pack(run: Run, X: Buffer) -> Buffer:
     """Features (N, F) or (N, C, F) in blocks of channels, (B, N, C, 2 lanes)."""
     array = X.array if len(X.shape) == 3 else X.array[:, None]
-    size = kernels.tensor_edge_loops().block_size(array.itemsize)
+    size = loops.blocks.block_size(array.itemsize)
     out = run.tape.empty(-(-array.shape[2] // size), *array.shape[:2], size)
-    kernels.tensor_edge_loops().pack(array.size, array, out.array)
+    loops.blocks.pack(array.size, array, out.array)
     return out
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from torchmdnet.nn.filters import RadialFunction
-from torchmdnet.ops import kernels
 from torchmdnet.ops.irreps import (
     PARTS,
     harmonics,
@@ -22,6 +21,7 @@ from torchmdnet.ops.irreps import (
     scale_parts,
     squared_norm,
 )
+from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.messages import embed_edges, gather_weight_sum
 from torchmdnet.tape.memory import Buffer
 from torchmdnet.tape.steps import pack, packed, unpacked
@@ -66,7 +66,7 @@ class EmbedEdges(Step):
         run.Z, run.width, out, there = pack(run, inputs[0]), F, run.tape.empty(N, 9, F), at.by_receiver
         arrays = (there.coef, there.place, run.table, at.Y, run.Z.array)
         where = there.where(at.shares(run.table))
-        kernels.tensor_edge_loops().embed_sum(at.work(F, 1, 15), *arrays, *where, out.array)
+        loops.embedding.embed_sum(at.work(F, 1, 15), *arrays, *where, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[None]:
@@ -75,7 +75,7 @@ class EmbedEdges(Step):
         run.given = pack(run, grads[0])
         arrays = (there.coef, there.slope, there.place, run.table, run.given.array, at.Y, run.Z.array)
         out = at.gradient_of_directions(shares[0]), at.gradient_of_edges(shares[0], by_sender=False)
-        kernels.tensor_edge_loops().embed_backward(at.work(F, 2, 24), *arrays, *there.where(shares), *out)
+        loops.embedding.embed_backward(at.work(F, 2, 24), *arrays, *there.where(shares), *out)
         return (None,)  # factors do not depend on the geometry
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer:
@@ -84,7 +84,7 @@ class EmbedEdges(Step):
         there, out = at.by_receiver, run.tape.empty(at.num_atoms, 9, F)
         arrays = (there.coef, there.dcoef, there.place, run.table, at.Y, at.dY, run.Z.array)
         where = there.where(at.shares(run.table))
-        kernels.tensor_edge_loops().embed_tangent(at.work(F, 2, 30), *arrays, *where, out.array)
+        loops.embedding.embed_tangent(at.work(F, 2, 30), *arrays, *where, out.array)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
@@ -92,8 +92,7 @@ class EmbedEdges(Step):
         there, shares = at.by_receiver, at.shares(run.table, sums=True)
         table, Z, O = tape.empty(shares[1], *run.table.shape), tape.empty(shares[1], *run.Z.shape), pack(run, grads[0])
         arrays = (there.coef, there.dcoef, there.place, run.table, O.array, run.given.array, at.Y, at.dY, run.Z.array)
-        loops = kernels.tensor_edge_loops()
-        loops.embed_reverse(at.work(F, 4, 50), *arrays, *there.where(shares), table.array, Z.array)
+        loops.embedding.embed_reverse(at.work(F, 4, 50), *arrays, *there.where(shares), table.array, Z.array)
         of_table = tape.tables.table(self.function)
         tape.add(of_table, unpacked(table, of_table.shape))
         return (Buffer(unpacked(Z, (0, 2, F))),)
@@ -121,7 +120,7 @@ class TensorMessage(Step):
         Y = pack(run, run.Y)
         arrays = (there.coef, there.place, run.table, Y.array)
         where = there.where(at.shares(run.table))
-        kernels.tensor_edge_loops().message_sum(at.work(F, 1, 9), *arrays, *where, out.array)
+        loops.message.message_sum(at.work(F, 1, 9), *arrays, *where, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
@@ -130,7 +129,7 @@ class TensorMessage(Step):
         O, Y = pack(run, run.given), pack(run, run.Y)
         arrays = (back.coef, back.slope, back.place, run.table, O.array, Y.array)
         edges, work = at.gradient_of_edges(shares[0], by_sender=True), at.work(grads[0].shape[2], 2, 21)
-        kernels.tensor_edge_loops().message_backward(work, *arrays, *back.where(shares), out.array, edges)
+        loops.message.message_backward(work, *arrays, *back.where(shares), out.array, edges)
         return (out,)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer:
@@ -144,17 +143,17 @@ class TensorMessage(Step):
         at, out = run.tape.geometry, run.tape.empty(*run.Y.shape)
         arrays = (order.coef, order.dcoef, order.place, run.table, X.array, dX.array)
         work, where = at.work(run.Y.shape[2], 2, 18), order.where(at.shares(run.table))
-        kernels.tensor_edge_loops().message_tangent(work, *arrays, *where, out.array)
+        loops.message.message_tangent(work, *arrays, *where, out.array)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
-        at, tape, loops = run.tape.geometry, run.tape, kernels.tensor_edge_loops()
+        at, tape = run.tape.geometry, run.tape
         there, shares = at.by_receiver, at.shares(run.table, sums=True)
         O, dO = pack(run, grads[0]), pack(run, run.given)
         found = self._changed(run, at.by_sender, dO, O)
         table, Y, dY = tape.empty(shares[1], *run.table.shape), pack(run, run.Y), pack(run, run.dx)
         arrays = (there.coef, there.dcoef, there.place, O.array, dO.array, Y.array, dY.array)
-        loops.message_reverse(at.work(run.Y.shape[2], 2, 27), *arrays, *there.where(shares), table.array)
+        loops.message.message_reverse(at.work(run.Y.shape[2], 2, 27), *arrays, *there.where(shares), table.array)
         of_table = tape.tables.table(self.function)
         tape.add(of_table, unpacked(table, of_table.shape))
         return (found,)
@@ -207,17 +206,16 @@ class _Matrices:
     """Matrices of the three parts, (3, G, F), as loops read them."""
 
     def __init__(self, weights: Tensor) -> None:
-        network = kernels.network_loops()
         self.weights, self.packed = weights, None
         self.widths = weights.shape[1], weights.shape[2]
-        if network.can_pack(min(self.widths), weights.element_size()):
+        if loops.mixing.can_pack(min(self.widths), weights.element_size()):
             array = weights.numpy()
-            self.packed = network.pack(array, turned=True), network.pack(array, turned=False)
+            self.packed = loops.mixing.pack(array, turned=True), loops.mixing.pack(array, turned=False)
 
     def multiply(self, X: np.ndarray, way: int, out: np.ndarray) -> None:
         """By the matrices, or with way 1 by their transposes."""
         if self.packed is not None:
-            kernels.network_loops().mix(X.size * out.shape[2], X, self.packed[way], out)
+            loops.mixing.mix(X.size * out.shape[2], X, self.packed[way], out)
             return
         weights = self.weights if way else self.weights.transpose(1, 2)
         parts = (torch.from_numpy(x).split(PARTS, dim=1) for x in (X, out))
@@ -233,7 +231,7 @@ class Normalize(Step):
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (run.x,), out = inputs, run.tape.empty(*inputs[0].shape)
-        kernels.node_loops().normalize(8 * run.x.array.size, run.x.array, out.array)
+        loops.algebra.normalize(8 * run.x.array.size, run.x.array, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
@@ -241,7 +239,7 @@ class Normalize(Step):
 
     def _along(self, run: Run, change: Buffer) -> Buffer:
         out = run.tape.empty(*run.x.shape)
-        kernels.node_loops().normalize_backward(8 * run.x.array.size, run.x.array, change.array, out.array)
+        loops.algebra.normalize_backward(8 * run.x.array.size, run.x.array, change.array, out.array)
         return out
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -253,7 +251,7 @@ class Normalize(Step):
             return (self._along(run, grads[0]),)
         out, x = run.tape.empty(*run.x.shape), run.x.array
         arrays = (x, run.dx.array, grads[0].array, run.slopes[0].array)
-        kernels.node_loops().normalize_reverse(16 * x.size, *arrays, out.array)
+        loops.algebra.normalize_reverse(16 * x.size, *arrays, out.array)
         return (out,)
 
 
@@ -277,13 +275,13 @@ class Interact(Step):
         factor = self.factor if self.both else torch.ones_like(self.factor)
         run.factor = factor.detach().contiguous().numpy()
         out, size = run.tape.empty(*run.Y.shape), run.Y.array.size
-        kernels.node_loops().interact(16 * size, run.Y.array, run.M.array, run.factor, self.both, out.array)
+        loops.algebra.interact(16 * size, run.Y.array, run.M.array, run.factor, self.both, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
         of_Y, of_M, size = run.tape.empty(*run.Y.shape), run.tape.empty(*run.Y.shape), run.Y.array.size
         arrays = (run.Y.array, run.M.array, run.factor, self.both, grads[0].array)
-        kernels.node_loops().interact_backward(48 * size, *arrays, of_Y.array, of_M.array)
+        loops.algebra.interact_backward(48 * size, *arrays, of_Y.array, of_M.array)
         return of_Y, of_M
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -293,7 +291,7 @@ class Interact(Step):
         run.dx = [run.tape.zeros(*run.Y.shape) if change is None else change for change in changes]
         out, size, (dY, dM) = run.tape.empty(*run.Y.shape), run.Y.array.size, run.dx
         arrays = (run.Y.array, run.M.array, dY.array, dM.array, run.factor, self.both)
-        kernels.node_loops().interact_tangent(32 * size, *arrays, out.array)
+        loops.algebra.interact_tangent(32 * size, *arrays, out.array)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
@@ -302,7 +300,7 @@ class Interact(Step):
         of_Y, of_M, size = run.tape.empty(*run.Y.shape), run.tape.empty(*run.Y.shape), run.Y.array.size
         arrays = (run.Y.array, run.M.array, *(x.array for x in run.dx), run.factor, self.both)
         slopes = (grads[0].array, run.slopes[0].array)
-        kernels.node_loops().interact_reverse(96 * size, *arrays, *slopes, of_Y.array, of_M.array)
+        loops.algebra.interact_reverse(96 * size, *arrays, *slopes, of_Y.array, of_M.array)
         return of_Y, of_M
 
 
@@ -323,12 +321,12 @@ class Refine(Step):
         X, run.D = inputs
         run.factor = self.factor.detach().contiguous().numpy()
         out, size = run.tape.empty(*X.shape), X.array.size
-        kernels.node_loops().refine(16 * size, X.array, run.D.array, run.factor, out.array)
+        loops.algebra.refine(16 * size, X.array, run.D.array, run.factor, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
         of_D, size = run.tape.empty(*run.D.shape), run.D.array.size
-        kernels.node_loops().refine_backward(16 * size, run.D.array, run.factor, grads[0].array, of_D.array)
+        loops.algebra.refine_backward(16 * size, run.D.array, run.factor, grads[0].array, of_D.array)
         return grads[0], of_D
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -337,7 +335,7 @@ class Refine(Step):
             return None
         dX, dD = (run.tape.zeros(*run.D.shape) if change is None else change for change in changes)
         run.dx, out, size = dD, run.tape.empty(*run.D.shape), run.D.array.size
-        kernels.node_loops().refine_tangent(32 * size, run.D.array, dX.array, dD.array, run.factor, out.array)
+        loops.algebra.refine_tangent(32 * size, run.D.array, dX.array, dD.array, run.factor, out.array)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
@@ -345,7 +343,7 @@ class Refine(Step):
             return self.backward(run, *grads)
         of_D, size = run.tape.empty(*run.D.shape), run.D.array.size
         arrays = (run.D.array, run.dx.array, run.factor, grads[0].array, run.slopes[0].array)
-        kernels.node_loops().refine_reverse(32 * size, *arrays, of_D.array)
+        loops.algebra.refine_reverse(32 * size, *arrays, of_D.array)
         return grads[0], of_D
 
 
@@ -359,13 +357,13 @@ class ScaleParts(Step):
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         run.X, run.gate = inputs
         out = run.tape.empty(*run.X.shape)
-        kernels.network_loops().scale(run.X.array.size, run.X.array, run.gate.array, out.array)
+        loops.algebra.gate(run.X.array.size, run.X.array, run.gate.array, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
         of_X, of_gate = run.tape.empty(*run.X.shape), run.tape.empty(*run.gate.shape)
         arrays = (run.X.array, run.gate.array, grads[0].array, of_X.array, of_gate.array)
-        kernels.network_loops().scale_backward(run.X.array.size, *arrays)
+        loops.algebra.gate_backward(run.X.array.size, *arrays)
         return of_X, of_gate
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -376,7 +374,7 @@ class ScaleParts(Step):
         run.dx = [run.tape.zeros(*x.shape) if change is None else change for change, x in given]
         out, (dX, dgate) = run.tape.empty(*run.X.shape), run.dx
         arrays = (run.X.array, dX.array, run.gate.array, dgate.array, out.array)
-        kernels.network_loops().scale_tangent(run.X.array.size, *arrays)
+        loops.algebra.gate_tangent(run.X.array.size, *arrays)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
@@ -384,7 +382,7 @@ class ScaleParts(Step):
             return self.backward(run, *grads)
         of_X, of_gate, (dX, dgate) = run.tape.empty(*run.X.shape), run.tape.empty(*run.gate.shape), run.dx
         arrays = (run.X.array, dX.array, run.gate.array, dgate.array, grads[0].array, run.slopes[0].array)
-        kernels.network_loops().scale_reverse(2 * run.X.array.size, *arrays, of_X.array, of_gate.array)
+        loops.algebra.gate_reverse(2 * run.X.array.size, *arrays, of_X.array, of_gate.array)
         return of_X, of_gate
 
 
@@ -397,12 +395,12 @@ class SquaredNorm(Step):
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (run.x,) = inputs
         out = run.tape.empty(run.x.shape[0], run.x.shape[2])
-        kernels.network_loops().squared_norms(run.x.array.size, run.x.array, out.array)
+        loops.algebra.squared_norms(run.x.array.size, run.x.array, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
         out = run.tape.zeros(*run.x.shape)
-        kernels.network_loops().add_norms_backward(run.x.array.size, run.x.array, grads[0].array, out.array)
+        loops.algebra.add_norms_backward(run.x.array.size, run.x.array, grads[0].array, out.array)
         return (out,)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -410,14 +408,14 @@ class SquaredNorm(Step):
         if run.dx is None:
             return None
         out = run.tape.empty(run.x.shape[0], run.x.shape[2])
-        kernels.network_loops().squared_norms_tangent(run.x.array.size, run.x.array, run.dx.array, out.array)
+        loops.algebra.squared_norms_tangent(run.x.array.size, run.x.array, run.dx.array, out.array)
         return out
 
     def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
         (out,) = self.backward(run, *grads)
         if run.dx is not None:
             arrays = (run.dx.array, run.slopes[0].array, out.array)
-            kernels.network_loops().add_norms_backward(run.x.array.size, *arrays)
+            loops.algebra.add_norms_backward(run.x.array.size, *arrays)
         return (out,)
 
 
@@ -430,7 +428,7 @@ class PartNorms(Step):
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (run.x,) = inputs
         out = run.tape.empty(run.x.shape[0], 3 * run.x.shape[2])
-        kernels.node_loops().part_norms(run.x.array.size, run.x.array, out.array)
+        loops.algebra.part_norms(run.x.array.size, run.x.array, out.array)
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
@@ -439,7 +437,7 @@ class PartNorms(Step):
     def _scaled(self, run: Run, X: Buffer, grad: Buffer) -> Buffer:
         """2 X with each part times its gradient."""
         out = run.tape.empty(*X.shape)
-        kernels.node_loops().part_norms_backward(X.array.size, X.array, grad.array, out.array)
+        loops.algebra.part_norms_backward(X.array.size, X.array, grad.array, out.array)
         return out
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:

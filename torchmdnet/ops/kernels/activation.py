@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.kernels.forms import Stage
-from torchmdnet.ops.kernels.operators import edge_network_loops
+from torchmdnet.ops.kernels.layout import array
 
 __all__ = ["silu"]
 
 
 def _silu_value(x: Tensor) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    edge_network_loops().silu(20 * x.numel(), _array(x), _no_bias(x), out.numpy())
+    loops.activation.silu(20 * x.numel(), array(x), _no_bias(x), out.numpy())
     return out
 
 
@@ -35,7 +36,7 @@ def _silu_slope_definition(x: Tensor, grad: Tensor) -> Tensor:
 
 def _silu_slope_value(x: Tensor, grad: Tensor) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    edge_network_loops().silu_backward(20 * x.numel(), _array(x), _no_bias(x), _array(grad), out.numpy())
+    loops.activation.silu_backward(20 * x.numel(), array(x), _no_bias(x), array(grad), out.numpy())
     return out
 
 
@@ -43,8 +44,8 @@ def _silu_slope_gradients(
     grad: Tensor, needed: tuple[bool, ...], x: Tensor, inner: Tensor
 ) -> tuple[Tensor | None, ...]:
     of_x, of_inner = torch.empty_like(grad), torch.empty_like(grad)
-    arrays = (_array(x), _array(inner), _array(grad), of_x.numpy(), of_inner.numpy())
-    edge_network_loops().silu_twice(20 * x.numel(), *arrays)
+    arrays = (array(x), array(inner), array(grad), of_x.numpy(), of_inner.numpy())
+    loops.activation.silu_twice(20 * x.numel(), *arrays)
     return of_x, of_inner
 
 
@@ -54,7 +55,3 @@ _silu_slope = Stage("silu_slope", _silu_slope_definition, _silu_slope_value, _si
 
 def _no_bias(x: Tensor) -> Any:
     return torch.zeros_like(x[0]).numpy() if x.shape[0] else x.detach().numpy()
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()

@@ -11,8 +11,8 @@ Nothing stops a vector from reaching beyond its array, so loops keep to a rule f
   vectors and then what is left singly ask :func:`num_lanes`.
 - Where a vector begins, if the last one is to end with the row, is for :func:`fit` to say. Such vectors overlap, so
   they are stored and never added to what is there.
-- Callers ask :func:`torchmdnet.ops.kernels.can_loop` with the channels of a row; where it says no the definition in
-  PyTorch runs.
+- Callers ask :func:`torchmdnet.ops.kernels.has_cpu_loops` with the channels of a row; where there are none the
+  definition in PyTorch runs.
 
 With ``TORCHMDNET_CHECK_LOOPS=1`` in the environment every access is compared with the size of its array, and raises
 ``IndexError`` beyond it. That is slow, compiles anew in every process, and is for one thread.

@@ -11,7 +11,11 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from torchmdnet.ops.kernels import EdgeLayout, attending, operators
+from torchmdnet.ops.kernels import EdgeLayout, algebra
+from torchmdnet.ops.kernels.attention import ContractionForm
+from torchmdnet.ops.kernels.embedding import EmbeddingForm
+from torchmdnet.ops.kernels.message import MessageForm
+from torchmdnet.ops.kernels.mixing import MixingForm
 from torchmdnet.ops.triton import edges, nodes
 
 __all__ = [
@@ -136,7 +140,7 @@ def _of_table(
     return out
 
 
-class _Message(operators._Message):
+class _Message(MessageForm):
     """By kernels that see ``here``, the features of the receiver, and ``there``, those of the sender."""
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
@@ -163,7 +167,7 @@ class _Message(operators._Message):
         return found | {slot: self.derivative(slot, known, shapes[slot], where) for slot in rest}
 
 
-class _Embedding(operators._Embedding):
+class _Embedding(EmbeddingForm):
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
         at = where
         tensors = dict(zip(known, _ready(*known.values()), strict=True))
@@ -215,7 +219,7 @@ class _Embedding(operators._Embedding):
         return found
 
 
-class _Contraction(attending._Contraction):
+class _Contraction(ContractionForm):
     """Messages of one component whose weights have a factor S for each head besides."""
 
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: EdgeLayout) -> Tensor:
@@ -245,7 +249,7 @@ class _Contraction(attending._Contraction):
 
 message, embedding, contraction = _Message(), _Embedding(), _Contraction()
 #: Batched matrix products, which PyTorch does on every device.
-mixing = operators._Mixing()
+mixing = MixingForm()
 
 
 # ----------------------------------------------------------------------------------------------- atoms and channels
@@ -257,7 +261,7 @@ def _on_channels(kernel: Any, X: Tensor, *args: Any, **options: Any) -> None:
     _launch(kernel, (triton.cdiv(size, BLOCK),), *args, size, F, BLOCK=BLOCK, **options)
 
 
-class _Product(operators._Product):
+class _Product(algebra.ProductForm):
     def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: bool) -> Tensor:
         left, right = {"O": ("X", "Y"), "X": ("O", "Y"), "Y": ("X", "O")}[slot]
         A, B = _ready(known[left], known[right])
@@ -303,16 +307,16 @@ def _slope_value(X: Tensor, grad: Tensor) -> Tensor:
     return _map(nodes.normalize_backward)(X, grad)[0]
 
 
-normalize_slope = operators._normalize_slope._replace(
+normalize_slope = algebra.normalize_slope._replace(
     value=_slope_value,
     gradients=lambda grad, needed, X, inner: _map(nodes.normalize_twice, 2)(X, inner, grad),
 )
-normalize = operators.normalize._replace(value=lambda X: _map(nodes.normalize)(X)[0])
-norms_by_part = operators.norms_by_part._replace(
+normalize = algebra.normalize._replace(value=lambda X: _map(nodes.normalize)(X)[0])
+norms_by_part = algebra.norms_by_part._replace(
     value=_norms_value, gradients=lambda grad, needed, X: _map(nodes.part_norms_backward)(X, grad)
 )
-interact = operators._interact._replace(value=_interact_value, gradients=_interact_gradients)
-refine = operators.refine._replace(
+interact = algebra.INTERACT._replace(value=_interact_value, gradients=_interact_gradients)
+refine = algebra.refine._replace(
     value=lambda X, D, factor: _map(nodes.refine)(X, D, factor)[0],
     gradients=lambda grad, needed, X, D, factor: (grad, *_map(nodes.refine_backward)(D, factor, grad), None),
 )

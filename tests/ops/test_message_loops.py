@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchmdnet.ops.kernels import tensor_edges as loops
+from torchmdnet.ops.kernels.loops import blocks, embedding, message
 
 PARTS = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2])
 
@@ -74,9 +74,9 @@ def make_case(channels: int, num_coefs: int, num_atoms: int = 23) -> Case:
 
 
 def packed(X: Tensor) -> np.ndarray:
-    size = loops.block_size(X.element_size())
+    size = blocks.block_size(X.element_size())
     out = np.full((-(-X.shape[2] // size), *X.shape[:2], size), np.nan, X.numpy().dtype)
-    loops.pack(X.numel(), X.numpy(), out)
+    blocks.pack(X.numel(), X.numpy(), out)
     return out
 
 
@@ -87,14 +87,14 @@ def unpacked(ranges: np.ndarray, channels: int) -> Tensor:
 @pytest.fixture(params=[(16, 6, (1, 1)), (5, 6, (1, 3)), (24, 6, (2, 1)), (24, 2, (3, 2)), (13, 3, (1, 1))], ids=str)
 def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     channels, num_coefs, shares = request.param
-    monkeypatch.setattr(loops, "ROOM", 25)
+    monkeypatch.setattr(blocks, "ROOM", 25)
     case = make_case(channels, num_coefs)
-    plan = loops.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 0 if num_coefs == 2 else 31)
+    plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 0 if num_coefs == 2 else 31)
     assert len(plan.chunk) > 3
     where = (case.sender.numpy(), plan.slot, plan.chunk, plan.first, case.row_start.numpy(), plan.most, *shares)
     coefs = [np.empty((len(plan.rows), num_coefs)) for _ in range(2)]
     for values, out in zip((case.coef, case.dcoef), coefs, strict=True):
-        loops.pick(values.numpy(), plan.rows, out)
+        blocks.pick(values.numpy(), plan.rows, out)
     place = case.cell.numpy()[plan.rows]
     make = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def assert_close(found: Any, wanted: Tensor) -> None:
 
 def test_every_edge_finds_its_pair_and_chunks_hold_all_receivers(setup: Any) -> None:
     case, *_ = setup
-    plan = loops.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), case.num_rows)
+    plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), case.num_rows)
     assert plan.chunk[0] == 0
     assert plan.chunk[-1] == case.num_atoms
     chunk_of_edge = np.searchsorted(plan.chunk, case.receiver.numpy(), side="right") - 1
@@ -123,9 +123,9 @@ def test_every_edge_finds_its_pair_and_chunks_hold_all_receivers(setup: Any) -> 
 def test_a_receiver_with_more_edges_than_a_chunk_has_room_for_is_a_chunk_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loops, "ROOM", 2)
+    monkeypatch.setattr(blocks, "ROOM", 2)
     case = make_case(8, 6)
-    plan = loops.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 31)
+    plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 31)
     assert plan.most == np.diff(case.row_start.numpy()).max()
 
 
@@ -133,7 +133,7 @@ def test_messages_and_their_gradients_are_those_of_the_definition(setup: Any) ->
     case, where, (coef, slope), place, shares, channels, make = setup
     X, O, tables = make(case.num_atoms, 9, channels), make(case.num_atoms, 9, channels), packed(case.table)
     out = np.full(X.shape, np.nan)
-    loops.message_sum(0, coef, place, tables, packed(X), *where, out)
+    message.message_sum(0, coef, place, tables, packed(X), *where, out)
     X.requires_grad_()
     wanted = case.gather(case.table, case.coef, X)
     assert_close(out, wanted.detach())
@@ -141,7 +141,7 @@ def test_messages_and_their_gradients_are_those_of_the_definition(setup: Any) ->
     sides, _ = shares
     per_edge = np.full((sides, len(case.sender)), np.nan)
     arrays = (coef, slope, place, tables, packed(O), packed(X.detach()))
-    loops.message_backward(0, *arrays, *where, out, per_edge)
+    message.message_backward(0, *arrays, *where, out, per_edge)
     assert_close(out, torch.autograd.grad(wanted, X, O)[0])
     steep = case.weights(case.table, case.dcoef)[:, PARTS]
     # an edge i <- j stands for what its distance does to the message from i to j
@@ -154,7 +154,7 @@ def test_derivatives_of_messages_along_a_direction_and_their_gradients_are_those
     X, dX, O, dO = (make(case.num_atoms, 9, channels) for _ in range(4))
     tables = packed(case.table)
     out = np.full(X.shape, np.nan)
-    loops.message_tangent(0, *coefs, place, tables, packed(X), packed(dX), *where, out)
+    message.message_tangent(0, *coefs, place, tables, packed(X), packed(dX), *where, out)
     table = case.table.clone().requires_grad_()
     value = case.gather(table, case.coef, X)
     change = case.gather(table, case.coef, dX) + case.gather(table, case.dcoef, X)
@@ -162,7 +162,7 @@ def test_derivatives_of_messages_along_a_direction_and_their_gradients_are_those
 
     _, ranges = shares
     of_table = np.full((ranges, *tables.shape), np.nan)
-    loops.message_reverse(0, *coefs, place, *(packed(x) for x in (O, dO, X, dX)), *where, of_table)
+    message.message_reverse(0, *coefs, place, *(packed(x) for x in (O, dO, X, dX)), *where, of_table)
     (wanted,) = torch.autograd.grad([value, change], table, [O, dO])
     assert_close(unpacked(of_table, channels), wanted)
 
@@ -172,7 +172,7 @@ def test_embeddings_and_their_gradients_are_those_of_the_definition(setup: Any) 
     Y, Z, O = make(len(case.sender), 9), make(case.num_atoms, 2, channels), make(case.num_atoms, 9, channels)
     tables = packed(case.table)
     out = np.full(O.shape, np.nan)
-    loops.embed_sum(0, coef, place, tables, Y.numpy(), packed(Z), *where, out)
+    embedding.embed_sum(0, coef, place, tables, Y.numpy(), packed(Z), *where, out)
     Y.requires_grad_()
     wanted = case.embed(case.table, case.coef, Y, Z)
     assert_close(out, wanted.detach())
@@ -180,7 +180,7 @@ def test_embeddings_and_their_gradients_are_those_of_the_definition(setup: Any) 
     sides, _ = shares
     of_Y, per_edge = np.full((sides, len(Y), 8), np.nan), np.full((sides, len(Y)), np.nan)
     arrays = (tables, packed(O), Y.detach().numpy(), packed(Z))
-    loops.embed_backward(0, coef, slope, place, *arrays, *where, of_Y, per_edge)
+    embedding.embed_backward(0, coef, slope, place, *arrays, *where, of_Y, per_edge)
     assert_close(of_Y.sum(0), torch.autograd.grad(wanted, Y, O)[0][:, 1:])
     factor = Z[case.receiver, 0] + Z[case.sender, 1]
     steep = (case.weights(case.table, case.dcoef) * factor[:, None])[:, PARTS]
@@ -196,7 +196,7 @@ def test_derivatives_of_embeddings_along_a_direction_and_their_gradients_are_tho
     tables = packed(case.table)
     out = np.full(O.shape, np.nan)
     arrays = (Y.numpy(), dY.numpy(), packed(Z))
-    loops.embed_tangent(0, *coefs, place, tables, *arrays, *where, out)
+    embedding.embed_tangent(0, *coefs, place, tables, *arrays, *where, out)
     table = case.table.clone().requires_grad_()
     Z.requires_grad_()
     value = case.embed(table, case.coef, Y, Z)
@@ -205,22 +205,22 @@ def test_derivatives_of_embeddings_along_a_direction_and_their_gradients_are_tho
 
     _, ranges = shares
     of_table, of_Z = np.full((ranges, *tables.shape), np.nan), np.full((ranges, *arrays[2].shape), np.nan)
-    loops.embed_reverse(0, *coefs, place, tables, packed(O), packed(dO), *arrays, *where, of_table, of_Z)
+    embedding.embed_reverse(0, *coefs, place, tables, packed(O), packed(dO), *arrays, *where, of_table, of_Z)
     wanted = torch.autograd.grad([value, change], [table, Z], [O, dO])
     assert_close(unpacked(of_table, channels), wanted[0])
     assert_close(unpacked(of_Z, channels), wanted[1])
 
 
 def test_threads_share_blocks_of_channels_unless_receivers_are_many() -> None:
-    assert loops.shares(1, 8, 20) == (1, 1)
-    assert loops.shares(2, 8, 20) == (2, 16)
-    assert loops.shares(2, 8, 3) == (2, 3)
-    assert loops.shares(20, 8, 20) == (8, 20)
-    assert loops.shares(20, 8, 20 * loops.MANY) == (1, 320)
+    assert blocks.shares(1, 8, 20) == (1, 1)
+    assert blocks.shares(2, 8, 20) == (2, 16)
+    assert blocks.shares(2, 8, 3) == (2, 3)
+    assert blocks.shares(20, 8, 20) == (8, 20)
+    assert blocks.shares(20, 8, 20 * blocks.MANY) == (1, 320)
 
 
 def test_what_ranges_sum_is_made_once_for_each_thread() -> None:
-    assert loops.shares(1, 8, 20, sums=True) == (1, 1)
-    assert loops.shares(2, 8, 20, sums=True) == (2, 1)
-    assert loops.shares(20, 8, 20, sums=True) == (8, 2)
-    assert loops.shares(20, 8, 20 * loops.MANY, sums=True) == (1, 20)
+    assert blocks.shares(1, 8, 20, sums=True) == (1, 1)
+    assert blocks.shares(2, 8, 20, sums=True) == (2, 1)
+    assert blocks.shares(20, 8, 20, sums=True) == (8, 2)
+    assert blocks.shares(20, 8, 20 * blocks.MANY, sums=True) == (1, 20)

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_tensor_edges import make_case, packed, unpacked
+from test_message_loops import make_case, packed, unpacked
 from torch import Tensor
 
-from torchmdnet.ops.kernels import attention_passes as passes
 from torchmdnet.ops.kernels import sharing
-from torchmdnet.ops.kernels import tensor_edges as blocks
-from torchmdnet.ops.kernels import vector_edges as loops
+from torchmdnet.ops.kernels.loops import attention_atoms, attention_keys, attention_values, blocks
 from torchmdnet.ops.kernels.work import lanes_of
 
 #: Parts of the filters of values, by components sent.
@@ -221,7 +219,7 @@ def test_products_of_keys_change_as_their_formula_does(setup: Setup) -> None:
     case, d = setup.case, setup.case.changes
     out, (sender, _) = setup.empty(setup.num_pieces, setup.stride), ends(setup)
     arrays = (setup.pack(case.keys), *(setup.pack(x) for x in (case.q, d["q"], case.k, d["k"])), sender)
-    passes.key_tangent(0, *setup.coefs, *arrays, *setup.where, setup.width, out)
+    attention_keys.key_tangent(0, *setup.coefs, *arrays, *setup.where, setup.width, out)
     inputs = [case.q, case.k, case.edges.coef]
     _, wanted = along(lambda *x: case.product(*x, case.keys), inputs, [d["q"], d["k"], d["coef"]])
     setup.compare(setup.of_heads(out), wanted)
@@ -233,7 +231,7 @@ def test_gradients_of_keys_are_those_of_the_formula(setup: Setup) -> None:
     out, tables = setup.empty(case.q.shape[0], 3 * channels), setup.pack(case.keys)
     table = setup.empty(setup.shares[1], *tables.shape)
     arrays = (setup.rows(of_p), setup.rows(of_dp), *(setup.pack(x) for x in (case.q, d["q"], case.k, d["k"])))
-    passes.key_reverse(0, *setup.coefs, tables, *arrays, *ends(setup), *setup.where, setup.width, out, table)
+    attention_keys.key_reverse(0, *setup.coefs, tables, *arrays, *ends(setup), *setup.where, setup.width, out, table)
     weights = [case.q, case.k, case.keys.requires_grad_()]
     inputs = [case.q, case.k, case.edges.coef]
     found = along(lambda *x: case.product(*x, case.keys), inputs, [d["q"], d["k"], d["coef"]])
@@ -251,12 +249,12 @@ def test_attention_changes_as_its_formula_does_and_so_do_its_gradients(setup: Se
     fades = (setup.rows(case.fade), setup.rows(d["fade"]))
     value, change = along(lambda p, c: torch.nn.functional.silu(p) * c, [sums[0], case.fade], [sums[1], d["fade"]])
     out, other = (setup.empty(case.num_heads, setup.stride) for _ in range(2))
-    passes.attention_tangent(0, setup.rows(pieces), setup.rows(dpieces), *fades, out, other)
+    attention_keys.attention_tangent(0, setup.rows(pieces), setup.rows(dpieces), *fades, out, other)
     setup.compare(out[:, :E], value)
     setup.compare(other[:, :E], change)
 
     arrays = (setup.rows(pieces), setup.rows(dpieces), setup.rows(grad), setup.rows(dgrad), ends(setup)[1])
-    passes.attention_reverse(0, *arrays, *fades, out, other)
+    attention_keys.attention_reverse(0, *arrays, *fades, out, other)
     dp = sums[1].requires_grad_()
     value, change = along(lambda p, c: torch.nn.functional.silu(p) * c, [sums[0], case.fade], [dp, d["fade"]])
     given = [x.unflatten(0, (case.num_heads, -1)).sum(1)[:, case.reverse] for x in (grad, dgrad)]
@@ -273,7 +271,7 @@ def test_what_is_received_changes_as_its_formula_does(setup: Setup) -> None:
     arrays = (setup.rows(weight), setup.rows(dweight), setup.pack(case.V), setup.pack(d["V"]))
     arrays = (setup.pack(case.values), *arrays, setup.directions(case.u), setup.directions(d["u"]), sender)
     out = setup.received()
-    passes.value_tangent(0, *setup.coefs, *arrays, *setup.where, setup.width, *out)
+    attention_values.value_tangent(0, *setup.coefs, *arrays, *setup.where, setup.width, *out)
     setup.compare(joined(out), wanted)
 
 
@@ -290,7 +288,7 @@ def test_gradients_of_what_is_received_are_those_of_the_formula(setup: Setup) ->
     arrays = (setup.rows(weight), setup.rows(dweight), setup.pack(case.V), setup.pack(d["V"]))
     arrays = (*arrays, setup.directions(case.u), setup.directions(d["u"]), *(setup.pack(x) for x in grads))
     results = (out, pieces, dpieces, table)
-    passes.value_reverse(0, *setup.coefs, tables, *arrays, *ends(setup), *setup.where, setup.width, *results)
+    attention_values.value_reverse(0, *setup.coefs, tables, *arrays, *ends(setup), *setup.where, setup.width, *results)
     setup.compare(out, of_V)
     setup.compare(setup.of_heads(pieces)[:, case.reverse], of_weight)
     setup.compare(setup.of_heads(dpieces)[:, case.reverse], of_change)
@@ -309,22 +307,24 @@ def chain(setup: Setup) -> list[np.ndarray]:
     p, dp, of_a, of_da = (setup.empty(setup.num_pieces, E) for _ in range(4))
     a, da, of_p, of_dp = (setup.empty(case.num_heads, E) for _ in range(4))
     coef, _, place = setup.coefs
-    loops.key_products(much, coef, place, keys, Q, K, sender, *setup.where, width, p)
-    passes.key_tangent(much, *setup.coefs, keys, Q, dQ, K, dK, sender, *setup.where, width, dp)
+    attention_keys.key_products(much, coef, place, keys, Q, K, sender, *setup.where, width, p)
+    attention_keys.key_tangent(much, *setup.coefs, keys, Q, dQ, K, dK, sender, *setup.where, width, dp)
     p, dp = setup.in_heads(p), setup.in_heads(dp)
-    passes.attention_tangent(much, p, dp, fade, dfade, a, da)
+    attention_keys.attention_tangent(much, p, dp, fade, dfade, a, da)
     out, change = setup.received(), setup.received()
-    loops.value_sum(much, coef, place, values, a, V, u, sender, *setup.where, width, *out)
+    attention_values.value_sum(much, coef, place, values, a, V, u, sender, *setup.where, width, *out)
     both = (a, da, V, dV, u, du)
-    passes.value_tangent(much, *setup.coefs, values, *both, sender, *setup.where, width, *change)
+    attention_values.value_tangent(much, *setup.coefs, values, *both, sender, *setup.where, width, *change)
     of_V, of_values = setup.empty(N, case.C, channels), setup.empty(setup.shares[1], *values.shape)
     results = (of_V, of_a, of_da, of_values)
-    passes.value_reverse(much, *setup.coefs, values, *both, O, dO, sender, reverse, *setup.where, width, *results)
+    attention_values.value_reverse(
+        much, *setup.coefs, values, *both, O, dO, sender, reverse, *setup.where, width, *results
+    )
     of_a, of_da = setup.in_heads(of_a), setup.in_heads(of_da)
-    passes.attention_reverse(much, p, dp, of_a, of_da, reverse, fade, dfade, of_p, of_dp)
+    attention_keys.attention_reverse(much, p, dp, of_a, of_da, reverse, fade, dfade, of_p, of_dp)
     of_qk, of_keys = setup.empty(N, 2 * channels), setup.empty(setup.shares[1], *keys.shape)
     arrays = (keys, of_p, of_dp, Q, dQ, K, dK, sender, reverse)
-    passes.key_reverse(much, *setup.coefs, *arrays, *setup.where, width, of_qk, of_keys)
+    attention_keys.key_reverse(much, *setup.coefs, *arrays, *setup.where, width, of_qk, of_keys)
     out, change = joined(out), joined(change)
     return [out, change, of_V, of_qk, unpacked(of_keys, channels).numpy(), unpacked(of_values, channels).numpy()]
 
@@ -385,7 +385,7 @@ def test_what_atoms_send_changes_as_its_formula_does_and_so_do_its_gradients(cha
     value, found = along(sent, [projected, v], [change, dv])
     Q, K, V = np.full((B, N, 1, 8), np.nan), np.full((B, N, 1, 8), np.nan), np.full((B, N, 5, 8), np.nan)
     arrays = [x.detach().numpy() for x in (projected, change, v, dv)]
-    passes.send_tangent(0, *arrays, Q, K, V)
+    attention_atoms.send_tangent(0, *arrays, Q, K, V)
     assert_close(unpacked(np.concatenate([Q, K, V], axis=2)[None], channels), found)
     assert not np.concatenate([Q, K, V], axis=2)[-1, :, :, channels - 8 * (B - 1) :].any()
 
@@ -393,7 +393,7 @@ def test_what_atoms_send_changes_as_its_formula_does_and_so_do_its_gradients(cha
     wanted = torch.autograd.grad([value, found], [projected, v], grads)
     out, out_v = np.full((N, 5 * channels), np.nan), np.full((N, 3, channels), np.nan)
     given = [np.ascontiguousarray(x[:, 2:].numpy()) for x in grads]
-    passes.send_reverse(0, *arrays, *given, out, out_v)
+    attention_atoms.send_reverse(0, *arrays, *given, out, out_v)
     assert np.isnan(out[:, : 2 * channels]).all()
     assert_close(out[:, 2 * channels :], wanted[0][:, 2 * channels :])
     assert_close(out_v, wanted[1])
@@ -408,13 +408,13 @@ def test_what_atoms_receive_changes_as_its_formula_does_and_so_do_its_gradients(
     _, _, _, o, projected = (x.detach().numpy() for x in inputs)
     dx, dv, dm, do, dprojected = (x.numpy() for x in changes)
     out_x, out_v = np.full((N, F), np.nan), np.full((N, 3, F), np.nan)
-    passes.receive_tangent(0, dx, dv, dm, o, do, projected, dprojected, out_x, out_v)
+    attention_atoms.receive_tangent(0, dx, dv, dm, o, do, projected, dprojected, out_x, out_v)
     assert_close(np.concatenate([out_x[:, None], out_v], axis=1), found)
 
     grads = [random(*value.shape), random(*value.shape)]
     wanted = torch.autograd.grad([value, found], inputs[3:], grads)
     given = [np.ascontiguousarray(part) for x in grads for part in (x[:, 0].numpy(), x[:, 1:].numpy())]
     out_o, out_projected = np.full((N, 3 * F), np.nan), np.full((N, 3, 3 * F), np.nan)
-    passes.receive_reverse(0, *given, o, do, projected, dprojected, out_o, out_projected)
+    attention_atoms.receive_reverse(0, *given, o, do, projected, dprojected, out_o, out_projected)
     assert_close(out_o, wanted[0])
     assert_close(out_projected, wanted[1])

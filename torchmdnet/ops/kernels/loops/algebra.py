@@ -14,6 +14,34 @@ from torchmdnet.ops.kernels.sharing import claimed, compiled, moving
 from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, splat, store
 
 __all__ = [
+    "add_norms_backward",
+    "components",
+    "gate",
+    "gate_backward",
+    "gate_reverse",
+    "gate_tangent",
+    "interact",
+    "interact_backward",
+    "interact_reverse",
+    "interact_tangent",
+    "matrix_product",
+    "normalize",
+    "normalize_backward",
+    "normalize_reverse",
+    "normalize_twice",
+    "part_norms",
+    "part_norms_backward",
+    "put",
+    "refine",
+    "refine_backward",
+    "refine_reverse",
+    "refine_tangent",
+    "squared_norms",
+    "squared_norms_tangent",
+]
+
+
+__all__ = [
     "interact",
     "interact_backward",
     "interact_reverse",
@@ -30,6 +58,7 @@ __all__ = [
     "refine_reverse",
     "refine_tangent",
 ]
+
 
 _R2, _R3, _R6 = 2**-0.5, 3**-0.5, 6**-0.5
 
@@ -442,3 +471,123 @@ def refine_reverse(job, D, dD, factor, O, dO, out):
             G, H = matrix(v, r2, r3, r6, r2), matrix(components(dg, k, F), r2, r3, r6, r2)
             both = add(product(A, G, True), product(dA, H, True))
             put(o, k, F, add(v, scale(times, parts_of(both, r2, r3, r6))))
+
+
+@moving
+def squared_norms(job, X, out):
+    """out = |X|², (N, 9, F) -> (N, F)."""
+    num_atoms, _, F = X.shape
+    lanes = lanes_that_fit(X, F)
+    x, o = X.reshape(-1), out.reshape(-1)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, lanes):
+            f = fit(block, F, lanes)
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(x, n * 9 * F + f, F)
+            total = v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3 + v4 * v4 + v5 * v5 + v6 * v6 + v7 * v7 + v8 * v8
+            store(o, n * F + f, total)
+
+
+@moving
+def squared_norms_tangent(job, X, dX, out):
+    """The derivative of :func:`squared_norms`, 2 ⟨X, dX⟩."""
+    num_atoms, _, F = X.shape
+    lanes = lanes_that_fit(X, F)
+    x, dx, o = X.reshape(-1), dX.reshape(-1), out.reshape(-1)
+    two = splat(x, 2.0)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, lanes):
+            f = fit(block, F, lanes)
+            store(o, n * F + f, two * dot(components(x, n * 9 * F + f, F), components(dx, n * 9 * F + f, F)))
+
+
+@moving
+def add_norms_backward(job, X, grad, out):
+    """out += 2 X grad, the gradient of :func:`squared_norms`."""
+    num_atoms, _, F = X.shape
+    x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    for n in claimed(job, num_atoms):
+        for c in range(9):
+            at = n * 9 * F + c * F
+            for f in range(F):
+                o[at + f] += 2 * x[at + f] * g[n * F + f]
+
+
+@inlined
+def gated(g, at, F, v):
+    """Nine components times the gate of their part."""
+    g0, g1, g2 = load(g, at), load(g, at + F), load(g, at + 2 * F)
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v
+    return g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8
+
+
+@inlined
+def multiply_each(a, b):
+    """Products of two sets of nine, one by one."""
+    a0, a1, a2, a3, a4, a5, a6, a7, a8 = a
+    b0, b1, b2, b3, b4, b5, b6, b7, b8 = b
+    return a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7, a8 * b8
+
+
+@moving
+def gate(job, X, gates, out):
+    """out = X times the gate of each part: (N, 9, F), (N, 3 F)."""
+    num_atoms, _, F = X.shape
+    lanes = lanes_that_fit(X, F)
+    x, g, o = X.reshape(-1), gates.reshape(-1), out.reshape(-1)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, lanes):
+            f = fit(block, F, lanes)
+            k = n * 9 * F + f
+            put(o, k, F, gated(g, n * 3 * F + f, F, components(x, k, F)))
+
+
+@moving
+def gate_backward(job, X, gates, grad, out_X, out_gate):
+    """Gradients of :func:`gate`."""
+    num_atoms, _, F = X.shape
+    lanes = lanes_that_fit(X, F)
+    x, g, d = X.reshape(-1), gates.reshape(-1), grad.reshape(-1)
+    ox, og = out_X.reshape(-1), out_gate.reshape(-1)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, lanes):
+            f = fit(block, F, lanes)
+            at, k = n * 3 * F + f, n * 9 * F + f
+            change = components(d, k, F)
+            put(ox, k, F, gated(g, at, F, change))
+            p0, p1, p2, p3, p4, p5, p6, p7, p8 = multiply_each(components(x, k, F), change)
+            store(og, at, p0)
+            store(og, at + F, p1 + p2 + p3)
+            store(og, at + 2 * F, p4 + p5 + p6 + p7 + p8)
+
+
+@moving
+def gate_tangent(job, X, dX, gates, dgates, out):
+    """The derivative of :func:`gate`."""
+    num_atoms, _, F = X.shape
+    lanes = lanes_that_fit(X, F)
+    x, dx, g, dg, o = X.reshape(-1), dX.reshape(-1), gates.reshape(-1), dgates.reshape(-1), out.reshape(-1)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, lanes):
+            f = fit(block, F, lanes)
+            at, k = n * 3 * F + f, n * 9 * F + f
+            put(o, k, F, add(gated(g, at, F, components(dx, k, F)), gated(dg, at, F, components(x, k, F))))
+
+
+@moving
+def gate_reverse(job, X, dX, gates, dgates, O, dO, out_X, out_gate):
+    """Gradients of :func:`gate` and :func:`gate_tangent` together, O in the value and dO in the derivative."""
+    num_atoms, _, F = X.shape
+    lanes = lanes_that_fit(X, F)
+    x, dx, g, dg = X.reshape(-1), dX.reshape(-1), gates.reshape(-1), dgates.reshape(-1)
+    d, dd, ox, og = O.reshape(-1), dO.reshape(-1), out_X.reshape(-1), out_gate.reshape(-1)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, lanes):
+            f = fit(block, F, lanes)
+            at, k = n * 3 * F + f, n * 9 * F + f
+            a, b = components(d, k, F), components(dd, k, F)
+            put(ox, k, F, add(gated(g, at, F, a), gated(dg, at, F, b)))
+            a0, a1, a2, a3, a4, a5, a6, a7, a8 = multiply_each(components(x, k, F), a)
+            b0, b1, b2, b3, b4, b5, b6, b7, b8 = multiply_each(components(dx, k, F), b)
+            store(og, at, a0 + b0)
+            store(og, at + F, a1 + a2 + a3 + b1 + b2 + b3)
+            store(og, at + 2 * F, a4 + a5 + a6 + a7 + a8 + b4 + b5 + b6 + b7 + b8)

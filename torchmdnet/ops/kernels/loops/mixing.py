@@ -1,0 +1,117 @@
+"""Mixing of channels, one matrix for each part."""
+
+# pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from torchmdnet.ops.kernels.compiling import called, inlined
+from torchmdnet.ops.kernels.sharing import claimed, compiled
+from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store
+from torchmdnet.ops.kernels.work import lanes_of
+
+__all__ = [
+    "can_pack",
+    "fill_packed",
+    "mix",
+    "pack",
+]
+
+
+#: Atoms whose features stay in the first cache while weights pass by.
+CHUNK = 8
+
+
+def can_pack(num_channels: int, itemsize: int) -> bool:
+    """Whether :func:`mix` takes so few channels."""
+    return num_channels >= 2 * lanes_of(itemsize)
+
+
+def pack(W: Any, *, turned: bool) -> Any:
+    """Weights of the three parts (3, F, G), or turned (3, G, F), as :func:`mix` reads them: (3, blocks, F, 2 lanes)."""
+    many = 2 * lanes_of(W.itemsize)
+    F, G = W.shape[:0:-1] if turned else W.shape[1:]
+    out = np.empty((3, (G + many - 1) // many, F, many), W.dtype)
+    fill_packed(W, turned, out)
+    return out
+
+
+@called
+def fill_packed(W, turned, out):
+    """The loop of :func:`pack`; the last block overlaps the one before."""
+    _, blocks, F, _ = out.shape
+    G = W.shape[1] if turned else W.shape[2]
+    many = 2 * lanes_that_fit(W, G, 2)
+    for part in range(3):
+        for block in range(blocks):
+            first = fit(block * many, G, many)
+            for f in range(F):
+                for k in range(many):
+                    out[part, block, f, k] = W[part, first + k, f] if turned else W[part, f, first + k]
+
+
+@inlined
+def row_of(r, c, first, atom):
+    """Where row r of a part with c components lies among the components of all atoms."""
+    return (atom + r // c) * 9 + first + r % c
+
+
+@inlined
+def put_two(o, k, W, a, b):
+    """Store two vectors."""
+    store(o, k, a)
+    store(o, k + W, b)
+
+
+@compiled
+def mix(job, X, packed, out):
+    """out_c = X_c W of the part of c: (N, 9, F) -> (N, 9, G), with weights from :func:`pack`.
+
+    Six rows times two vectors of channels at a time keep twelve sums in registers; the last rows are made twice.
+    """
+    num_atoms, _, F = X.shape
+    G, blocks = out.shape[2], packed.shape[1]
+    W = lanes_that_fit(X, G, 2)
+    x, w, o = X.reshape(-1), packed.reshape(-1), out.reshape(-1)
+    zero = splat(x, 0.0)
+    for chunk in claimed(job, (num_atoms + CHUNK - 1) // CHUNK):
+        atom = chunk * CHUNK
+        for part in range(3):
+            c, first = 2 * part + 1, part * part
+            last = min(CHUNK, num_atoms - atom) * c - 1
+            for block in range(blocks):
+                g = fit(block * 2 * W, G, 2 * W)
+                for r in range(0, last + 1, 6):
+                    i0, i1 = row_of(r, c, first, atom), row_of(min(r + 1, last), c, first, atom)
+                    i2, i3 = row_of(min(r + 2, last), c, first, atom), row_of(min(r + 3, last), c, first, atom)
+                    i4, i5 = row_of(min(r + 4, last), c, first, atom), row_of(min(r + 5, last), c, first, atom)
+                    a0, a1, a2, a3, a4, a5 = zero, zero, zero, zero, zero, zero
+                    b0, b1, b2, b3, b4, b5 = zero, zero, zero, zero, zero, zero
+                    k = (part * blocks + block) * F * 2 * W
+                    for f in range(F):
+                        u, v = load(w, k), load(w, k + W)
+                        x0, x1, x2 = repeat(x, i0 * F + f), repeat(x, i1 * F + f), repeat(x, i2 * F + f)
+                        x3, x4, x5 = repeat(x, i3 * F + f), repeat(x, i4 * F + f), repeat(x, i5 * F + f)
+                        a0 += x0 * u
+                        b0 += x0 * v
+                        a1 += x1 * u
+                        b1 += x1 * v
+                        a2 += x2 * u
+                        b2 += x2 * v
+                        a3 += x3 * u
+                        b3 += x3 * v
+                        a4 += x4 * u
+                        b4 += x4 * v
+                        a5 += x5 * u
+                        b5 += x5 * v
+                        k += 2 * W
+                    put_two(o, i0 * G + g, W, a0, b0)
+                    put_two(o, i1 * G + g, W, a1, b1)
+                    put_two(o, i2 * G + g, W, a2, b2)
+                    put_two(o, i3 * G + g, W, a3, b3)
+                    put_two(o, i4 * G + g, W, a4, b4)
+                    put_two(o, i5 * G + g, W, a5, b5)
