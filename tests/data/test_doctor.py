@@ -483,6 +483,39 @@ def test_hdf5_files_are_examined_and_their_units_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("stated", "unit"), [("Hartree", "eV"), ("kJ/mol", "eV"), ("eV", "kcal/mol"), (None, "kJ/mol")]
+)
+@pytest.mark.parametrize("total", [True, False])
+def test_a_wrong_stated_unit_is_named_with_the_right_one(tmp_path: Path, stated: str | None, unit: str, total: bool):
+    frames = molecules()
+    for atoms in frames:  # relative energies cannot be compared with those of free atoms
+        shift = (
+            0.0 if total else -sum({1: -13.6, 6: -1030.0, 7: -1486.0, 8: -2042.0}.get(z, 0.0) for z in atoms.numbers)
+        )
+        atoms.calc.results["energy"] += shift
+    scaled(energy=energy_factor("eV", unit), forces=energy_factor("eV", unit))(frames)
+    write(tmp_path / "a.extxyz", frames)
+    diagnosis = examine(open_files([str(tmp_path / "a.extxyz")], {"energy_unit": stated} if stated else {}))
+    assert (diagnosis.energies.unit, diagnosis.forces.unit) == (unit, f"{unit}/Å")
+    found = faults(diagnosis)["energy unit"]
+    assert f"in {unit}, not in {stated or 'eV'}" in found.text
+    assert f"energy_unit: {unit}." in found.advice
+    if total:
+        assert plan_repair(diagnosis).scale["y"] == pytest.approx(energy_factor(unit, stated or "eV"))
+
+
+def test_files_that_state_other_units_are_examined_apart(tmp_path: Path) -> None:
+    half = len(molecules()) // 2
+    write(tmp_path / "a.extxyz", molecules()[:half])
+    write(tmp_path / "b.extxyz", molecules()[half:])
+    named = [{"path": str(tmp_path / "a.extxyz")}, {"path": str(tmp_path / "b.extxyz"), "energy_unit": "Hartree"}]
+    found = faults(examine(open_named("ASE", None, {"files": named})))["energy unit"]
+    assert "certainly in eV, not in Hartree as stated (energy_unit: Hartree)" in found.text
+    del named[1]["energy_unit"]
+    assert "energy unit" not in faults(examine(open_named("ASE", None, {"files": named})))
+
+
 def test_a_configuration_is_examined_as_training_would_see_it(tmp_path: Path) -> None:
     from torchmdnet.config import resolve
 
@@ -497,7 +530,7 @@ def test_a_configuration_is_examined_as_training_would_see_it(tmp_path: Path) ->
     )
     diagnosis = examine(open_configured(vars(resolve(["--conf", str(tmp_path / "my.yaml")])), "my.yaml"))
     assert faults(diagnosis) == {}
-    assert diagnosis.energies.unit == "eV"
+    assert diagnosis.energies.unit == "Hartree"
     assert len(diagnosis.samples.splits["train"]) == int(0.6 * len(frames))
     assert not (tmp_path / "run" / "splits.npz").exists()
 

@@ -28,6 +28,38 @@ PLANTED = {
 }
 
 
+STATED = {
+    "eV, stated as Hartree": (1.0, {"energy_unit": "Hartree"}, "Energies are certainly in eV, not in Hartree"),
+    "eV, stated as kJ/mol": (1.0, {"energy_unit": "kJ/mol"}, "Energies are certainly in eV, not in kJ/mol"),
+    "kcal/mol, stated as Hartree": (23.06, {"energy_unit": "Hartree"}, "Energies are certainly in kcal/mol, not in Ha"),
+    "forces stated per Bohr": (1.0, {"forces_unit": "Hartree/Bohr"}, "energies in eV with forces in eV/Å"),
+    "energies alone stated": (1.0, {"energy_unit": "Hartree", "forces_unit": "eV/Å"}, "not in Hartree as stated"),
+    "lengths stated": (1.0, {"length_unit": "Bohr"}, "Lengths are certainly in Å, not in Bohr as stated"),
+    "right": (23.06, {"energy_unit": "kcal/mol"}, None),
+    "right, forces apart": (1.0, {"energy_unit": "eV", "forces_unit": "eV/Å"}, None),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_units_that_are_stated_are_compared_with_the_data_before_a_run(tmp_path, caplog, name):
+    factor, stated, words = STATED[name]
+    frames = molecules()
+    for atoms in frames:
+        for label in ("energy", "forces"):
+            atoms.calc.results[label] = atoms.calc.results[label] * factor
+    told = looked_at(tmp_path, frames, caplog, dataset_arg={"cache": False, **stated})
+    told = [text for text in told if text.startswith("The data, ")]
+    assert (told == []) if words is None else any(words in text for text in told)
+
+
+def test_forces_in_another_unit_are_told_where_energies_cannot_be_compared(tmp_path, caplog):
+    frames = molecules()[::8]  # no two are close, and no total energies
+    for atoms in frames:
+        atoms.calc.results = {"energy": 0.01 * len(atoms), "forces": atoms.calc.results["forces"] * 23.06}
+    told = looked_at(tmp_path, frames, caplog)
+    assert any("Forces look like kcal/mol/Å, not eV/Å" in text for text in told)
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_signs_and_units_are_looked_at_before_a_run(tmp_path, caplog, name):
     factors, words = PLANTED[name]

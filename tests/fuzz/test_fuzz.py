@@ -151,6 +151,7 @@ FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
             {},
         ),
     ),
+    (programs.command, (["data", "water.xyz", "water.extxyz"], {}, {}, False)),
     (programs.continued, ("run", {"errors.csv": b"\xff\xfe"}, [], {})),
 ]
 

@@ -31,7 +31,7 @@ __all__ = ["ASE"]
 logger = logging.getLogger(__name__)
 
 #: Raised when the same files would give other frames or notes than before.
-READER = 5
+READER = 6
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -219,6 +219,10 @@ class ASE(FramesDataset):
         self.group_key = group_key
         #: Number of samples from each file, in a row.
         self.runs = np.array([count for _, count in notes["files"]])
+        #: Units of energies, lengths and forces that settings or files state, for this many samples in a row.
+        self.stated_units: list[tuple[tuple[str | None, str | None, str | None], int]] = [
+            ((energy, length, forces), count) for (energy, length, forces), count in notes["stated"]
+        ]
         self._parts: list[tuple[str, int]] = [(part, count) for part, count in notes["parts"]]
         self._groups: list[tuple[str, int]] = [(name, count) for name, count in notes["groups"]]
         #: Whether files or frames state the part they belong to, so that no other division is meant.

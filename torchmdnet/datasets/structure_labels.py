@@ -140,6 +140,8 @@ class StructureReader:
         self.stated: dict[str, Any] = {}
         self.stated_by = ""
         self.energy_scale = self.length_scale = self.force_scale = 1.0
+        #: Units of energies, lengths and forces as settings or files state them for the frames being read.
+        self.statement: tuple[str | None, str | None, str | None] = (None, None, None)
         self.level_of_theory: str | None = None
         #: For each choice of keys the name of each kind of label, and the frame that decided it.
         self.decided: list[tuple[Mapping[str, Key], dict[str, str], str]] = []
@@ -164,12 +166,14 @@ class StructureReader:
         Returns:
             The frames, and notes that JSON can hold: ``keys`` that labels were found under, all ``quantities`` with
             their form, energies of ``isolated`` atoms in eV, the ``parts``, ``files`` and ``groups`` frames belong to
-            as (name, run length), the ``level_of_theory``, and a ``log`` and ``warnings`` for the user.
+            as (name, run length), the units of energies, lengths and forces that are ``stated`` for them, likewise, the
+            ``level_of_theory``, and a ``log`` and ``warnings`` for the user.
         """
         builder: FrameBuilder | None = None
         singles: list[tuple[Source, Atoms, dict[str, Any], str]] = []
         parts: list[str] = []
         files: list[str] = []
+        stated: list[tuple[str | None, str | None, str | None]] = []
         isolated: dict[int, float] = {}
         paths = [path for source in sources for path in source.paths]
         total = count_structures(paths) if all(source.frames == ALL for source in sources) else None
@@ -189,6 +193,7 @@ class StructureReader:
                     builder.append(sample)
                     parts.append(source.part or _header_part(found))
                     files.append(where.rpartition(", frame ")[0])
+                    stated.append(self.statement)
             if builder is None:  # nothing but single atoms: then they are the samples
                 for source, atoms, found, where in singles:
                     self._turn_to(source, atoms, found, where)
@@ -200,6 +205,7 @@ class StructureReader:
                         builder.append(sample)
                         parts.append("train")
                         files.append(where.rpartition(", frame ")[0])
+                        stated.append(self.statement)
             else:
                 isolated = self._isolated(singles)
             if builder is None or not builder.num_systems:
@@ -225,6 +231,7 @@ class StructureReader:
         if self.overlaps > 5:
             self.warnings.append(f"{self.overlaps} frames in all have atoms closer than {OVERLAP:g} Å.")
         notes: dict[str, Any] = {"parts": _runs(parts), "files": _runs(files), "groups": _runs(self.groups)}
+        notes["stated"] = _runs(stated)
         notes |= {"keys": self.decided[0][1] | self.label_keys, "isolated": isolated, "quantities": self.quantities}
         return frames, {**notes, "level_of_theory": self.level_of_theory, "log": self.log, "warnings": self.warnings}
 
@@ -257,6 +264,12 @@ class StructureReader:
         except ConfigError as error:  # settings are looked at before, so the file states it
             raise DataError(f"{where}: {error}") from None
         self.force_scale = self.energy_scale / self.length_scale
+        energy, length = (given[name] or self.stated[name] for name in ("energy_unit", "length_unit"))
+        self.statement = (
+            None if energy is None else normalise_unit(str(energy), "energy"),
+            None if length is None else normalise_unit(str(length), "length"),
+            source.forces_unit,
+        )
         if source.forces_unit is not None:
             self.force_scale = force_factor(source.forces_unit)
         self.asked = source.keys
@@ -715,7 +728,7 @@ def _header_part(found: Mapping[str, Any]) -> str:
     return next((known for known in ("train", "val", "test") if name.startswith(known)), "")
 
 
-def _runs(names: Sequence[str]) -> list[tuple[str, int]]:
+def _runs(names: Sequence[Any]) -> list[tuple[Any, int]]:
     """Equal names in a row as name and number."""
     return [(name, sum(1 for _ in run)) for name, run in itertools.groupby(names)]
 

@@ -19,7 +19,14 @@ from torchmdnet.data.doctor.neighbours import SAME, nearest
 from torchmdnet.data.doctor.samples import APART, LARGEST_Z
 from torchmdnet.datasets.labels import LabelKind, suggested_names, suggested_option, too_large
 from torchmdnet.elements import SYMBOLS
-from torchmdnet.units import BOHR_TO_ANGSTROM, DEBYE_TO_E_ANGSTROM, GPA_PER_EV_A3, energy_factor, length_factor
+from torchmdnet.units import (
+    BOHR_TO_ANGSTROM,
+    DEBYE_TO_E_ANGSTROM,
+    GPA_PER_EV_A3,
+    energy_factor,
+    force_factor,
+    length_factor,
+)
 
 if TYPE_CHECKING:
     from torchmdnet.data.doctor.diagnosis import Diagnosis
@@ -213,7 +220,7 @@ def elements(d: Diagnosis) -> Iterator[Finding]:
 
 def length_units(d: Diagnosis) -> Iterator[Finding]:
     """Whether distances between atoms are those of the unit that is stated."""
-    guess, stated = d.lengths, d.samples.length_unit
+    guess, stated = d.lengths, d.samples.stated_length_unit
     evidence = {"unit": guess.unit, "stated": stated, "certainty": guess.certainty, **guess.numbers}
     if guess.unit is None:
         if stated is None:
@@ -228,7 +235,7 @@ def length_units(d: Diagnosis) -> Iterator[Finding]:
         factor = length_factor(guess.unit, stated)
         yield Finding(
             "length unit", "error" if certain else "warning",
-            f"Lengths are {_sure(guess)} in {guess.unit}, not in {stated}: {guess.evidence}.",
+            f"Lengths are {_sure(guess)} in {guess.unit}, not in {stated}{_where_stated(d)}: {guess.evidence}.",
             evidence,
             advice=f"State it: length_unit: {guess.unit}. Forces are then per {guess.unit} as well; if they are not, "
             "state forces_unit too.",
@@ -242,7 +249,7 @@ def energy_units(d: Diagnosis) -> Iterator[Finding]:
     """Whether energies have the size that the stated unit gives them."""
     if d.measured.y is None:
         return
-    guess, stated = d.energies, d.samples.energy_unit
+    guess, stated = d.energies, d.samples.stated_energy_unit
     evidence = {"unit": guess.unit, "stated": stated, "certainty": guess.certainty, **guess.numbers}
     if stated is None:
         text = f"they are {_sure(guess)} in {guess.unit}" if guess.unit else "what they are cannot be told"
@@ -256,7 +263,7 @@ def energy_units(d: Diagnosis) -> Iterator[Finding]:
         together = d.force_factor in (1.0, -1.0)
         yield Finding(
             "energy unit", "error" if certain else "warning",
-            f"Energies are {_sure(guess)} in {guess.unit}, not in {stated}: {guess.evidence}.",
+            f"Energies are {_sure(guess)} in {guess.unit}, not in {stated}{_where_stated(d)}: {guess.evidence}.",
             evidence, advice=f"State it: energy_unit: {guess.unit}."
             + ("" if together else " It then holds for the forces too, unless forces_unit states theirs."),
             repair=Repair(scale=dict.fromkeys(("y", "neg_dy", "stress"), factor))
@@ -287,12 +294,16 @@ def force_units(d: Diagnosis) -> Iterator[Finding]:
         elif d.force_factor == -1.0:
             yield _flipped(says, evidence)
         else:
-            ratio = units.unit_ratio(slope.value, slope.tolerance)
-            guess = f" That is the ratio of {ratio[1]}." if ratio else ""
+            ratio = d.likely_ratio(slope)
+            guess = f" That is the ratio of energies in {ratio[1]} with forces in {ratio[2]}" if ratio else ""
+            guess += f", where the data are stated to have {d.samples.stated.words}" if _where_stated(d) else ""
+            guess += "." if guess else ""
             sign = " They also have the opposite sign: these are gradients." if slope.value < 0 else ""
             yield Finding(
                 "force units", "error", f"Forces do not go with the energies: {says}.{guess}{sign}", evidence,
-                advice="Bring both into one unit: for dataset: ASE state that of the forces, as in forces_unit: eV/Å, "
+                advice=f"State them: energy_unit: {ratio[1]}, forces_unit: {ratio[2]}."
+                if ratio and _where_stated(d)
+                else "Bring both into one unit: for dataset: ASE state that of the forces, as in forces_unit: eV/Å, "
                 "which energy_unit and length_unit then leave alone; otherwise convert one of the two in the file.",
                 repair=None if d.force_factor is None else Repair(scale={"neg_dy": d.force_factor}),
             )  # fmt: skip
@@ -325,16 +336,28 @@ def force_units(d: Diagnosis) -> Iterator[Finding]:
             evidence,
         )
     guess = d.forces
-    stated = (d.samples.energy_unit, d.samples.length_unit)
-    if None not in stated and guess.unit is not None and units.FORCES[guess.unit] != stated:
+    stated = d.samples.stated_force_unit
+    if stated is None or guess.unit is None:
+        return
+    factor = force_factor(guess.unit) / force_factor(stated)
+    if factor != 1.0:
         slope_says = slope is not None and slope.is_certain
-        if not slope_says or d.energies.unit in (None, d.samples.energy_unit):
+        if not slope_says or d.energies.unit in (None, d.samples.stated_energy_unit):
+            energy = units.FORCES[guess.unit][0]
+            advice = f"energy_unit: {energy} would convert them"
+            if d.samples.stated.is_given:
+                advice = f"state forces_unit: {guess.unit}, or energy_unit: {energy} where the energies have it too"
             yield Finding(
                 "force units", "warning",
-                f"Forces look like {guess.unit}, not {stated[0]}/{stated[1]}: {guess.evidence}.",
-                {**evidence, "unit": guess.unit},
-                advice=f"Check the file's units; energy_unit: {units.FORCES[guess.unit][0]} would convert them.",
+                f"Forces look like {guess.unit}, not {stated}{_where_stated(d)}: {guess.evidence}.",
+                {**evidence, "unit": guess.unit, "factor": factor},
+                advice=f"Check the file's units; {advice}.",
             )  # fmt: skip
+
+
+def _where_stated(d: Diagnosis) -> str:
+    """Which units settings or files state; empty where they state none."""
+    return f" as stated ({d.samples.stated.words})" if d.samples.stated.is_given else ""
 
 
 def _flipped(says: str, evidence: dict[str, object]) -> Finding:
@@ -841,7 +864,9 @@ def isolated_atoms(d: Diagnosis) -> Iterator[Finding]:
             "isolated atoms", "warning",
             f"Relative to the isolated atoms, samples have {middle:.4g} {unit} per atom; bound matter has about -2 to "
             "-8 eV.",
-            evidence, advice="Are the atoms of another level of theory, or the energies relative already?",
+            evidence,
+            advice="Are the atoms of another level of theory, or the energies relative already?"
+            + (f" Or is the unit wrong that is stated ({d.samples.stated.words})?" if _where_stated(d) else ""),
         )  # fmt: skip
     else:
         yield Finding("isolated atoms", "note", f"Samples are bound by {-middle:.4g} {unit} per atom.", evidence)

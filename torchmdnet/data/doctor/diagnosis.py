@@ -44,9 +44,9 @@ class Diagnosis:
 
     @cached_property
     def scale(self) -> float:
-        """Å per unit of length: as it was found to be, else as the data state it."""
-        unit = self.lengths.unit or self.samples.length_unit
-        return length_factor(unit) if unit else 1.0
+        """Å per unit of length of what is stored: as it was found to be, else as the data state it."""
+        unit = self.lengths.unit or self.samples.stated_length_unit
+        return length_factor(unit) / self.samples.stated.length_scale if unit else 1.0
 
     @cached_property
     def measured(self) -> Measured:
@@ -58,14 +58,36 @@ class Diagnosis:
         """The unit of energies, with what forces say where energies alone say nothing."""
         guess = units.energy_unit(self.measured)
         slope = self.slope
-        if guess.unit is None and slope is not None and slope.is_certain and slope.agrees and self.forces.unit:
-            energy, length = units.FORCES[self.forces.unit]
-            if length == (self.lengths.unit or "Å"):
+        if guess.unit is None and slope is not None and slope.is_certain and self.forces.unit:
+            ratio = units.unit_ratio(
+                self.source_slope(slope), slope.tolerance, self.source_length, force_unit=self.forces.unit
+            )
+            if ratio is not None and ratio[2] == self.forces.unit:
                 guess = units.Guess(
-                    "energies", energy, "likely", f"{guess.evidence}; they go with forces in {self.forces.unit}",
+                    "energies", ratio[1], "likely", f"{guess.evidence}; they go with forces in {self.forces.unit}",
                     guess.numbers,
                 )  # fmt: skip
         return guess
+
+    @property
+    def source_length(self) -> str:
+        """Unit of lengths in the source: as it was found to be, else as it is stated."""
+        return self.lengths.unit or self.samples.stated_length_unit or "Å"
+
+    def source_slope(self, slope: units.Slope) -> float:
+        """Energy over work in the numbers of the source, before a conversion that settings or files ask for."""
+        stated = self.samples.stated
+        return slope.value * stated.force_scale * stated.length_scale / stated.energy_scale
+
+    def likely_ratio(self, slope: units.Slope) -> tuple[float, str, str] | None:
+        """Units of energies and forces between which the slope would be 1, and by what forces are to be multiplied."""
+        energy = units.energy_unit(self.measured).unit
+        ratio = units.unit_ratio(
+            self.source_slope(slope), slope.tolerance, self.source_length, energy, self.forces.unit
+        )
+        if ratio is None:
+            return None
+        return ratio[0] * slope.value / self.source_slope(slope), *ratio[1:]
 
     @cached_property
     def stiffness(self) -> tuple[float, int] | None:
@@ -107,7 +129,7 @@ class Diagnosis:
             return 1.0
         if abs(math.log(abs(slope.value))) < math.log(slope.tolerance):
             return -1.0
-        ratio = units.unit_ratio(slope.value, slope.tolerance)
+        ratio = self.likely_ratio(slope)
         return None if ratio is None or slope.step is None else math.copysign(ratio[0], slope.value)
 
     @cached_property
@@ -262,10 +284,16 @@ class Diagnosis:
 def examine(samples: Samples) -> Diagnosis:
     """Run every check on a data set."""
     from torchmdnet.data.doctor.checks import CHECKS
+    from torchmdnet.data.doctor.first_look import UNIT_CHECKS, by_statement, units_by_statement
 
     diagnosis = Diagnosis(samples)
-    for check in CHECKS.values():
+    parts = [] if samples.stated.is_given else list(by_statement(samples.dataset, np.arange(len(samples))))
+    for name, check in CHECKS.items():
+        if len(parts) > 1 and name in UNIT_CHECKS:
+            continue  # files that state other units are looked at apart
         diagnosis.findings += check(diagnosis)
+    if len(parts) > 1:
+        diagnosis.findings += units_by_statement(samples)
     diagnosis.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return diagnosis
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from torchmdnet.config.values import with_truths
-from torchmdnet.data.doctor.samples import Samples
+from torchmdnet.data.doctor.samples import Samples, Stated
 from torchmdnet.data.doctor.survey import Fault, Survey, SurveyedASE
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.ase import ASE
@@ -135,9 +135,16 @@ def samples_of(data: Any, class_name: str, name: str, survey: Survey | None = No
         survey=survey,
         splits=_splits(data),
         reference_energies=getattr(data, "reference_energies", None) or {},
+        stated=_stated(data),
         provenance={key: str(value) for key, value in provenance.items() if value},
         keys=dict(getattr(data, "keys", None) or {}) if isinstance(data, ASE) else {},
     )
+
+
+def _stated(data: Any) -> Stated:
+    """The units that samples were converted from, where they are the same for all."""
+    kinds = {units for units, _ in getattr(data, "stated_units", ())}
+    return Stated(*kinds.pop()) if len(kinds) == 1 else Stated()
 
 
 def _open_structures(places: Sequence[Any], arguments: dict[str, Any], name: str) -> Samples:

@@ -21,8 +21,9 @@ from torchmdnet.datasets.frames import Indices
 from torchmdnet.datasets.labels import LARGEST_LABEL, LabelKind
 from torchmdnet.neighbors import pairs_within
 from torchmdnet.neighbors.lattice import is_too_flat
+from torchmdnet.units import energy_factor, force_factor, length_factor
 
-__all__ = ["HISTOGRAM", "REACH", "Block", "Measured", "Samples", "covalent_radii", "draw"]
+__all__ = ["HISTOGRAM", "REACH", "Block", "Measured", "Samples", "Stated", "covalent_radii", "draw"]
 
 BLOCK = 50_000  # atoms looked at together
 REACH = 5.0  # Å; pairs within it make the fingerprint of a sample
@@ -30,6 +31,52 @@ CENTERS = np.arange(0.8, REACH, 0.6)  # Å
 HISTOGRAM = np.arange(0.0, REACH + 1e-9, 0.02)  # Å, edges of the bins
 LARGEST_Z = 118
 APART = 100.0  # Å; parts of an open sample further from each other have nothing to do with each other
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Units that settings or a file state, from which stored samples were converted to eV and Å.
+
+    Args:
+        energy: Unit of energies; None where none is stated.
+        length: Of lengths.
+        forces: Of forces, where it is not that of energies over that of lengths.
+    """
+
+    energy: str | None = None
+    length: str | None = None
+    forces: str | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any is stated."""
+        return any((self.energy, self.length, self.forces))
+
+    @property
+    def energy_scale(self) -> float:
+        """What energies were multiplied by."""
+        return energy_factor(self.energy or "eV")
+
+    @property
+    def length_scale(self) -> float:
+        """What lengths were multiplied by."""
+        return length_factor(self.length or "Å")
+
+    @property
+    def force_scale(self) -> float:
+        """What forces were multiplied by."""
+        return force_factor(self.force_unit)
+
+    @property
+    def force_unit(self) -> str:
+        """Unit in which forces were taken to be."""
+        return self.forces or f"{self.energy or 'eV'}/{self.length or 'Å'}"
+
+    @property
+    def words(self) -> str:
+        """``energy_unit: Hartree, forces_unit: eV/Å``."""
+        named = {"energy_unit": self.energy, "length_unit": self.length, "forces_unit": self.forces}
+        return ", ".join(f"{name}: {unit}" for name, unit in named.items() if unit)
 
 
 @dataclass
@@ -50,6 +97,7 @@ class Samples:
         keys: Name in the source of each label.
         isolated: Energies of isolated atoms beside the samples.
         dataset: The data set itself.
+        stated: Units that the samples were converted from, where all have the same; those above are of what is stored.
         learnt: Labels that training asks for; by default the one it asks for unless told otherwise.
     """
 
@@ -66,10 +114,28 @@ class Samples:
     keys: Mapping[str, str] = field(default_factory=dict)
     isolated: Mapping[int, float] = field(default_factory=dict)
     dataset: Any = None
+    stated: Stated = Stated()
     learnt: frozenset[LabelKind] = frozenset({"energy"})
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def stated_energy_unit(self) -> str | None:
+        """The unit that energies had in the source, as far as it is stated or is the default."""
+        return self.stated.energy or self.energy_unit
+
+    @property
+    def stated_length_unit(self) -> str | None:
+        """The unit that lengths had in the source, likewise."""
+        return self.stated.length or self.length_unit
+
+    @property
+    def stated_force_unit(self) -> str | None:
+        """The unit that forces had in the source, likewise."""
+        if self.energy_unit is None or self.length_unit is None:
+            return None
+        return self.stated.forces or f"{self.stated_energy_unit}/{self.stated_length_unit}"
 
     def where(self, sample: int) -> str:
         """``water.extxyz, frame 12``, or ``sample 12`` where the source is not known."""

@@ -10,7 +10,7 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,12 +117,14 @@ class _Surveyor(StructureReader):
 
     def _sample(self, atoms: Atoms, found: Mapping[str, Any], where: str) -> dict[str, Any] | None:
         survey = self.survey
+        known = len(survey.faults)
         for name, value in found.items():
             survey.names[name] += 1
             survey.shapes.setdefault(name, _form(value, len(atoms), False))
         try:
             sample = super()._sample(atoms, found, where)
         except DataError as error:
+            self._without_samples(known)
             self._note("frame", str(error), None)
             survey.num_dropped += 1
             if self.spins is not None:
@@ -186,8 +188,15 @@ class _Surveyor(StructureReader):
         """Charge and spin have one too."""
 
     def _isolated(self, singles: Sequence[tuple[Source, Atoms, dict[str, Any], str]]) -> dict[int, float]:
+        known = len(self.survey.faults)
         self.survey.isolated = super()._isolated(singles)
+        self._without_samples(known)
         return self.survey.isolated
+
+    def _without_samples(self, first: int) -> None:
+        """What was noted from here on is about a frame that is no sample."""
+        faults = self.survey.faults
+        faults[first:] = [replace(fault, sample=None) for fault in faults[first:]]
 
     def _note(self, kind: str, text: str, sample: int | None) -> None:
         self.survey.faults.append(Fault(kind, text, sample))

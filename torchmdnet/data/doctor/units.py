@@ -1,5 +1,8 @@
 """In which units numbers are, judged by physics: bond lengths, energies of free atoms, stiffness of bonds.
 
+What is judged are the numbers of the source: where samples were converted from units that settings or files state,
+that is undone first, so that a wrong statement does not lead to a second wrong name.
+
 ========== ============================================================== ==========================================
 quantity   evidence                                                       how sure
 ========== ============================================================== ==========================================
@@ -93,6 +96,7 @@ def length_unit(samples: Samples, seed: int = 0) -> Guess:
     if not len(z):
         return Guess("lengths", None, "open", "no two atoms to measure between")
     radii = covalent_radii()
+    distance = distance / samples.stated.length_scale  # as the source has it
     ratio = distance / (radii[z] + radii[other])
     hydrogen = (z == 1) & np.isin(other, [*STIFFNESS, 9, 17])
     by_hydrogen = hydrogen.sum() >= 5
@@ -157,12 +161,13 @@ def energy_unit(measured: Measured) -> Guess:
         return Guess("energies", None, "open", "no energies")
     counts, elements = measured.composition
     fine = np.isfinite(measured.y)
-    per_atom = float(np.median(measured.y[fine] / np.maximum(measured.counts[fine], 1)))
+    energies = measured.y / measured.samples.stated.energy_scale  # as the source has them
+    per_atom = float(np.median(energies[fine] / np.maximum(measured.counts[fine], 1)))
     numbers: dict[str, Any] = {"median energy per atom": per_atom}
     unknown = [SYMBOLS[z] for z in elements.tolist() if z not in FREE_ATOMS and z < len(SYMBOLS)]
     text = f"{per_atom:.6g} per atom in the median"
     if not unknown and all(z < len(SYMBOLS) for z in elements.tolist()):
-        ratio, unit = unit_of_totals(counts[fine], elements, measured.y[fine])
+        ratio, unit = unit_of_totals(counts[fine], elements, energies[fine])
         numbers["energy over that of free atoms in Hartree"] = ratio
         if unit is not None:
             relative = ratio / energy_factor("Hartree", unit)
@@ -250,10 +255,12 @@ def force_unit(measured: Measured, stiffness: tuple[float, int] | None) -> Guess
     """The unit of forces, from the stiffness of bonds to hydrogen."""
     if not measured.has_forces:
         return Guess("forces", None, "open", "no forces")
-    numbers: dict[str, Any] = {"rms of components": measured.force_rms}
+    scale = measured.samples.stated.force_scale
+    rms = measured.force_rms / scale  # as the source has it
+    numbers: dict[str, Any] = {"rms of components": rms}
     if stiffness is None:
-        return Guess("forces", None, "open", f"components of {measured.force_rms:.4g} rms", numbers)
-    ratio, count = stiffness
+        return Guess("forces", None, "open", f"components of {rms:.4g} rms", numbers)
+    ratio, count = stiffness[0] / scale, stiffness[1]
     numbers |= {"stiffness relative to eV/Å²": ratio, "bonds": count}
     misfit = {
         name: abs(math.log(abs(ratio) * energy_factor(energy) / length_factor(length)))
@@ -336,22 +343,33 @@ def slope_of_fit(given: np.ndarray, fitted: np.ndarray) -> Slope | None:
     return Slope(float(np.sign(correlation) * y.std() / x.std()), correlation**2, len(x), None, 1.5)
 
 
-def unit_ratio(slope: float, tolerance: float) -> tuple[float, str] | None:
+def unit_ratio(
+    slope: float, tolerance: float, length: str = "Å", energy_unit: str | None = None, force_unit: str | None = None
+) -> tuple[float, str, str] | None:
     """Which units of energies and forces have this ratio between them.
 
+    Args:
+        slope: Energy differences over work, both in the numbers of the source.
+        tolerance: How far it may be off, as a factor.
+        length: Unit of its positions.
+        energy_unit: Unit of its energies, as far as they show it.
+        force_unit: Unit of its forces, likewise.
+
     Returns:
-        The exact ratio and words, ``energies in kcal/mol with forces in eV/Å``; None where no usual pair fits.
+        The exact ratio, and the units of energies and of forces; None where no usual pair fits.
     """
-    found: list[tuple[int, float, float, str]] = []
+    found: list[tuple[int, float, float, str, str]] = []
     for energy in ENERGIES:
-        for name, (of_force, length) in FORCES.items():
-            expected = energy_factor("eV", energy) / (energy_factor("eV", of_force) / length_factor("Å", length))
+        for name, (of_force, of_length) in FORCES.items():
+            force = energy_factor("eV", of_force) / length_factor("Å", of_length)
+            expected = energy_factor("eV", energy) / (force * length_factor("Å", length))
             misfit = abs(math.log(abs(slope) / expected))
             unusual = (
                 (energy != "eV") + (name != "eV/Å") + (energy in ("meV", "Rydberg")) + (name in ("meV/Å", "Hartree/Å"))
             )
+            unusual += 4 * (energy_unit not in (None, energy)) + 4 * (force_unit not in (None, name))
             if misfit < math.log(tolerance):
-                found.append((unusual, misfit, expected, f"energies in {energy} with forces in {name}"))
+                found.append((unusual, misfit, expected, energy, name))
     return min(found)[2:] if found else None
 
 
