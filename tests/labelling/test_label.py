@@ -134,7 +134,8 @@ def test_structures_that_fail_are_noted_left_out_and_tried_again_when_asked(tmp_
         atoms.info["mood"] = mood or "good"
     write(tmp_path / "in.extxyz", frames)
     words = ["label", str(tmp_path / "in.extxyz"), "-o", str(tmp_path / "out.extxyz"), "-c", "hard_calculators:Moody"]
-    main([*words, "--timeout", "2"])
+    with pytest.raises(SystemExit, match="1"):  # a script notices
+        main([*words, "--timeout", "2"])
     said = capsys.readouterr().out
     assert "2 structures with hard_calculators:Moody, 2 of them new" in said
     assert "4 failed and are left out" in said
@@ -147,7 +148,7 @@ def test_structures_that_fail_are_noted_left_out_and_tried_again_when_asked(tmp_
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchmdnet.labelling.label.run", lambda work, pieces, **_: [pytest.fail(k) for k, _ in pieces])
-        main(words)  # nothing is computed again
+        main([*words, "--allow-failed"])  # nothing is computed again
     for atoms in frames:
         atoms.info["mood"] = "good"
     write(tmp_path / "in.extxyz", frames)

@@ -209,12 +209,57 @@ class FakeCalculators:
         return atoms
 
 
+def test_a_dynamics_that_explodes_is_stopped_and_nothing_of_it_is_written(tmp_path, capsys):
+    start = bulk("Cu", cubic=True)
+    start.rattle(0.1, seed=1)
+    write(tmp_path / "in.extxyz", start)
+    words = ["sample", str(tmp_path / "in.extxyz"), "-o", str(tmp_path / "out.extxyz"), "-m", "md", "-c", "emt"]
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, "--timestep", "60", "--equilibration", "0", "--interval", "600"])
+    assert "the dynamics exploded at 300 K: " in capsys.readouterr().err
+    assert not (tmp_path / "out.extxyz").exists()
+
+
+@pytest.mark.parametrize(("step", "reason"), [("collide", "atoms closer than 0.45"), ("heat", "a temperature above")])
+def test_structures_out_of_bounds_are_left_out_and_counted(tmp_path, capsys, monkeypatch, step, reason):
+    from ase.md.langevin import Langevin
+
+    def run(self, steps):
+        self.runs = getattr(self, "runs", 0) + 1
+        self.atoms.positions[:] = bulk("Cu", cubic=True).positions
+        self.atoms.set_momenta(np.zeros((4, 3)))
+        if self.runs == 3 and step == "collide":
+            self.atoms.positions[1] = self.atoms.positions[0] + (0, 0, 0.8)
+        if self.runs == 3 and step == "heat":
+            self.atoms.set_momenta(np.sqrt(self.atoms.get_masses() * units.kB * 1800.0)[:, None] * np.ones((4, 3)))
+
+    monkeypatch.setattr(Langevin, "run", run)
+    frames = run_in_process(tmp_path, monkeypatch, bulk("Cu", cubic=True), "-m", "md", "-c", "emt", "-n", "4")
+    assert len(frames) == 3
+    said = capsys.readouterr().out
+    assert "1 structures were out of bounds and are left out" in said
+    assert f"1 × {reason}" in said
+
+
+def run_in_process(tmp_path: Path, monkeypatch, start: Atoms, *words: str) -> list[Atoms]:
+    """Sample without processes, so that what is patched here holds."""
+
+    def here(work, pieces, **_):
+        call = work.prepare()
+        for key, piece in pieces:
+            yield key, {"result": call(piece)}
+
+    monkeypatch.setattr("torchmdnet.labelling.sample.run", here)
+    return run(tmp_path, start, "out.extxyz", *words)
+
+
 def test_dynamics_that_never_end_are_given_up_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     starts = [Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]], info={"mood": mood}) for mood in ("good", "hang")]
     write(tmp_path / "in.extxyz", starts)
     words = ["sample", str(tmp_path / "in.extxyz"), "-o", str(tmp_path / "out.extxyz"), "-c", "hard_calculators:Moody"]
     words += ["--option", "sigma=3.4", "--method", "md", "--count", "1", "--equilibration", "0", "--interval", "1"]
-    main([*words, "--timeout", "4"])
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, "--timeout", "4"])
     assert f"1 × no result after 4 s ({tmp_path / 'in.extxyz'}, frame 1)" in capsys.readouterr().out
     assert len(read(tmp_path / "out.extxyz", ":")) == 1

@@ -41,12 +41,14 @@ class Summary(NamedTuple):
         computed: Those of this run that got a result.
         failed: Message of each error and how many different structures have it.
         where: The first place at which each error occurred, ``file, frame n``.
+        dropped: Sampled structures that were out of bounds, by the reason.
     """
 
     written: int
     computed: int
     failed: Counter[str]
     where: dict[str, str]
+    dropped: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ and not on the number of processes.
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchmdnet.datasets.labels import FARTHEST
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.files import check_target
 from torchmdnet.labelling.label import Summary, collect, failures, key_of, open_journal, read_all, told, without_labels
@@ -35,6 +38,11 @@ ATTEMPTS = 200
 SOFTEST = 10.0
 #: Steps of dynamics, and structures, for one start; more would never end.
 MOST_STEPS = 1e9
+#: Bounds of structures of a dynamics: the closest two atoms, as a share of the sum of their covalent radii; how many
+#: times the temperature asked for they may have, where more atoms fluctuate less; and the energy of motion in eV.
+CLOSEST, HOTTEST, FASTEST = 0.45, 3.0, 10.0
+#: Steps between two looks at a dynamics.
+LOOK = 5
 #: Displacement for finite differences of forces, in Å.
 STEP = 0.005
 
@@ -168,7 +176,11 @@ def sample(
                     yield from _structures(atoms, place, sampling, temperatures[int(key.split(".")[1])], result)
 
         written = write(sampled())
-    return Summary(written, computed, failed, where)
+        dropped: Counter[str] = Counter()
+        for key in places:
+            if journal.succeeded(key):
+                dropped.update(journal[key]["result"].get("dropped", {}))
+    return Summary(written, computed, failed, where, dropped)
 
 
 def _structures(
@@ -203,11 +215,16 @@ class _Sampler:
             if self.sampling.relax or self.sampling.method == "modes":
                 assert calculators is not None
                 atoms = relaxed(calculators.attach(atoms), 0.005 if self.sampling.method == "modes" else 0.05)
-            found = SAMPLERS[self.sampling.method](
-                atoms, self.sampling, kelvin, calculators, np.random.default_rng(seed)
-            )
-            frames = list(found)
+            rng, dropped = np.random.default_rng(seed), Counter[str]()
+            if self.sampling.method == "md":
+                frames = list(dynamics(atoms, self.sampling, kelvin, calculators, rng, dropped))
+            else:
+                frames = list(SAMPLERS[self.sampling.method](atoms, self.sampling, kelvin, calculators, rng))
+            if not frames:
+                why = "; ".join(f"{count} times {reason}" for reason, count in dropped.most_common())
+                raise DataError(f"no structure is within bounds: {why}")
             return {
+                **({"dropped": dict(dropped)} if dropped else {}),
                 "positions": [atoms.positions.tolist() for atoms in frames],
                 "cells": [atoms.cell.array.tolist() for atoms in frames],
             }
@@ -237,9 +254,27 @@ def relaxed(atoms: Atoms, largest_force: float, steps: int = 1000) -> Atoms:
 
 
 def dynamics(
-    atoms: Atoms, sampling: Sampling, kelvin: float, calculators: Calculators | None, rng: np.random.Generator
+    atoms: Atoms,
+    sampling: Sampling,
+    kelvin: float,
+    calculators: Calculators | None,
+    rng: np.random.Generator,
+    dropped: Counter[str] | None = None,
 ) -> Iterator[Atoms]:
-    """Snapshots of Langevin dynamics at a temperature, an interval apart."""
+    """Snapshots of Langevin dynamics at a temperature, an interval apart.
+
+    Args:
+        atoms: The start.
+        sampling: How.
+        kelvin: The temperature in K.
+        calculators: Give energies and forces.
+        rng: Source of random numbers.
+        dropped: Gets the reasons of snapshots that are left out: atoms that collide, a temperature far above the one
+            asked for.
+
+    Raises:
+        DataError: If the dynamics explodes before its first good snapshot. Later, the rest of it is left out.
+    """
     from ase import units
     from ase.md.langevin import Langevin
 
@@ -250,15 +285,43 @@ def dynamics(
     timestep, friction = sampling.timestep * units.fs, sampling.friction / units.fs
     motion = Langevin(atoms, timestep, temperature_K=kelvin, friction=friction, fixcm=False, rng=rng)
     steps = [round(time / sampling.timestep) for time in (sampling.equilibration, sampling.interval)]
-    motion.run(steps[0])
-    for number in range(sampling.count):
-        motion.run(max(steps[1], 1))
-        if not np.isfinite(atoms.positions).all() or atoms.get_temperature() > 20 * kelvin + 1000:
-            raise DataError(
-                f"the dynamics came apart before structure {number} at {kelvin:g} K. Take a shorter --timestep, or "
-                "--relax first"
-            )
-        yield _centred(atoms)
+    motion.attach(lambda: _stop_explosion(atoms, kelvin), interval=LOOK)
+    dropped = Counter() if dropped is None else dropped
+    found = 0
+    hottest = kelvin * max(HOTTEST, 1 + 8 * math.sqrt(2 / (3 * len(atoms))))  # eight deviations of the mean
+    try:
+        motion.run(steps[0])
+        for _ in range(sampling.count):
+            motion.run(max(steps[1], 1))
+            _stop_explosion(atoms, kelvin)
+            if closest_contact(atoms) < CLOSEST:
+                dropped[f"atoms closer than {CLOSEST:g} of the sum of their covalent radii"] += 1
+            elif atoms.get_temperature() > hottest:
+                dropped[f"a temperature above {hottest:.0f} K, where {kelvin:g} K were asked for"] += 1
+            else:
+                found += 1
+                yield _centred(atoms)
+    except _Explosion as explosion:
+        if not found:
+            raise DataError(f"{explosion}. Take a shorter --timestep, or --relax first") from None
+        dropped[str(explosion)] += sampling.count - found - dropped.total()
+
+
+class _Explosion(Exception):
+    """A dynamics whose atoms fly apart; says how."""
+
+
+def _stop_explosion(atoms: Atoms, kelvin: float) -> None:
+    from ase import units
+
+    momenta = atoms.get_momenta()
+    energy = (momenta**2).sum(axis=1) / (2 * atoms.get_masses())  # (N,) eV
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(energy).all()):
+        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: a position is not finite")
+    if np.abs(atoms.positions).max(initial=0.0) > FARTHEST or atoms.get_temperature() > 20 * kelvin + 1000:
+        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: it reached {atoms.get_temperature():.3g} K")
+    if energy.max(initial=0.0) > FASTEST + 60 * units.kB * kelvin:
+        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: an atom reached {energy.max():.3g} eV")
 
 
 def _centred(atoms: Atoms) -> Atoms:
@@ -382,7 +445,7 @@ def _without_contacts(atoms: Atoms, sampling: Sampling, make: Callable[[], Atoms
     """Make structures until one has no two atoms too close."""
     for _ in range(ATTEMPTS):
         made = make()
-        if closest_contact(made) >= sampling.min_distance:
+        if np.isfinite(made.positions).all() and closest_contact(made) >= sampling.min_distance:
             return made
     raise DataError(
         f"{ATTEMPTS} structures in a row had atoms closer than {sampling.min_distance:g} of the sum of their covalent "

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             memory=bytes_of(args.memory),
         )
     print(f"{args.output}: {summary.written} structures with {method.level_of_theory}, {summary.computed} of them new")
-    tell_failed(summary, str(journal_of(args.output)))
+    tell_failed(summary, str(journal_of(args.output)), args.allow_failed)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -87,6 +87,10 @@ def add_calculator_options(parser: argparse.ArgumentParser, *, required: bool, t
         "(default: %(default)s)"
     )  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="try again what failed before")
+    parser.add_argument(
+        "--allow-failed", action="store_true", help="end with status 0 although some failed (default: status 1, once "
+        "the rest is written)"
+    )  # fmt: skip
     days = f"{timeout / 86400:g} {'day' if timeout == 86400 else 'days'}"
     parser.add_argument(
         "--timeout", type=limit, default=timeout, metavar="SECONDS", help=f"after which {piece} counts as "
@@ -130,8 +134,17 @@ def bytes_of(gigabytes: float | None) -> float | None:
     return None if gigabytes is None else gigabytes * 1e9
 
 
-def tell_failed(summary: Summary, journal: str) -> None:
-    """Say what failed, where first, and how to go on."""
+def tell_failed(summary: Summary, journal: str, allowed: bool) -> None:
+    """Say what failed, where first, and how to go on.
+
+    Args:
+        summary: What has become of the structures.
+        journal: Where failures are listed.
+        allowed: Whether the command ends with status 0 all the same.
+
+    Raises:
+        SystemExit: With status 1 if something failed and that is not allowed.
+    """
     failed = summary.failed
     if not failed:
         return
@@ -140,6 +153,9 @@ def tell_failed(summary: Summary, journal: str) -> None:
         print(f"  {count} × {message} ({'first: ' if count > 1 else ''}{summary.where[message]})")
     if len(failed) > 5:
         print(f"  and {len(failed) - 5} other errors")
+    if not allowed:
+        print("The rest is written. --allow-failed makes this status 0.")
+        raise SystemExit(1)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             memory=bytes_of(args.memory),
         )
     print(f"{args.output}: {summary.written} structures by {args.method}")
-    tell_failed(summary, str(journal_of(args.output)))
+    if summary.dropped:
+        print(f"{summary.dropped.total()} structures were out of bounds and are left out:")
+        for reason, number in summary.dropped.most_common(5):
+            print(f"  {number} × {reason}")
+    tell_failed(summary, str(journal_of(args.output)), args.allow_failed)
 
 
 def get_parser() -> argparse.ArgumentParser:
