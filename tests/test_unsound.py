@@ -47,6 +47,32 @@ def unchecked(monkeypatch) -> None:
 
 # ------------------------------------------------------------------------------------------ not finite
 
+FAR = {torch.float32: [1e5, -1e7, 1e30], torch.float64: [1e14, -1e30, 1e300]}
+
+
+@pytest.mark.parametrize("box", [None, BOX], ids=["open", "periodic"])
+@pytest.mark.parametrize("dtype", FAR, ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_positions_that_the_precision_cannot_resolve_are_refused(name: str, dtype: torch.dtype, box) -> None:
+    model = tiny(name, dtype, derivative=True)
+    box = None if box is None else box.to(dtype)
+    for value in FAR[dtype]:
+        with pytest.raises(DataError, match=r"pos of atom 4 is .*, counting from 0, farther than .* Å from the origin"):
+            model(Z, moved(4, value, dtype), BATCH, box)
+    model(Z, moved(4, 1e4, dtype), BATCH, box)
+
+
+@pytest.mark.parametrize("dtype", FAR, ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_they_are_nan_where_values_are_not_looked_at(name: str, dtype: torch.dtype, unchecked) -> None:
+    model = tiny(name, dtype, derivative=True)
+    for value in FAR[dtype]:
+        energy, forces = model(Z, moved(4, value, dtype), BATCH)
+        assert energy[0].isfinite().all()
+        assert forces[:3].isfinite().all()
+        assert energy[1].isnan().all()
+        assert forces[3:].isnan().all()
+
 
 @pytest.mark.parametrize("box", [None, BOX], ids=["open", "periodic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

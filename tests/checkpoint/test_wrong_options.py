@@ -8,6 +8,8 @@ import torch
 from torchmdnet.build import create_model
 from torchmdnet.checkpoint import describe, load_model, save_model
 from torchmdnet.checkpoint.load import load_weights, usable_device
+from torchmdnet.checkpoint.native import read_native, write_native
+from torchmdnet.checkpoint.sound import check_finite, check_weights
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.scripts.main import main
 from torchmdnet.testing import tiny_model
@@ -62,6 +64,13 @@ def test_an_old_checkpoint_without_its_number_of_layers_says_so(content, tmp_pat
     ({"num_layers": "a"}, "num_layers: 'a' is not valid. It takes a whole number"),
     ({"cutoff_upper": float("nan")}, "cutoff_upper: 'nan' is not valid. It takes a finite number"),
     ({"activation": ["silu"]}, "activation: .* It takes text"),
+    ({"num_layers": -2}, "num_layers: '-2' is not valid. It takes a whole number from 0 on"),
+    ({"max_num_neighbors": 2.5}, "max_num_neighbors: '2.5' is not valid. It takes a whole number"),
+    ({"derivative": "false"}, "derivative: 'false' is not valid. It takes true or false"),
+    ({"remove_ref_energy": 7}, "remove_ref_energy: '7' is not valid. It takes true or false"),
+    ({"prior_args": "none"}, "prior_args: 'none' is not valid. It takes a mapping"),
+    ({"system_embedding": 0}, "system_embedding: '0' is not valid. It takes text"),
+    ({"cutoff_lower": True}, "cutoff_lower: 'True' is not valid. It takes a finite number"),
     ({"num_layers": 10**9}, "num_layers=1000000000 describes a larger model than the file holds"),
     ({"embedding_dimension": 10**6}, "embedding_dimension=1000000 describes a larger model"),
 ])  # fmt: skip
@@ -69,6 +78,54 @@ def test_options_of_another_kind_are_refused_by_their_key(changed, option, messa
     path = changed(lambda stored: stored | option)
     with pytest.raises((CheckpointError, ConfigError), match=message):
         load_model(path)
+
+
+def _with_nan(weight):
+    weight = weight.clone()
+    weight.view(-1)[-1] = float("nan")
+    return weight
+
+
+UNSOUND = {
+    "NaN": (_with_nan, "holds NaN or infinite numbers"),
+    "infinite": (lambda weight: torch.full_like(weight, float("inf")), "holds NaN or infinite numbers"),
+    "whole": (lambda weight: weight.long(), "holds torch.int64, where the model has torch.float64"),
+    "complex": (lambda weight: weight.to(torch.complex64), "holds complex numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+@pytest.mark.parametrize("name", ["emb.weight", "std", "representation_model.distance.box"])
+def test_weights_that_are_no_numbers_of_a_model_are_refused_by_name(content, tmp_path, kind, name):
+    change, message = UNSOUND[kind]
+    state = {**content["state_dict"]}
+    key = next(key for key in state if key.endswith(name))
+    torch.save({**content, "state_dict": {**state, key: change(state[key])}}, tmp_path / "odd.ckpt")
+    for read in (load_model, lambda path: load_weights(tiny_model("tensornet"), path)):
+        with pytest.raises(CheckpointError, match=rf"odd\.ckpt: the tensor .*{name} {message}"):
+            read(tmp_path / "odd.ckpt")
+
+
+def test_a_native_file_with_the_right_digest_but_without_numbers_is_refused(tmp_path):
+    model = tiny_model("tensornet")
+    save_model(model, tmp_path / "good.safetensors")
+    state, card = read_native(tmp_path / "good.safetensors")
+    name = next(name for name in state if name.endswith("emb.weight"))
+    write_native(tmp_path / "bad.safetensors", {**state, name: state[name] * float("nan")}, card)
+    with pytest.raises(CheckpointError, match=rf"the tensor {name} holds NaN"):
+        load_model(tmp_path / "bad.safetensors")
+
+
+def test_whole_numbers_and_what_is_infinite_in_a_new_model_too_are_let_be(content):
+    own = {"mask": torch.tensor([0.0, float("-inf")]), "z": torch.tensor([1, 2]), "w": torch.zeros(2)}
+    check_weights({**own, "w": torch.ones(2, dtype=torch.float64)}, own, "file")
+    with pytest.raises(CheckpointError, match="the tensor w holds NaN or infinite"):
+        check_weights({**own, "w": torch.full((2,), 1e300, dtype=torch.float64)}, own, "file")
+    with pytest.raises(CheckpointError, match=r"the tensor z holds torch\.float32"):
+        check_weights({**own, "z": torch.ones(2)}, own, "file")
+    check_finite([{"state": {0: {"step": torch.tensor(3), "m": torch.ones(2)}}}], "optimizer_states", "file")
+    with pytest.raises(CheckpointError, match=r"optimizer_states\.0\.state\.0\.m holds NaN"):
+        check_finite([{"state": {0: {"m": torch.tensor(float("nan"))}}}], "optimizer_states", "file")
 
 
 @pytest.mark.parametrize("stored", [3, "text", [1], None])

@@ -68,6 +68,7 @@ def test_numbers_may_be_written_in_any_way(key, given, value):
 
 
 @pytest.mark.parametrize(("key", "given"), [
+    ("lr", 0), ("lr", 1e-300), ("gradient_clipping", 1e-300), ("gradient_clipping", -1),
     ("lr", "fast"), ("lr", True), ("lr", -1), ("lr", float("nan")), ("lr", "inf"), ("batch_size", 0),
     ("batch_size", 2.5),
     ("batch_size", True), ("lr_factor", 1.0), ("cutoff_upper", 0), ("seed", -1), ("train_size", -0.1), ("lr", [1]),
@@ -182,3 +183,10 @@ def test_boxes_that_hold_nothing_are_refused(box, words):
         coerce("box_vecs", box, "--box-vecs")
     assert coerce("box_vecs", "[[9,0,0],[0,0,0],[0,0,7]]", "--box-vecs")[0][0] == 9
     assert coerce("box_vecs", "[[9,0,0],[4.5,7,0],[1,2,7]]", "--box-vecs")[2] == [1, 2, 7]
+
+
+def test_zero_turns_clipping_off_and_what_is_far_below_any_gradient_is_refused():
+    assert coerce("gradient_clipping", 0, "--gradient-clipping") == 0
+    assert coerce("gradient_clipping", 1e-6, "--gradient-clipping") == 1e-6
+    with pytest.raises(ConfigError, match="It takes a number of 1e-09 or more, or 0"):
+        coerce("gradient_clipping", 1e-300, "--gradient-clipping")

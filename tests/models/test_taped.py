@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from torchmdnet.models import tensornet2
 from torchmdnet.models.base import set_radial_mode
@@ -504,3 +505,23 @@ def test_second_derivatives_of_a_loss_in_the_weights(name: str) -> None:
             for weight, direction in zip(weights, directions, strict=True):
                 weight.add_(direction, alpha=-sign * 1e-6)
     torch.testing.assert_close(ours, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_call_may_be_computed_again_for_its_gradient(name: str) -> None:
+    """In training, with ``torch.utils.checkpoint``, which gives what a function saved once only."""
+    model = tiny_model(name, derivative=True, embedding_dimension=16, num_heads=2).train()
+    systems = SYSTEMS["molecules"]
+    z, pos, batch = systems.z, systems.pos, systems.batch
+
+    def found(again: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        place = pos.clone().requires_grad_()
+        call = lambda where: model(z, where, batch)  # noqa: E731
+        energy, forces = checkpoint(call, place, use_reentrant=False) if again else call(place)
+        loss = (energy**2).sum() + (forces**2).sum()
+        loss.backward()
+        return [energy, forces, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+
+    for new, old in zip(found(True), found(False), strict=True):
+        torch.testing.assert_close(new, old)

@@ -18,6 +18,7 @@ from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precisio
 from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import as_model_file, check_sizes, hyper_parameters_of, read_checkpoint
+from torchmdnet.checkpoint.sound import check_kinds, check_weights
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
@@ -86,6 +87,7 @@ def load_model(
         overrides = _overrides(stored, kwargs)
         if card is not None:
             overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says
+        check_kinds({**stored, **overrides}, filepath)
         state, chosen = migrate(checkpoint["state_dict"], {**stored, **overrides})
         if "box_vecs" in kwargs:
             box = box_from_config(kwargs["box_vecs"], precision_of(chosen))
@@ -221,6 +223,7 @@ def _load_state(model: TorchMD_Net, state: dict[str, torch.Tensor], filepath: st
         raise CheckpointError(
             f"The weights in {filepath} do not fit the model its options describe; {'; '.join(told)}.{hint}"
         )
+    check_weights(state, expected, filepath)
     model.load_state_dict(state)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from torchmdnet.checkpoint.card import provenance_of
 from torchmdnet.checkpoint.native import is_native, read_native
+from torchmdnet.checkpoint.sound import check_kinds
 from torchmdnet.errors import CheckpointError, ConfigError, DataError
 from torchmdnet.files import expanded
 from torchmdnet.parse import check_plain
@@ -197,13 +198,14 @@ def as_model_file(path: str | Path) -> Iterator[None]:
 
 
 def check_sizes(options: Mapping[str, Any], state: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse options that describe a model much larger than the weights in the file, before it is built.
+    """Refuse options of a wrong kind, or of a model much larger than the weights in the file, before it is built.
 
     Raises:
         CheckpointError: Naming the option.
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: its state_dict is no table of tensors, so it is not a model file.")
+    check_kinds(options, path)
     numbers = max(sum(value.numel() for value in state.values()), 1)
     for key in ("embedding_dimension", "num_layers", "num_rbf", "max_z", "num_heads", "num_filters"):
         size = options.get(key)

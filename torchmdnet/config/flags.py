@@ -29,6 +29,7 @@ class Option:
             ``my_package.module:Class``) are accepted.
         nullable: Whether YAML ``null`` is a value; always so when the default is None.
         ge, gt, le, lt: Bounds of a number.
+        least: The smallest number beside 0, which means off.
         short: One-letter flag.
         established: Whether release 3 has the flag. It refuses an ``hparams.yaml`` with any other key.
         group: Heading in ``--help`` and in the documentation.
@@ -44,6 +45,7 @@ class Option:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    least: float | None = None
     short: str | None = None
     established: bool = True
     group: str = ""
@@ -90,7 +92,7 @@ class Option:
             bounds = f" of {low:g} or more" if self.ge is not None else f" above {low:g}"
         else:
             bounds = ""
-        return TYPES[self.type] + bounds
+        return TYPES[self.type] + (bounds if self.least is None else f" of {self.least:g} or more, or 0")
 
 
 #: How a value of each type is described to people.
@@ -164,7 +166,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "that were trained on may be tested on.", established=False),
     ),
     "Optimisation": (
-        Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=0, le=MOST_RATE),
+        Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=1e-12, le=MOST_RATE),
         Option("lr_patience", "int", 10, "Epochs without improvement before the learning rate is reduced.", ge=0),
         Option("lr_metric", "text", "val", "Which loss the learning rate follows.", choices=("train", "val")),
         Option("lr_min", "float", 1e-6, "The learning rate is not reduced below this. Training goes on there.",
@@ -172,7 +174,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("lr_factor", "float", 0.8, "Each reduction multiplies the learning rate by this.", gt=0, lt=1),
         Option("lr_warmup_steps", "int", 0, "Steps over which the learning rate grows to lr. 0 for no warm-up.", ge=0),
         Option("weight_decay", "float", 0.0, "Weight decay of AdamW.", ge=0, le=MOST_DECAY),
-        Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0),
+        Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0, least=1e-9),
         Option("early_stopping_patience", "int", 30, "Stop after this many epochs without improvement.", ge=0),
         Option("early_stopping_monitor", "text", "val_total_mse_loss",
                "Metric that early stopping follows, {train,val}_total_<loss>. Left alone it follows train_loss; null "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from torchmdnet.config.flags import OPTIONS, Option
 from torchmdnet.config.reader import FALSE_WORDS, TRUE_WORDS, plain
@@ -277,6 +277,13 @@ _TYPES: dict[str, Any] = {
 }
 
 
+def _zero_or_more(value: float, least: float) -> float:
+    """A number that is 0, or not much smaller than any use."""
+    if value and value < least:
+        raise ValueError
+    return value
+
+
 @functools.cache
 def _adapter(key: str) -> TypeAdapter[Any]:
     option = OPTIONS[key]
@@ -285,6 +292,8 @@ def _adapter(key: str) -> TypeAdapter[Any]:
     annotation: Any = _TYPES[option.type]
     if bounds:
         annotation = Annotated[annotation, Field(**bounds)]
+    if option.least is not None:
+        annotation = Annotated[annotation, AfterValidator(functools.partial(_zero_or_more, least=option.least))]
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 

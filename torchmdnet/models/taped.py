@@ -341,7 +341,8 @@ class _Slopes(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         call: _Call = ctx.call
         num = sum(ctx.known)
-        given, (vec, dist, *weights) = ctx.saved_tensors[:num], ctx.saved_tensors[num:]
+        saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives them once
+        given, (vec, dist, *weights) = saved[:num], saved[num:]
         needs = kernels.needed(ctx)
         of_geometry = any(needs[-2 - len(weights) : len(needs) - len(weights)]) and not call.graph.inner
         tape = call.tape

@@ -1,4 +1,4 @@
-"""Geometries that no model can answer for: positions that are not finite, and atoms that all but coincide.
+"""Geometries that no model can answer for: positions without a place, and atoms that all but coincide.
 
 On the CPU, where looking at values costs nothing, they are refused. Elsewhere, and where a call is recorded or
 compiled, the energies and forces of the system are NaN: without it an atom at NaN would just have no neighbours, and
@@ -15,11 +15,23 @@ from torch import Tensor
 from torchmdnet.errors import DataError
 from torchmdnet.tracing import device_kind, is_traced
 
-__all__ = ["CLOSEST", "apart", "can_check", "check_apart", "check_finite", "not_a_number"]
+__all__ = ["CLOSEST", "apart", "can_check", "check_apart", "check_finite", "farthest", "not_a_number"]
 
 #: Atoms nearer than this, relative to the cutoff, but not at the same place, have no direction between them that
 #: rounding leaves meaningful; forces grow as the inverse of the distance. 5e-5 Å for a cutoff of 5 Å.
 CLOSEST = 1e-5
+
+
+#: What positions have to resolve, in Å, and the largest number that is looked for.
+RESOLVED, LARGEST = 0.01, 1e300
+
+
+def farthest(x: Tensor) -> float:
+    """How far from the origin coordinates of this precision still resolve places :data:`RESOLVED` apart, in Å.
+
+    These are 8.4e4 Å in single and 4.5e13 Å in double precision.
+    """
+    return RESOLVED / (2.0**-52 if x.dtype == torch.float64 else 2.0**-23)
 
 
 def can_check(x: Tensor) -> bool:
@@ -40,12 +52,20 @@ def check_finite(name: str, x: Tensor, rows: str) -> None:
     """
     if not can_check(x) or not x.is_floating_point():
         return
-    if math.isfinite(float(x.detach().sum())):  # the sum may also overflow
+    most = farthest(x) if name == "pos" else math.inf
+    if not x.numel() or float(torch.linalg.vector_norm(x.detach(), math.inf)) <= min(most, LARGEST):
         return
-    is_fine = torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
+    is_fine = (x.detach().abs() <= most).reshape(x.shape[0], -1).all(dim=1)  # NaN is not
+    is_fine &= torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
     if bool(is_fine.all()):
         return
     row = int((~is_fine).nonzero()[0, 0])
+    if bool(torch.isfinite(x[row]).all()):
+        raise DataError(
+            f"{name} of {rows} {row} is {x[row].tolist()}, counting from 0, farther than {most:.3g} Å from the origin, "
+            f"where {str(x.dtype).removeprefix('torch.')} cannot tell places {RESOLVED:g} Å apart. Move it to "
+            "the origin; in a simulation it may have fallen apart."
+        )
     raise DataError(
         f"{name} of {rows} {row} is {x[row].tolist()}, counting from 0. Pass finite numbers. In a simulation the "
         "structure has fallen apart: look at the steps before, and use a smaller time step."
@@ -53,7 +73,7 @@ def check_finite(name: str, x: Tensor, rows: str) -> None:
 
 
 def not_a_number(pos: Tensor, index: Tensor, num_systems: int, *others: Tensor | None) -> Tensor:
-    """Zero for each row of finite systems, NaN for all rows of others, and with the gradient 0 or NaN in ``pos``.
+    """Zero for each row of systems in place, NaN for all rows of others, and with the gradient 0 or NaN in ``pos``.
 
     Args:
         pos: Positions of atoms or vectors of edges, (N, 3).
@@ -61,7 +81,8 @@ def not_a_number(pos: Tensor, index: Tensor, num_systems: int, *others: Tensor |
         num_systems: Number of systems S.
         *others: Further values that have to be finite, (S, ...) or (1, ...).
     """
-    marker = (0 * pos.detach()).sum(dim=1)  # (N,)
+    place = pos.detach()  # NaN is not within bounds either
+    marker = torch.where(place.abs() <= farthest(place), 0.0, math.nan).to(place.dtype).sum(dim=1)  # (N,)
     marker = marker.new_zeros(num_systems).index_add(0, index, marker)  # (S,)
     for value in others:
         if value is not None:

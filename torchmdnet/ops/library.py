@@ -45,7 +45,8 @@ def _register(form: Form) -> Any:
         ctx.save_for_backward(*tensors, *indices)
 
     def gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        tensors, indices = ctx.saved_tensors[: ctx.num_tensors], list(ctx.saved_tensors[ctx.num_tensors :])
+        saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives them once
+        tensors, indices = saved[: ctx.num_tensors], list(saved[ctx.num_tensors :])
         known = {ctx.slot: grad.contiguous(), **dict(zip(others[ctx.slot], tensors, strict=True))}
         found = [
             operator(name, known[name].shape, [known[other] for other in others[name]], indices, ctx.num_components)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError, did_you_mean
-from torchmdnet.scripts.numbers import finite, index, positive
+from torchmdnet.scripts.argument_types import CommandParser, finite, index, positive
 from torchmdnet.scripts.progress import Steps
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net bench``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="torchmd-net bench",
         description="Time a model on every route from positions to forces, each compared with exact float64.",
     )

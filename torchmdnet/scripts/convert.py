@@ -14,6 +14,7 @@ from torchmdnet.files import check_target
 if TYPE_CHECKING:
     from torchmdnet.ensemble import Ensemble
     from torchmdnet.potential import TorchMD_Net
+from torchmdnet.scripts.argument_types import CommandParser
 
 __all__ = ["convert", "get_parser", "main"]
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net convert``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="torchmd-net convert",
         description="Bring a model file of any release into another format, and verify that it gives the same numbers.",
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from torchmdnet.data.doctor import Diagnosis, Finding, Samples
+from torchmdnet.scripts.argument_types import CommandParser
 
 __all__ = ["get_parser", "main"]
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net data``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="torchmd-net data",
         description="Say what is in a data set and what is wrong with it.",
         epilog="Ends with status 0 if there are no errors, 1 if there are, if nothing can be read, or if there are "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.files import check_target
+from torchmdnet.scripts.argument_types import CommandParser
 from torchmdnet.scripts.progress import Steps
 
 __all__ = ["get_parser", "main"]
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net export``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="torchmd-net export",
         description="Write a package (AOTInductor) that gives energies, forces and virials for edges that its caller "
         "finds. It is loaded by PyTorch alone, from Python or C++. Writing it takes minutes and a C++ compiler.",

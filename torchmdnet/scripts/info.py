@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torchmdnet.scripts.argument_types import CommandParser
+
 __all__ = ["get_parser", "main"]
 
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net info``."""
-    parser = argparse.ArgumentParser(prog="torchmd-net info", description="Say what is in a model file.")
+    parser = CommandParser(prog="torchmd-net info", description="Say what is in a model file.")
     parser.add_argument("file", help="a native file (.safetensors), a checkpoint (.ckpt), or a .zip of either")
     parser.add_argument("--json", action="store_true", help="print the card as JSON")
     parser.add_argument("--check", action="store_true", help="load the model and let it repeat its golden numbers")

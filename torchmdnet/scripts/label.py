@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError
-from torchmdnet.scripts.numbers import limit, positive, processes
+from torchmdnet.scripts.argument_types import CommandParser, limit, positive, processes
 
 if TYPE_CHECKING:
     from torchmdnet.labelling.label import Summary
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net label``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="torchmd-net label",
         description="Compute energies and forces for structures, in parallel. Run the same command again after an "
         "interruption, or when structures have been added: only what is missing is computed.",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchmdnet.errors import ConfigError
+from torchmdnet.scripts.argument_types import CommandParser, count, non_negative, positive, seed
 from torchmdnet.scripts.label import add_calculator_options, bytes_of, interruptible, method_of, tell_failed
-from torchmdnet.scripts.numbers import count, non_negative, positive, seed
 
 __all__ = ["get_parser", "main"]
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``torchmd-net sample``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="torchmd-net sample",
         description="Sample structures around given ones, for torchmd-net label to compute. The same seed gives the "
         "same structures with any number of processes.",

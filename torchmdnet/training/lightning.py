@@ -18,6 +18,7 @@ from torchmdnet import __version__
 from torchmdnet.build import create_model
 from torchmdnet.checkpoint import hyper_parameters_of, load_model, migrate, read_checkpoint
 from torchmdnet.checkpoint.migrations import fill_boxes
+from torchmdnet.checkpoint.sound import check_finite, check_weights
 from torchmdnet.compiled import CompiledPotential
 from torchmdnet.config.reader import read_yaml
 from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
@@ -707,12 +708,17 @@ class LNNP(LightningModule):
         stored = checkpoint["state_dict"]
         ours = {name: value for name, value in stored.items() if name.startswith("model.")}
         state, _ = migrate(ours, {**self.hparams, **_options_of(checkpoint)})
-        state = {f"model.{name}": value for name, value in fill_boxes(state, self.model).items()}
+        state = fill_boxes(state, self.model)
+        path = self.hparams.get("load_model") or "the checkpoint"
+        check_weights(state, self.model.state_dict(), path)
+        check_finite(checkpoint.get("optimizer_states"), "optimizer_states", path)
+        state = {f"model.{name}": value for name, value in state.items()}
         checkpoint["state_dict"] = {**{name: stored[name] for name in stored.keys() - ours.keys()}, **state}
         extra = checkpoint.get("torchmdnet") or {}
         self._restored = extra.get("state") or {}
         facts = {key: value for key, value in extra.items() if key not in ("version", "state")}
         self.provenance = {**facts, **self.provenance}
+        check_finite(self._restored.get("ema"), "ema", path)
         self.ema = _map_tensors(lambda value: value.to(self.device))(self._restored.get("ema", {}))
 
     def on_train_start(self) -> None:

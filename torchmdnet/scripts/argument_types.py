@@ -6,8 +6,35 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
-__all__ = ["MAX_PROCESSES", "count", "finite", "index", "limit", "non_negative", "positive", "processes", "seed"]
+from torchmdnet.errors import ConfigError
+
+__all__ = [
+    "MAX_PROCESSES",
+    "CommandParser",
+    "count",
+    "finite",
+    "index",
+    "limit",
+    "non_negative",
+    "positive",
+    "processes",
+    "seed",
+]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The arguments of a command, whose errors are one line, like all others, without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """See :meth:`argparse.ArgumentParser.error`.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message}. See {self.prog} --help.")
+
 
 #: More processes than this are a slip of the pen.
 MAX_PROCESSES = 4096
