@@ -151,6 +151,29 @@ def test_an_option_that_a_new_model_needs_is_named(content):
         create_model(options)
 
 
+def test_weights_to_start_from_are_read_before_data(tmp_path, monkeypatch):
+    from torchmdnet.config import resolve
+    from torchmdnet.training import run as training
+
+    (tmp_path / "bad.ckpt").write_bytes(b"no checkpoint")
+    monkeypatch.setattr(training, "DataModule", lambda *_: pytest.fail("data were asked for"))
+    words = ["--dataset", "TinyQM", "--load-weights", str(tmp_path / "bad.ckpt"), "--log-dir", str(tmp_path / "run")]
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt is not a model file"):
+        training.train(resolve(words))
+
+
+def test_a_misspelt_device_comes_with_the_right_name():
+    with pytest.raises(ConfigError, match=r"device: 'cdua' is not available\. Did you mean 'cuda'\?"):
+        usable_device("cdua")
+
+
+def test_a_misspelt_argument_of_a_calculator_is_refused():
+    from torchmdnet.calculators import TMDNETCalculator
+
+    with pytest.raises(ConfigError, match=r"unit: there is no such argument\. Did you mean 'units'\?"):
+        TMDNETCalculator(tiny_model("tensornet"), unit="eV")
+
+
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "", "nonsense:x"])
 def test_a_device_that_is_not_there_is_refused_before_the_file_is_read(device):
     with pytest.raises(ConfigError, match="device: "):

@@ -18,6 +18,7 @@ from torchmdnet.errors import ResultError, WriteError
 from torchmdnet.files import draft_of
 from torchmdnet.scripts.train import main
 from torchmdnet.training import run
+from torchmdnet.training.folder import potential_so_far
 from torchmdnet.training.lightning import LNNP
 
 # ------------------------------------------------------------------------------------------- the folder goes
@@ -191,3 +192,10 @@ def test_a_signal_before_a_resumed_run_begins_points_to_the_checkpoint(tmp_path,
     with pytest.raises(SystemExit):
         main(["--load-model", str(folder / "last.ckpt"), "--num-epochs", "2"])
     assert f"{folder / 'last.ckpt'} is as it was: start the same command again." in caplog.text
+
+
+def test_a_run_that_ends_early_says_how_to_make_a_potential_of_its_best_epoch(tmp_path):
+    assert potential_so_far(tmp_path / "last.ckpt") == []
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    (line,) = potential_so_far(tmp_path / "last.ckpt")
+    assert line.endswith(f"torchmd-net convert {tmp_path / 'best.ckpt'} {tmp_path / 'potential.safetensors'}")

@@ -121,7 +121,8 @@ def usable_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(
-            f"device: {str(device)[:60]!r} is not available. Choose from cpu, cuda, cuda:0, ..."
+            f"device: {str(device)[:60]!r} is not available.{did_you_mean(str(device)[:60], ('cpu', 'cuda'))} "
+            "Choose from cpu, cuda, cuda:0, ..."
         ) from error
     if found.type == "cuda":
         if not torch.cuda.is_available():

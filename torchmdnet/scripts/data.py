@@ -114,6 +114,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def _dataset_arg(text: str) -> Any:
+    key, equals, value = text.partition("=")
+    if equals and key.strip().isidentifier():  # as torchmd-train takes it
+        return {key.strip(): parse_yaml(value, f"--dataset-arg {key.strip()}")}
     return parse_yaml(text, "--dataset-arg")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,8 @@ class RunFolder:
         """What is saved, and the command that goes on, in words."""
         if self.checkpoints is not None and self.checkpoints.saved_step >= 0 and self.checkpoints.last_path.exists():
             last = self.checkpoints.last_path
-            return f"{last} holds the state after step {self.checkpoints.saved_step}. Continue with: " + command(last)
+            told = f"{last} holds the state after step {self.checkpoints.saved_step}. Continue with: " + command(last)
+            return told + "".join(f"\n{line}" for line in potential_so_far(last))
         if self.load_model:
             return f"Nothing new is saved, and {self.load_model} is as it was: start the same command again."
         return "Nothing is saved yet: start the same command again."
@@ -109,6 +111,15 @@ class RunFolder:
             "metrics.csv": logger.write_metrics,
             "errors.csv": logger.write_errors,
         }
+
+
+def potential_so_far(checkpoint: Path) -> list[str]:
+    """The command that makes a potential of the best epoch beside a checkpoint, in a line; none without one."""
+    best = checkpoint.with_name("best.ckpt")
+    if not best.exists():
+        return []
+    target = shlex.quote(str(best.with_name("potential.safetensors")))
+    return [f"A potential of the best epoch so far: torchmd-net convert {shlex.quote(str(best))} {target}"]
 
 
 def command(checkpoint: Path) -> str:

@@ -47,7 +47,7 @@ from torchmdnet.training.distributed import (
 )
 from torchmdnet.training.evaluate import Evaluation, SplitFacts, composition_baseline, evaluate, facts_of, read_batches
 from torchmdnet.training.files import SafeCheckpointIO
-from torchmdnet.training.folder import RunFolder, command
+from torchmdnet.training.folder import RunFolder, command, potential_so_far
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.logger import FINAL_TEST, RunLogger
 from torchmdnet.training.losses import loss_name
@@ -133,6 +133,8 @@ def _train(args: Namespace, watched: RunFolder) -> Path:
 
     if args.remove_ref_energy:
         args.prior_model = add_reference_prior(args.prior_model)
+    for start in filter(None, (args.load_weights, args.load_model)):
+        hyper_parameters_of(read_checkpoint(start), start)  # a file that cannot be used is refused before data are read
     data = DataModule(hyper_parameters(args))
     data.prepare_data()
     if resumed is not None:
@@ -579,6 +581,8 @@ def _fit(
         number = polite.signal or signal.SIGTERM
         if trainer.is_global_zero:
             log.warning("Stopped. Continue with: %s", command(checkpoints.last_path))
+            for line in potential_so_far(checkpoints.last_path):
+                log.warning("%s", line)
         raise SystemExit(128 + number) from None
     except (KeyboardInterrupt, SystemExit):  # asked a second time; Lightning makes an exit of it
         if polite.signal is None:
