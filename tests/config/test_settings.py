@@ -120,7 +120,7 @@ def test_keys_may_be_written_with_dashes(conf):
     ("batch_sise: 8", r"Unknown argument in config file: batch_sise \(conf.yaml, line 2\). Did you mean 'batch_size'"),
     ("learning_rate: 8", "learning_rate .*Did you mean 'lr'"),
     ("precision: 48", "conf.yaml, line 2: precision: 48 is not available. Choose from 32, 64"),
-    ("lr: fast", "conf.yaml, line 2: lr='fast' is not valid. It takes a number between 0 and 100"),
+    ("lr: fast", "conf.yaml, line 2: lr='fast' is not valid. It takes a number between 1e-12 and 100"),
     ("derivative: maybe", "conf.yaml, line 2: derivative='maybe' .*true or false"),
     ("dataset: ase", "dataset: 'ase' is not available. Did you mean 'ASE'"),
     ("model: tensor-net", "conf.yaml, line 2: model: 'tensor-net' is not available. Did you mean 'tensornet'"),
