@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from torchmdnet.build import ARCHITECTURES
 from torchmdnet.compiled import CompiledPotential
 from torchmdnet.graph import Inputs
+from torchmdnet.models import ARCHITECTURES
 from torchmdnet.recording import Recorded, needs_compiler, record
 from torchmdnet.testing import cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 

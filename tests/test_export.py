@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchmdnet.build import ARCHITECTURES
 from torchmdnet.checkpoint import save_model
 from torchmdnet.errors import ConfigError
 from torchmdnet.export import INPUTS, OUTPUTS, export_model
+from torchmdnet.models import ARCHITECTURES
 from torchmdnet.scripts.main import main
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 

@@ -28,7 +28,7 @@ LAYERS = [
         "tracing",
         "typing",
     },
-    {"catalogue", "units"},
+    {"arguments", "catalogue", "options", "units"},
     {"neighbors", "ops", "graph"},
     {"nn", "recording", "forces"},
     {"tape"},
@@ -81,7 +81,7 @@ NEIGHBOURS = {
     ("checkpoint", "ensemble"),
     ("neighbors", "scripting"),  # torch.jit.script asks a module for the form it can read
     ("potential", "scripting"),
-    ("data", "config"),  # the option table and its words for booleans
+    ("data", "config"),  # words for booleans
     ("config", "training"),  # names of losses
     ("training", "config"),
     ("training", "data"),

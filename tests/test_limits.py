@@ -8,9 +8,9 @@ import torch
 from torchmdnet import build, limits
 from torchmdnet.build import check_size, create_model
 from torchmdnet.config import resolve
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.errors import ConfigError
 from torchmdnet.limits import LARGEST, check_limits
+from torchmdnet.options import OPTIONS
 
 TINY = {"model": "tensornet", "output_model": "Scalar", "embedding_dimension": 8, "num_layers": 1, "num_rbf": 4,
         "max_z": 10, "cutoff_lower": 0.0, "cutoff_upper": 5.0}  # fmt: skip

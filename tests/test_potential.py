@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from torchmdnet.build import create_model, create_prior_models
+from torchmdnet.build import create_model
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs, sum_to_atoms, sum_to_systems
 from torchmdnet.heads.base import OutputModel
@@ -16,6 +16,7 @@ from torchmdnet.models.tensornet import TensorNet
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.atomref import Atomref, LearnableAtomref
 from torchmdnet.priors.base import BasePrior
+from torchmdnet.priors.named import create_prior_models
 from torchmdnet.tape.tape import Tape
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY

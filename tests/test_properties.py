@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchmdnet.build import PropertySpec, create_model, property_specs
+from torchmdnet.build import create_model
 from torchmdnet.errors import ConfigError
 from torchmdnet.heads.atom_scalar import AtomScalar
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.heads.charges import PartialCharges
 from torchmdnet.heads.dipole import Dipole
 from torchmdnet.potential import Outputs, Prediction
+from torchmdnet.properties import PropertySpec, property_specs
 from torchmdnet.testing import cell_of_atoms, small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchmdnet.build import ARCHITECTURES
 from torchmdnet.errors import ConfigError
+from torchmdnet.models import ARCHITECTURES
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model

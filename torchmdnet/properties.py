@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import nn
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.heads import HEADS
 from torchmdnet.heads.base import OutputModel
+from torchmdnet.heads.named import free_arguments
 
 __all__ = ["DEFAULT_HEADS", "PropertySpec", "property_specs"]
 
@@ -22,9 +22,6 @@ DEFAULT_HEADS = {"charges": "PartialCharges", "dipole": "Dipole", "polarizabilit
 _TAKEN = frozenset(("y", "neg_dy", "stress", "energy", "forces", "z", "pos", "batch", "box", "q", "s")) | frozenset(
     ("energies", "free_energy", "energy_std", "forces_std", "stress_std")
 )
-
-#: What a head is given in any case, so not to be given again.
-_GIVEN = frozenset({"self", "hidden_channels", "dtype", "static_shapes", "has_vectors", "has_tensors"})
 
 
 class PropertySpec(NamedTuple):
@@ -88,16 +85,9 @@ def _spec(name: Any, entry: Any) -> PropertySpec:
     for key, value in (("loss", loss), ("label", label)):
         if not (isinstance(value, str) and value) and not (key == "loss" and value is None):
             raise ConfigError(f"{where}: {key}: {value!r} is not a name.")
-    accepted = arguments_of(part)
+    accepted = free_arguments(part)
     for key in keywords:
         if key not in accepted:
             known = ("head", "weight", "loss", "label", *accepted)
             raise ConfigError(f"{where}: {key!r} is unknown.{did_you_mean(key, known)} Choose from {', '.join(known)}.")
     return PropertySpec(name, head, float(weight), loss, label, keywords)
-
-
-def arguments_of(head: type[nn.Module]) -> list[str]:
-    """The arguments of a head that a configuration may set."""
-    parameters = inspect.signature(head).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return [name for name in named if name not in _GIVEN]

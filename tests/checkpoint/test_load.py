@@ -12,6 +12,7 @@ import torch
 from torchmdnet.checkpoint import load_model
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError
+from torchmdnet.options import OPTIONS, keys_read_by
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
@@ -175,6 +176,13 @@ def test_unknown_keywords_warn_with_the_nearest_name(saved) -> None:
         UserWarning, match=r"Unknown hyperparameter: max_num_neighbours\. Did you mean 'max_num_neighbors'"
     ):
         load_model(path, max_num_neighbours=64)
+
+
+@pytest.mark.parametrize("key", sorted(keys_read_by("model") - {"model", "output_model", "prior_model", "properties"}))
+def test_every_option_of_models_is_known(saved, key, recwarn) -> None:
+    _, path = saved
+    load_model(path, **{key: OPTIONS[key].default})
+    assert not [warning for warning in recwarn if "Unknown" in str(warning.message)]
 
 
 def test_options_that_change_the_physics_are_reported(saved, caplog: pytest.LogCaptureFixture) -> None:

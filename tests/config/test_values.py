@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from torchmdnet.config.values import coerce, number, prior_entries, with_truths
+from torchmdnet.config.values import coerce, number, with_truths
 from torchmdnet.datasets import ASE
 from torchmdnet.errors import ConfigError
+from torchmdnet.priors import named_priors
 
 
 @pytest.mark.parametrize(
@@ -139,10 +140,10 @@ def test_priors_are_names_or_mappings_in_any_mixture(given, value):
 
 
 def test_all_forms_of_priors_give_names_and_arguments():
-    assert prior_entries(None) == []
-    assert prior_entries("Atomref") == [("Atomref", {})]
-    assert prior_entries({"ZBL": {"a": 1}, "D2": None}) == [("ZBL", {"a": 1}), ("D2", {})]
-    assert prior_entries(["Atomref", {"ZBL": {"a": 1}}]) == [("Atomref", {}), ("ZBL", {"a": 1})]
+    assert named_priors(None) == []
+    assert named_priors("Atomref") == [("Atomref", {})]
+    assert named_priors({"ZBL": {"a": 1}, "D2": None}) == [("ZBL", {"a": 1}), ("D2", {})]
+    assert named_priors(["Atomref", {"ZBL": {"a": 1}}]) == [("Atomref", {}), ("ZBL", {"a": 1})]
 
 
 def test_boxes_and_weights_are_lists_of_numbers():

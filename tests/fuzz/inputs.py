@@ -11,7 +11,7 @@ import targets
 import yaml
 from hypothesis import strategies as st
 
-from torchmdnet.config.flags import OPTIONS
+from torchmdnet.options import OPTIONS
 
 KEYS = sorted(OPTIONS)
 #: YAML that stands for something odd.

@@ -153,7 +153,7 @@ def _resolved(argv: list[str]) -> bool:
     values = hyper_parameters(args)
     write_yaml("again.yaml", values)
     again = read_yaml("again.yaml")
-    from torchmdnet.config.flags import OPTIONS
+    from torchmdnet.options import OPTIONS
 
     for key, setting in again.items():
         if key in OPTIONS and coerce(key, setting.value, "again") != coerce(key, copy.deepcopy(values[key]), "first"):

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from torchmdnet.build import create_prior_models
 from torchmdnet.checkpoint import load_model
 from torchmdnet.graph import Graph, bare_graph
 from torchmdnet.priors import PRIORS
+from torchmdnet.priors.named import create_prior_models
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
 

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from torchmdnet.build import check_priors, create_prior_models
 from torchmdnet.config import resolve
 from torchmdnet.errors import ConfigError
+from torchmdnet.priors.named import check_priors, create_prior_models
 
 BAD = [float("nan"), float("inf"), -1, 0, "abc", True, 1e308]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.options import OPTIONS
 from torchmdnet.scripts.completion import SHELLS, main
 from torchmdnet.scripts.main import COMMANDS
 

@@ -9,8 +9,8 @@ from toy_data import Toy
 from torchmdnet.build import default_of, representation_arguments
 from torchmdnet.calculators import TMDNETCalculator
 from torchmdnet.checkpoint import describe, load_model
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.options import OPTIONS
 from torchmdnet.scripts.train import main
 
 RESULTS = {

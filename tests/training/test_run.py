@@ -14,9 +14,9 @@ from toy_runs import SETTINGS, finished_run, one_thread, rows, settings, train_t
 
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.checkpoint.load import load_model
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.settings import read_saved_settings
 from torchmdnet.errors import CheckpointError, ConfigError, DivergenceError, ResultError
+from torchmdnet.options import OPTIONS
 from torchmdnet.training import run
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP

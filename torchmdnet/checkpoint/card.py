@@ -13,25 +13,15 @@ import torch
 from torch import Tensor
 
 from torchmdnet._version import __version__
-from torchmdnet.build import MODEL_KEYS, representation_arguments
+from torchmdnet.build import representation_arguments
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import ConfigError
+from torchmdnet.heads import named_head
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.options import OPTIONS, keys_read_by, value_of
 from torchmdnet.units import normalise_unit
 
 __all__ = ["count_parameters", "make_card", "model_options", "plain", "provenance_of"]
-
-#: Options that say how a model is to be asked, beside those that shape it.
-_OF_USE = frozenset({"charge", "spin", "properties", "handedness", "coulomb_epsilon_solvent"})
-
-#: Training options a card keeps, where a run had them.
-_OF_TRAINING = (
-    "dataset", "train_size", "val_size", "test_size", "seed", "num_epochs", "batch_size", "lr", "lr_patience",
-    "lr_factor", "lr_min", "lr_warmup_steps", "weight_decay", "train_loss", "y_weight", "y_loss_per_atom",
-    "neg_dy_weight", "stress_weight", "standardize", "gradient_clipping",
-)  # fmt: skip
-
-_SIZES = frozenset({"train_size", "val_size", "test_size"})
 
 
 def plain(value: Any, what: str = "value") -> Any:
@@ -61,8 +51,26 @@ def plain(value: Any, what: str = "value") -> Any:
 
 def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options among all of a run's that shape the model, or say how it is to be asked, as plain values."""
-    known = (MODEL_KEYS - {"radial"}) | _OF_USE | set(representation_arguments(ARCHITECTURES[options["model"]]))
-    return {key: plain(value, key) for key, value in options.items() if key in known}
+    known = keys_read_by("model") | representation_arguments(ARCHITECTURES[options["model"]]).keys()
+    return {
+        key: plain(value, key)
+        for key, value in options.items()
+        if key in known and not (key in OPTIONS and OPTIONS[key].transient)
+    }
+
+
+def _training_settings(options: Mapping[str, Any], has_counts: bool) -> dict[str, Any]:
+    """What a card tells of the settings of a run, as plain values.
+
+    Args:
+        options: Settings of the run.
+        has_counts: Whether the numbers of systems are known, so that the sizes asked for say nothing; nor do they
+            where a file or the data divide.
+    """
+    kept = [key for key, option in OPTIONS.items() if option.in_card and options.get(key) is not None]
+    if has_counts or options.get("splits") not in (None, "random"):
+        kept = [key for key in kept if OPTIONS[key].type != "size"]
+    return {key: plain(options[key], key) for key in kept}
 
 
 def count_parameters(model: torch.nn.Module) -> int:
@@ -94,21 +102,17 @@ def make_card(
     units = provenance.get("units") or {}
     elements = [int(z) for z in provenance.get("elements") or ()]
     training = dict(plain(provenance.get("training") or {}, "training"))
-    # sizes say nothing where a file or the data divide, or where the numbers of systems are known
-    unused = _SIZES if options.get("splits") not in (None, "random") or "systems" in training else frozenset[str]()
-    settings = {
-        key: plain(options[key], key) for key in _OF_TRAINING if options.get(key) is not None and key not in unused
-    }
+    settings = _training_settings(options, has_counts="systems" in training)
     if settings and "settings" not in training and training:
         training["settings"] = settings
     card: dict[str, Any] = {
         "written_by": f"torchmd-net {__version__}, PyTorch {torch.__version__}",
         "trained_by": provenance.get("trained_by"),
         "architecture": str(options["model"]),
-        "head": str(options.get("output_model", "Scalar")),
+        "head": named_head(value_of(options, "output_model"))[0],
         "priors": priors,
         "num_parameters": num_parameters,
-        "precision": int(options.get("precision", 32)),
+        "precision": int(value_of(options, "precision")),
         "cutoff": float(options["cutoff_upper"]) if "cutoff_upper" in options else None,
         "elements": [SYMBOLS[z] if 0 < z < len(SYMBOLS) else str(z) for z in elements] or None,
         "units": {kind: _unit(units.get(kind), kind) for kind in ("energy", "length")},

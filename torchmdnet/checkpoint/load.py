@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchmdnet.build import MODEL_KEYS, box_from_config, create_model, precision_of, representation_arguments
+from torchmdnet.build import box_from_config, create_model, precision_of, representation_arguments
 from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import as_model_file, check_sizes, hyper_parameters_of, read_checkpoint
@@ -22,7 +22,9 @@ from torchmdnet.checkpoint.sound import check_kinds, check_weights
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
+from torchmdnet.heads.named import without_options
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.options import OPTIONS, keys_read_by
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.atomref import Atomref
 
@@ -30,10 +32,10 @@ __all__ = ["load_ensemble", "load_model", "load_weights", "usable_device"]
 
 log = logging.getLogger(__name__)
 
-#: Options whose ``auto`` is settled when a model is made.
-_RESOLVED = frozenset({"system_embedding"})
 #: Options that may differ from the file without changing the physics.
-_FREE_TO_CHANGE = {"precision", "max_num_neighbors", "static_shapes", "box_vecs", "radial"}
+_FREE_TO_CHANGE = frozenset(key for key, option in OPTIONS.items() if option.free)
+#: Options whose value is chosen whenever a model is made.
+_TRANSIENT = frozenset(key for key, option in OPTIONS.items() if option.transient)
 
 
 @torch.inference_mode(False)
@@ -83,7 +85,7 @@ def load_model(
         if "check_errors" in (checkpoint.get("hyper_parameters") or ()):
             stored["check_errors"] = True  # how the file was written is a fact about the file, also when args are given
         card = checkpoint.get("card")
-        stored.pop("radial", None)  # how filters are evaluated is chosen when the model is run
+        stored = {key: value for key, value in stored.items() if key not in _TRANSIENT}
         overrides = _overrides(stored, kwargs)
         if card is not None:
             overrides["compatibility_load"] = False  # a native file has one layout, whatever a caller says
@@ -97,7 +99,8 @@ def load_model(
         _load_state(model, state, filepath)
         if stored.get("remove_ref_energy") and kwargs.get("remove_ref_energy") is False:
             _add_reference_energies(model, filepath)
-        chosen = {**chosen, **{key: model.hyper_parameters[key] for key in _RESOLVED & model.hyper_parameters.keys()}}
+        if "system_embedding" in model.hyper_parameters:  # its ``auto`` is settled when a model is made
+            chosen["system_embedding"] = model.hyper_parameters["system_embedding"]
         model.hyper_parameters = chosen
         if chosen.get("spin") and "spin" not in getattr(model.representation_model, "reads", {"spin"}):
             log.warning(
@@ -183,7 +186,7 @@ def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str
     """Check keywords against what there is, and warn of those that change what the weights mean."""
     name = kwargs.get("model", stored.get("model"))
     shaping = set(representation_arguments(ARCHITECTURES[name])) if name in ARCHITECTURES else set()
-    known = shaping | MODEL_KEYS | stored.keys() | RETIRED_KEYS
+    known = shaping | keys_read_by("model") | stored.keys() | RETIRED_KEYS
     for key in sorted(kwargs.keys() - known):
         warnings.warn(f"Unknown hyperparameter: {key}.{did_you_mean(key, known)}", stacklevel=4)
     for key in sorted(shaping & kwargs.keys() & stored.keys() - _FREE_TO_CHANGE):
@@ -194,7 +197,10 @@ def _overrides(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str
                 stored[key],
                 kwargs[key],
             )
-    return {key: value for key, value in kwargs.items() if key != "check_errors"}
+    overrides = {key: value for key, value in kwargs.items() if key != "check_errors"}
+    if isinstance(stored.get("output_model"), Mapping) and "output_model" not in kwargs:
+        overrides["output_model"] = without_options(ARCHITECTURES[name], stored["output_model"], kwargs.keys())
+    return overrides
 
 
 def _changes(stored: Mapping[str, Any], kwargs: Mapping[str, Any]) -> bool:

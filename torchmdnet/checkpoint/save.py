@@ -21,7 +21,9 @@ from torchmdnet.checkpoint.native import write_native
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.files import draft_of, expanded
+from torchmdnet.heads import named_head
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.options import OPTIONS, value_of
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors import PRIORS
 
@@ -173,6 +175,8 @@ def _save_checkpoint(
     """A checkpoint with the layout of release 3: tensors and plain values, loadable by it."""
     if options.get("handedness") == "legacy" and options.get("equivariance_invariance_group") == "SO(3)":
         log.warning("%s: release 3 reads SO(3) models trained before 3.0 as their mirror image.", path)
+    if named_head(value_of(options, "output_model"))[1]:
+        log.warning("%s: release 3 reads no arguments of a head, output_model: %s.", path, options["output_model"])
     stored = {**_RELEASE_3, **model_options(options)}
     stored["prior_model"] = options["prior_model"]
     content = {
@@ -194,28 +198,10 @@ def _save_checkpoint(
 
 
 #: What release 3 wants to find in every file, whether or not the architecture reads it.
-_RELEASE_3: dict[str, Any] = {
-    "activation": "silu",
-    "aggr": "add",
-    "atom_filter": -1,
-    "attn_activation": "silu",
-    "cutoff_lower": 0.0,
-    "derivative": False,
-    "distance_influence": "both",
-    "embedding_dimension": 128,
-    "equivariance_invariance_group": "O(3)",
-    "max_num_neighbors": 64,
-    "max_z": 100,
-    "neighbor_embedding": True,
-    "num_heads": 8,
-    "num_layers": 2,
-    "num_rbf": 32,
-    "output_model": "Scalar",
-    "prior_model": None,
-    "rbf_type": "expnorm",
-    "reduce_op": "add",
-    "remove_ref_energy": False,
-    "trainable_rbf": False,
+_RELEASE_3 = {
+    key: option.default
+    for key, option in OPTIONS.items()
+    if option.established and (option.group == "Architecture" or "model" in option.read_by.split())
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torchmdnet.config.flags import OPTIONS, Option
+from torchmdnet.options import OPTIONS, Option
 
 _HOMES = {
     "add_reference_prior": "torchmdnet.config.settings",

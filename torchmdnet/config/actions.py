@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.reader import Setting, read_yaml
 from torchmdnet.config.settings import read_saved_settings
 from torchmdnet.config.values import as_truth
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.options import OPTIONS
 
 __all__ = ["LoadFromCheckpoint", "LoadFromFile"]
 

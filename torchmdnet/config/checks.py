@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.rundir import other_checkpoint
-from torchmdnet.config.values import prior_entries
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.heads import HEADS, named_head
 from torchmdnet.limits import check_range, is_small
+from torchmdnet.options import OPTIONS
+from torchmdnet.priors import PRIORS, named_priors
 
 if TYPE_CHECKING:
     from torchmdnet.config.settings import Settings
@@ -131,10 +132,11 @@ def _loss(args: argparse.Namespace, settings: Settings) -> None:
     if args.y_weight == 0 and (args.neg_dy_weight == 0 or not args.derivative) and not has_others:
         why = "neg_dy_weight=0" if args.neg_dy_weight == 0 else "derivative=False, which leaves no forces"
         raise ConfigError(f"y_weight=0 and {why}: there is nothing to train on. Raise a weight, or set derivative.")
-    if args.y_loss_per_atom and args.reduce_op != "add":
+    reduce_op = named_head(args.output_model)[1].get("reduce_op", args.reduce_op)
+    if args.y_loss_per_atom and reduce_op not in ("add", "sum"):
         raise ConfigError(
             f"{settings.source('y_loss_per_atom')}: y_loss_per_atom=True divides y by the number of atoms, but with "
-            f"reduce_op={args.reduce_op} y is a mean over atoms already. Set y_loss_per_atom to false, or reduce_op to "
+            f"reduce_op={reduce_op} y is a mean over atoms already. Set y_loss_per_atom to false, or reduce_op to "
             "add."
         )
     default = OPTIONS["neg_dy_weight"].default
@@ -150,7 +152,7 @@ def _trains_properties(args: argparse.Namespace) -> bool:
     """Whether any of ``properties`` has a weight; refuses what cannot be understood."""
     if not args.properties:
         return False
-    from torchmdnet.build import property_specs
+    from torchmdnet.properties import property_specs
     from torchmdnet.training.losses import LOSSES
 
     specs = property_specs({"properties": args.properties}).values()
@@ -168,15 +170,14 @@ def _scaling(args: argparse.Namespace, settings: Settings) -> None:
     """Refuse a mean and a standard deviation for heads whose output is no sum of numbers."""
     if not args.standardize:
         return
-    from torchmdnet.heads import HEADS
+    from torchmdnet.heads.named import head_for
     from torchmdnet.models import ARCHITECTURES
 
-    prefix = getattr(ARCHITECTURES[args.model], "head_prefix", "")
-    prefixed = prefix + args.output_model
-    head = HEADS[prefixed if prefix and prefixed in HEADS else args.output_model]
+    name, _ = named_head(args.output_model)
+    head = head_for(ARCHITECTURES[args.model], name)
     if not getattr(head, "can_standardize", True):
         raise ConfigError(
-            f"{settings.source('standardize')}: standardize=True: output_model {args.output_model!r} predicts vectors, "
+            f"{settings.source('standardize')}: standardize=True: output_model {name!r} predicts vectors, "
             "or a length of one, to which a mean cannot be added. Set standardize to false."
         )
 
@@ -248,7 +249,7 @@ def _charge_and_spin(args: argparse.Namespace, settings: Settings) -> None:
     """Refuse a charge or spin that the model would be given and not use, or would use and not be given."""
     if not (args.charge or args.spin) and args.system_embedding in (None, "auto", "none"):
         return
-    from torchmdnet.build import representation_arguments, system_embedding_of
+    from torchmdnet.build import reads_charge, representation_arguments, system_embedding_of
     from torchmdnet.models import ARCHITECTURES
 
     architecture = ARCHITECTURES[args.model]
@@ -262,7 +263,9 @@ def _charge_and_spin(args: argparse.Namespace, settings: Settings) -> None:
                 f"{settings.source('system_embedding')}: system_embedding={kind} embeds the {option}, but {option} is "
                 f"false, so none is given to the model. Set {option}: true, or system_embedding: auto."
             )
-    charge_is_read = architecture.reads_charge(vars(args)) or args.properties or args.output_model != "Scalar"
+    charge_is_read = (
+        reads_charge(architecture, vars(args)) or args.properties or named_head(args.output_model)[0] != "Scalar"
+    )
     for option, is_read in (("charge", charge_is_read), ("spin", False)):
         if getattr(args, option) and not (is_read or option in embedded):
             raise ConfigError(
@@ -275,7 +278,7 @@ def _arguments_of_priors(args: argparse.Namespace, settings: Settings) -> None:
     """Refuse arguments that no data make right."""
     if not args.prior_model:
         return
-    from torchmdnet.build import check_priors
+    from torchmdnet.priors.named import check_priors
 
     try:
         check_priors(args.prior_model)
@@ -283,10 +286,34 @@ def _arguments_of_priors(args: argparse.Namespace, settings: Settings) -> None:
         raise ConfigError(f"{settings.source('prior_model')}: {error}") from error
 
 
+def _arguments_of_the_head(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse arguments that the head does not take, and those that contradict an option."""
+    name, arguments = named_head(args.output_model)
+    if not arguments:
+        return
+    from torchmdnet.build import check_head
+    from torchmdnet.heads.named import head_for, option_behind
+    from torchmdnet.models import ARCHITECTURES
+
+    source = settings.source("output_model")
+    try:
+        check_head(vars(args))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    head = head_for(ARCHITECTURES[args.model], name)
+    for argument, value in arguments.items():
+        key = option_behind(head, argument)
+        if key is not None and key in settings and getattr(args, key) not in (OPTIONS[key].default, value):
+            raise ConfigError(
+                f"{source}: output_model: {name}: {argument}={value!r} contradicts {key}={getattr(args, key)!r} "
+                f"({settings.source(key)}). Leave one of them out."
+            )
+
+
 def _priors(args: argparse.Namespace, settings: Settings) -> None:
     if not args.remove_ref_energy:
         return
-    for name, arguments in prior_entries(args.prior_model):
+    for name, arguments in named_priors(args.prior_model):
         if name in ("Atomref", "LearnableAtomref") and arguments.get("enable", True):
             raise ConfigError(
                 f"remove_ref_energy and prior_model: {name} both take the elements' reference energies out of the "
@@ -313,12 +340,10 @@ def _is_installed(package: str) -> bool:
 def _addresses(args: argparse.Namespace, settings: Settings) -> None:
     """Find ``my_package.module:Class`` now rather than after the data have been read."""
     from torchmdnet.datasets import DATASETS
-    from torchmdnet.heads import HEADS
     from torchmdnet.models import ARCHITECTURES
-    from torchmdnet.priors import PRIORS
 
-    used = [(DATASETS, args.dataset), (ARCHITECTURES, args.model), (HEADS, args.output_model)]
-    used += [(PRIORS, name) for name, _ in prior_entries(args.prior_model)]
+    used = [(DATASETS, args.dataset), (ARCHITECTURES, args.model), (HEADS, named_head(args.output_model)[0])]
+    used += [(PRIORS, name) for name, _ in named_priors(args.prior_model)]
     for catalogue, name in used:
         if ":" in name:
             _ = catalogue[name]
@@ -337,5 +362,6 @@ _CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
     _trackers,
     _addresses,
     _arguments_of_priors,
+    _arguments_of_the_head,
     _size,
 )

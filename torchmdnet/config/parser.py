@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from torchmdnet._version import __version__
-from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, SYNONYMS, Option
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.options import OPTIONS, RENAMED, RETIRED, SYNONYMS, Option
 
 __all__ = ["TrainParser", "build_parser", "get_argparse"]
 
 logger = logging.getLogger(__name__)
 
-_MANY_WORDS = ("mapping", "properties", "prior_args", "box", "weights")
+_MANY_WORDS = ("head", "mapping", "properties", "prior_args", "box", "weights")
 
 _EPILOG = """\
 Settings come from the defaults, then from files (--conf, and the settings saved beside --load-model; a later file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, Option
+from torchmdnet.options import OPTIONS, RENAMED, RETIRED, Option
 
 __all__ = ["options_markdown"]
 

@@ -17,14 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchmdnet.config.flags import OPTIONS, RENAMED, RETIRED, SYNONYMS
 from torchmdnet.config.parser import build_parser
 from torchmdnet.config.reader import Setting, plain, read_yaml
 from torchmdnet.config.rundir import companion, other_checkpoint
-from torchmdnet.config.values import as_truth, coerce, number, prior_entries, takes_truth
+from torchmdnet.config.values import as_truth, coerce, number, takes_truth
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
+from torchmdnet.options import OPTIONS, RENAMED, RETIRED, SYNONYMS
 from torchmdnet.parse import parse_json
+from torchmdnet.priors import named_priors
 
 __all__ = [
     "add_reference_prior",
@@ -278,7 +279,7 @@ def _without_reference_prior(found: dict[str, Setting]) -> dict[str, Setting]:
         coerce("prior_model", names, source)  # a file may hold anything
     if arguments is not None:
         coerce("prior_args", arguments, found["prior_args"].source)
-    priors = prior_entries(names)
+    priors = named_priors(names)
     if arguments is not None:
         arguments = [arguments] if isinstance(arguments, Mapping) else list(arguments)
         # The file holds the priors that were built: the shorter of the two lists.
@@ -297,7 +298,7 @@ def _without_reference_prior(found: dict[str, Setting]) -> dict[str, Setting]:
 
 def _join_priors(names: Any, arguments: Any, source: str) -> list[dict[str, dict[str, Any]]]:
     """``prior_model`` with the arguments of ``prior_args`` in place of its own."""
-    priors = prior_entries(names)
+    priors = named_priors(names)
     arguments = [arguments] if isinstance(arguments, Mapping) else list(arguments)
     if len(arguments) != len(priors):
         raise ConfigError(
@@ -317,7 +318,7 @@ def add_reference_prior(prior_model: Any) -> list[Any]:
     ['ZBL', {'Atomref': {'enable': False}}]
     """
     priors = [] if not prior_model else list(prior_model) if isinstance(prior_model, (list, tuple)) else [prior_model]
-    if priors and prior_entries(priors[-1])[-1:] == [("Atomref", {"enable": False})]:
+    if priors and named_priors(priors[-1])[-1:] == [("Atomref", {"enable": False})]:
         return priors
     return [*priors, copy.deepcopy(_REFERENCE_PRIOR)]
 

@@ -15,11 +15,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from torchmdnet.config.flags import OPTIONS, Option
 from torchmdnet.config.reader import FALSE_WORDS, TRUE_WORDS, plain
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.files import expanded
+from torchmdnet.heads import HEADS, named_head
+from torchmdnet.options import OPTIONS, Option
 from torchmdnet.parse import check_plain, parse_yaml
+from torchmdnet.priors import PRIORS, named_priors
 from torchmdnet.text import shortened
 
 __all__ = ["as_truth", "coerce", "number", "with_truths"]
@@ -183,15 +185,13 @@ def _priors(value: Any) -> Any:
     return value
 
 
-def prior_entries(priors: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The (name, arguments) pairs that ``prior_model`` stands for, in any of its forms."""
-    if not priors:
-        return []
-    if isinstance(priors, str):
-        return [(priors, {})]
-    if isinstance(priors, Mapping):
-        return [(str(name), dict(arguments or {})) for name, arguments in priors.items()]
-    return [entry for item in priors for entry in prior_entries(item)]
+def _head(value: Any) -> Any:
+    """A name, or a mapping of one name to arguments; without any, the name alone."""
+    words = value if isinstance(value, list) else [value]
+    text = " ".join(words) if words and all(isinstance(word, str) for word in words) else value
+    found = _structure(text) if isinstance(text, str) and text.lstrip()[:1] in ("{", "[") else plain(text)
+    name, arguments = named_head(found)
+    return {name: arguments} if arguments else name
 
 
 def _check_priors(value: Any) -> Any:
@@ -219,24 +219,30 @@ def _prior_truths(value: Any) -> Any:
         _is_truth_word(word) for arguments in value.values() for word in (arguments or {}).values()
     ):
         return value
-    from torchmdnet.priors import PRIORS
-
     return {name: with_truths(PRIORS[name], arguments or {}) for name, arguments in value.items()}
 
 
-def _head_truths(value: Any) -> dict[str, Any]:
+def _property_truths(value: Any) -> dict[str, Any]:
     """``properties`` with booleans where the arguments of a head are booleans."""
 
     def convert(name: str, given: Any) -> Any:
         if not isinstance(given, Mapping) or not any(map(_is_truth_word, given.values())):
             return given
-        from torchmdnet.heads import HEADS
         from torchmdnet.properties import DEFAULT_HEADS
 
-        head = given.get("head") or DEFAULT_HEADS.get(name)
-        return with_truths(HEADS[head], given) if isinstance(head, str) and head in HEADS else given
+        return _with_truths_of(given.get("head") or DEFAULT_HEADS.get(name), given)
 
     return {name: convert(name, given) for name, given in value.items()}
+
+
+def _head_truths(value: Any) -> Any:
+    """``output_model`` with booleans where the arguments of a head are booleans."""
+    name, arguments = named_head(value)
+    return {name: _with_truths_of(name, arguments)} if any(map(_is_truth_word, arguments.values())) else value
+
+
+def _with_truths_of(head: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    return with_truths(HEADS[head], arguments) if isinstance(head, str) and head in HEADS else arguments
 
 
 #: The longest lattice vector, in Å.
@@ -270,6 +276,7 @@ _TYPES: dict[str, Any] = {
     "size": Annotated[int | float, BeforeValidator(number)],
     "mapping": _Mapping,
     "properties": Annotated[dict[str, Any], BeforeValidator(_properties)],
+    "head": Annotated[str | dict[str, Any], BeforeValidator(_head)],
     "priors": Annotated[Any, BeforeValidator(_check_priors), BeforeValidator(_priors)],
     "prior_args": Annotated[dict[str, Any] | list[dict[str, Any] | None], BeforeValidator(_structure)],
     "box": Annotated[list[list[float]], BeforeValidator(_structure)],
@@ -282,6 +289,13 @@ def _zero_or_more(value: float, least: float) -> float:
     if value and value < least:
         raise ValueError
     return value
+
+
+#: How the names in a value of a type are found, where it is more than a name.
+_NAMES_IN: dict[str, Callable[[Any], list[str]]] = {
+    "head": lambda value: [named_head(value)[0]],
+    "priors": lambda value: [name for name, _ in named_priors(value)],
+}
 
 
 @functools.cache
@@ -327,8 +341,10 @@ def coerce(key: str, value: Any, source: str) -> Any:
     if option.type == "priors":
         result = _prior_truths(result)
     elif option.type == "properties":
+        result = _property_truths(result)
+    elif option.type == "head":
         result = _head_truths(result)
-    named = [name for name, _ in prior_entries(result)] if option.type == "priors" else [result]
+    named = _NAMES_IN[option.type](result) if option.type in _NAMES_IN else [result]
     for name in named:
         _check_name(option, name, source)
     return result

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchmdnet.build import property_specs
 from torchmdnet.data.loader import collect
 from torchmdnet.datasets.base import FramesDataset
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.datasets.labels import LARGEST_LABEL, LabelShape, find_label, too_large
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.heads import HEADS
+from torchmdnet.properties import property_specs
 
 __all__ = [
     "Target",

@@ -18,7 +18,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.values import with_truths
 from torchmdnet.data.digest import differences, digest_by_field
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
@@ -35,6 +34,7 @@ from torchmdnet.datasets.labels import ARTICLES, LARGEST_LABEL, Absence, LabelKi
 from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import symbols
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.options import OPTIONS, defaults_of
 from torchmdnet.priors.base import stated_energies
 from torchmdnet.units import energy_factor
 
@@ -53,47 +53,12 @@ MAX_TYPES = 256
 
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
 
-#: Options a data module can do without; the established defaults.
-DEFAULTS: dict[str, Any] = {
-    "dataset": None,
-    "dataset_root": "~/data",
-    "dataset_arg": None,
-    "coord_files": None,
-    "embed_files": None,
-    "energy_files": None,
-    "force_files": None,
-    "dataset_preload_limit": 1024,
-    "train_size": None,
-    "val_size": 0.05,
-    "test_size": 0.1,
-    "seed": 1,
-    "log_dir": None,
-    "splits": None,
-    "split_by": None,
-    "split_gap": 0,
-    "accept_changed_data": False,
-    "standardize": False,
-    "prior_model": None,
-    "remove_ref_energy": False,
-    "test_interval": -1,
-    "batch_size": 32,
-    "shuffle_block": None,
-    "inference_batch_size": None,
-    "num_workers": 4,
-    "max_z": None,
-    "charge": False,
-    "spin": False,
-    "load_model": None,
-    "stress_weight": 0.0,
-    "properties": None,
-}
-
 
 class DataModule(LightningDataModule):
     """Builds a data set, divides it, and serves batches of its parts.
 
     Args:
-        hparams: Options by name, a mapping or a Namespace, see :data:`DEFAULTS`; never changed.
+        hparams: Options by name, a mapping or a Namespace, see :data:`torchmdnet.options.OPTIONS`; never changed.
         dataset: A data set to use instead of building one.
 
     Attributes:
@@ -115,7 +80,7 @@ class DataModule(LightningDataModule):
         hparams = copy.deepcopy(options)  # what is saved must not change when the caller's options do
         # the module saves the same options; logging them here too would make Lightning compare the two and give up
         self.save_hyperparameters(hparams, logger=False)
-        self.options: dict[str, Any] = {**DEFAULTS, **copy.deepcopy(options)}
+        self.options: dict[str, Any] = {**defaults_of("data"), **copy.deepcopy(options)}
         self.dataset = dataset
         #: What is learnt beside energies and forces, and of which every sample is known to have the label.
         self.targets = targets_of(self.options)
@@ -204,7 +169,7 @@ class DataModule(LightningDataModule):
         else:
             positional = [options["dataset_root"]]
             if name == "ASE" and "files" in keywords:
-                if options["dataset_root"] != DEFAULTS["dataset_root"]:
+                if options["dataset_root"] != OPTIONS["dataset_root"].default:
                     raise ConfigError(
                         f"dataset_root: {options['dataset_root']!r} stands beside files in dataset_arg. List all there."
                     )
@@ -331,7 +296,7 @@ class DataModule(LightningDataModule):
                     f"{option}: true, but the data have no {what} ({field!r}), only {', '.join(sorted(fields))}. "
                     f"Set {option}: false, or name the key it is stored under."
                 )
-        max_z = options["max_z"]
+        max_z = options.get("max_z")  # of the model; where nothing is said of it, the data decide
         largest = self._largest_z()
         if max_z is not None and largest is not None and largest >= max_z:
             raise ConfigError(
@@ -503,7 +468,7 @@ class DataModule(LightningDataModule):
 
     def _fits_energies(self) -> bool:
         """Whether the model gets reference energies that the data do not state."""
-        wanted = self.options.get("remove_ref_energy") or _has_atomref(self.options["prior_model"])
+        wanted = self.options["remove_ref_energy"] or _has_atomref(self.options["prior_model"])
         return bool(wanted) and "y" in self._fields() and not self.states_energies
 
     def _kinds_of_composition(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -738,7 +703,11 @@ def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
 def _check_root(name: str, kind: Any, positional: Sequence[Any]) -> None:
     """Say that files were not named where the default stands for them and is none."""
     is_ours = getattr(kind, "__module__", "").startswith("torchmdnet.") and name in ("ASE", "HDF5")
-    if not is_ours or positional != [DEFAULTS["dataset_root"]] or os.path.isfile(os.path.expanduser(positional[0])):
+    if (
+        not is_ours
+        or positional != [OPTIONS["dataset_root"].default]
+        or os.path.isfile(os.path.expanduser(positional[0]))
+    ):
         return
     also = ", or list them in dataset_arg: {files: [...]}" if name == "ASE" else ""
     raise ConfigError(

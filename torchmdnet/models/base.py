@@ -128,7 +128,11 @@ class Representation(nn.Module):
 
     @classmethod
     def reads_charge(cls, options: Mapping[str, Any]) -> bool:
-        """Whether the total charge enters the features without being embedded, given the configuration."""
+        """Whether the total charge enters the features without being embedded.
+
+        Args:
+            options: The parameters of the constructor by their names in configurations, each with its value.
+        """
         return False
 
     @property

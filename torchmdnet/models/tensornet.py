@@ -184,7 +184,7 @@ class TensorNet(TensorRepresentation):
     @classmethod
     def reads_charge(cls, options: Mapping[str, Any]) -> bool:
         """See :meth:`torchmdnet.models.base.Representation.reads_charge`; layers feel it by a factor of their own."""
-        return int(options.get("num_layers", 2)) > 0
+        return int(options["num_layers"]) > 0
 
     def setup_for_inference(self, z: AtomicNumbers, batch: SystemIndex) -> None:
         """Kept for compatibility: inference needs no preparation."""

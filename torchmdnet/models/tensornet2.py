@@ -169,8 +169,8 @@ class TensorNet2(TensorRepresentation):
     @classmethod
     def reads_charge(cls, options: Mapping[str, Any]) -> bool:
         """See :meth:`torchmdnet.models.base.Representation.reads_charge`; the charges of the atoms add up to it."""
-        has_readers = int(options.get("num_layers", 2)) > 0 or "Coul" in str(options.get("output_model", ""))
-        return int(options.get("q_dim", 0)) > 0 and (has_readers or bool(options.get("output_charges")))
+        has_readers = int(options["num_layers"]) > 0 or bool(options["output_charges"])
+        return int(options["q_dim"]) > 0 and has_readers
 
     @property
     def interactions(self) -> list[Interaction]:

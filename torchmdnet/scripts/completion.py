@@ -60,8 +60,8 @@ def _commands() -> argparse.ArgumentParser:
 
 def _train() -> argparse.ArgumentParser:
     """``torchmd-train``, with the values that its options accept."""
-    from torchmdnet.config.flags import OPTIONS
     from torchmdnet.config.parser import get_argparse
+    from torchmdnet.options import OPTIONS
 
     parser = get_argparse()
     for action in parser._actions:

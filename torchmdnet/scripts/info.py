@@ -96,7 +96,7 @@ def rows_of(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("written by", card.get("written_by")),
         ("trained by", card.get("trained_by")),
         ("architecture", card["architecture"]),
-        ("head", card["head"]),
+        ("head", _head(card)),
         ("properties", ", ".join(card["hyper_parameters"].get("properties") or {})),
         ("priors", ", ".join(card["priors"]) or "none"),
         ("parameters", f"{card['num_parameters']:,}" if card["num_parameters"] else None),
@@ -125,6 +125,15 @@ def rows_of(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 _KINDS = {"native": "native file, unchanged since it was written", "checkpoint": "checkpoint"}
+
+
+def _head(card: Mapping[str, Any]) -> str:
+    """The name of the head, with its arguments where it has any of its own."""
+    from torchmdnet.heads import named_head
+
+    _, arguments = named_head(card["hyper_parameters"].get("output_model", card["head"]))
+    told = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+    return f"{card['head']} ({told})" if told else card["head"]
 
 
 def _units(units: Mapping[str, str | None]) -> str:

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from torchmdnet import __version__
-from torchmdnet.build import create_model
+from torchmdnet.build import PRECISIONS, create_model
 from torchmdnet.checkpoint import hyper_parameters_of, load_model, migrate, read_checkpoint
 from torchmdnet.checkpoint.migrations import fill_boxes
 from torchmdnet.checkpoint.sound import check_finite, check_weights
@@ -25,6 +25,7 @@ from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
 from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.ops.kernels.threads import cores
+from torchmdnet.options import OPTIONS, defaults_of, value_of
 from torchmdnet.training.losses import LOSSES, LossFunction, l1_loss, loss_name
 from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean, accumulator_dtype
 
@@ -36,31 +37,6 @@ NamedLoss = tuple[str, Callable[[Tensor, Tensor], Tensor]]
 WEIGHT_FIELDS = frozenset({"config_weight", "y_weight", "neg_dy_weight", "stress_weight"})
 #: Fields of a batch that are labels or named arguments of the model; every other field travels in ``extra_args``.
 NAMED_FIELDS = frozenset({"y", "neg_dy", "z", "pos", "batch", "box", "q", "s"}) | WEIGHT_FIELDS
-
-#: Options a module can do without; the established defaults.
-DEFAULTS: dict[str, Any] = {
-    "charge": False,
-    "spin": False,
-    "train_loss": "mse_loss",
-    "train_loss_arg": None,
-    "load_model": None,
-    "precision": 32,
-    "remove_ref_energy": False,
-    "derivative": False,
-    "ema_alpha_y": 1.0,
-    "ema_alpha_neg_dy": 1.0,
-    "y_weight": 1.0,
-    "neg_dy_weight": 1.0,
-    "lr": 1e-4,
-    "weight_decay": 0.0,
-    "lr_factor": 0.8,
-    "lr_patience": 10,
-    "lr_min": 1e-6,
-    "lr_warmup_steps": 0,
-    "lr_metric": "val",
-}
-
-DTYPES = {16: torch.float16, 32: torch.float32, 64: torch.float64}
 
 
 class Comparison(NamedTuple):
@@ -156,7 +132,7 @@ class LNNP(LightningModule):
             self.model = create_model(hparams, prior_model, mean, std)
         self.note_handedness()
         #: With ``compile``, what training steps go through, kept apart from the modules whose weights are saved.
-        self.compiled = [CompiledPotential(self.model)] if hparams.get("compile") else []
+        self.compiled = [CompiledPotential(self.model)] if value_of(hparams, "compile") else []
 
         self.train_loss_name = loss_name(hparams["train_loss"])
         self.train_loss_fn = LossFunction(LOSSES[hparams["train_loss"]], hparams["train_loss_arg"])
@@ -254,7 +230,7 @@ class LNNP(LightningModule):
 
         from torchmdnet.calculators.loading import can_be_moved
 
-        dtype = DTYPES[int(self.hparams["precision"])]
+        dtype = PRECISIONS[int(self.hparams["precision"])]
         cast = FloatCastDatasetWrapper(dtype, brings_home=can_be_moved(self.model))
         if not self.hparams["remove_ref_energy"]:
             return cast
@@ -414,7 +390,7 @@ class LNNP(LightningModule):
             self.epoch_samples += comparison.y.shape[0]
             self.latest = comparison.detach() if self.keep_latest else None
         pairs = {term: pair for term, pair in comparison.pairs().items() if self.term_weight[term] > 0}
-        if self.hparams.get("y_loss_per_atom") and "y" in pairs:
+        if value_of(self.hparams, "y_loss_per_atom") and "y" in pairs:
             y, label, weight = pairs["y"]
             pairs["y"] = (y / comparison.atoms_per_molecule, label / comparison.atoms_per_molecule, weight)
         shares = self._shares(pairs) if stage == "train" else None
@@ -747,9 +723,9 @@ def _loss(function: Callable[..., Tensor], prediction: Tensor, label: Tensor, we
 def with_defaults(hparams: Mapping[str, Any] | Namespace) -> dict[str, Any]:
     """A copy of the options with the missing training options filled in."""
     given = dict(vars(hparams)) if isinstance(hparams, Namespace) else dict(hparams)
-    options = {**DEFAULTS, **given}
+    options = {**defaults_of("training", established=True), **given}
     options["precision"] = int(options["precision"])
-    if options["precision"] not in (32, 64):
+    if options["precision"] not in OPTIONS["precision"].names:
         raise ConfigError(f"precision: {options['precision']} is not available. Choose from 32, 64.")
     return options
 

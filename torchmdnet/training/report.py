@@ -13,6 +13,7 @@ from typing import Any
 from torchmdnet import __version__
 from torchmdnet.data.labels import targets_of
 from torchmdnet.elements import SYMBOLS
+from torchmdnet.options import value_of
 from torchmdnet.page import document, escape, image, table
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
@@ -152,7 +153,7 @@ def _monitor_words(facts: RunFacts) -> str:
     """What ``best.ckpt`` has the lowest value of: ``lowest validation loss, 1 × mse_loss(energies), in eV and Å``."""
     split, _, loss = facts.monitor.partition("_total_")
     words = loss_words(facts)
-    trained = loss_name(facts.options.get("train_loss", "mse_loss"))
+    trained = loss_name(value_of(facts.options, "train_loss"))
     words = words.replace(f"{trained}(", f"{loss}(") if loss != trained else words
     units = " and ".join(filter(None, (facts.units.energy, facts.units.length)))
     kind = {"val": "validation", "train": "training"}.get(split, split)
@@ -162,11 +163,11 @@ def _monitor_words(facts: RunFacts) -> str:
 def loss_words(facts: RunFacts) -> str:
     """The loss as a sum: ``10 × mse_loss(energies per atom) + 1 × mse_loss(force components)``."""
     options = facts.options
-    default = loss_name(options.get("train_loss", "mse_loss"))
-    energy = "energies per atom" if options.get("y_loss_per_atom") else "energies"
-    terms = [(energy, options.get("y_weight", 1.0), default)]
+    default = loss_name(value_of(options, "train_loss"))
+    energy = "energies per atom" if value_of(options, "y_loss_per_atom") else "energies"
+    terms = [(energy, value_of(options, "y_weight"), default)]
     if options.get("derivative"):
-        terms.append(("force components", options.get("neg_dy_weight", 1.0), default))
+        terms.append(("force components", value_of(options, "neg_dy_weight"), default))
     terms += [(t.name, t.weight, loss_name(t.loss or default)) for t in targets_of(options).values()]
     return " + ".join(f"{weight:g} × {function}({name})" for name, weight, function in terms if weight > 0)
 

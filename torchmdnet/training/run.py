@@ -21,11 +21,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet._version import __version__
-from torchmdnet.build import create_prior_models
 from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 from torchmdnet.checkpoint.card import count_parameters
 from torchmdnet.checkpoint.migrations import has_old_tensor_layout
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.launcher import check_launcher
 from torchmdnet.config.rundir import claim_log_dir, companion, is_main_process, release_log_dir, undo_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
@@ -36,7 +34,9 @@ from torchmdnet.datasets.labels import LARGEST_LABEL, too_large
 from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError, WriteError
 from torchmdnet.files import STORAGE_ERRORS
+from torchmdnet.options import OPTIONS
 from torchmdnet.priors.atomref import Atomref
+from torchmdnet.priors.named import create_prior_models
 from torchmdnet.training.callbacks import Checkpoints, ContinueRun, PoliteStop, StopRequested, patient_stop
 from torchmdnet.training.distributed import (
     BoundedDDPStrategy,
@@ -83,7 +83,7 @@ def train(args: Namespace) -> Path:
     """Train a potential, test it, and write everything about it.
 
     Args:
-        args: A value for every option, see :data:`torchmdnet.config.flags.OPTIONS`; not modified.
+        args: A value for every option, see :data:`torchmdnet.options.OPTIONS`; not modified.
 
     Returns:
         The folder with the checkpoints, tables, plots and the report.

@@ -29,9 +29,7 @@ from torch import Tensor
 from torchmdnet.build import representation_arguments
 from torchmdnet.checkpoint import hyper_parameters_of, migrate, read_checkpoint
 from torchmdnet.checkpoint.load import load_weights
-from torchmdnet.config.flags import OPTIONS
 from torchmdnet.config.reader import plain
-from torchmdnet.config.values import prior_entries
 from torchmdnet.data import DataModule
 from torchmdnet.data.digest import differences
 from torchmdnet.data.loader import collect
@@ -40,6 +38,8 @@ from torchmdnet.datasets.reference_energies import fit_energies
 from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.models import ARCHITECTURES
+from torchmdnet.options import OPTIONS
+from torchmdnet.priors import named_priors
 from torchmdnet.priors.atomref import Atomref, LearnableAtomref
 from torchmdnet.training.callbacks import TOLD_IN_TIME
 from torchmdnet.training.evaluate import SplitFacts
@@ -344,7 +344,7 @@ def _shaping(model: str) -> set[str]:
 
 
 def _other_priors(prior_model: Any) -> list[str]:
-    return [name for name, _ in prior_entries(prior_model) if name not in ("Atomref", "LearnableAtomref")]
+    return [name for name, _ in named_priors(prior_model) if name not in ("Atomref", "LearnableAtomref")]
 
 
 def _box(box: Any) -> list[list[float]] | None:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ast
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
+import torchmdnet
 from torchmdnet.config import OPTIONS, get_argparse
-from torchmdnet.config.flags import RENAMED, RETIRED, SYNONYMS, TYPES
+from torchmdnet.heads import HEADS
+from torchmdnet.options import (
+    RENAMED,
+    RETIRED,
+    SYNONYMS,
+    TYPES,
+    Reader,
+    defaults_of,
+    has_fixed_default,
+    keys_read_by,
+    value_of,
+)
 
 # Key and default of every option of release 3.1, written down from its documentation; log_dir is the one that changed.
 RELEASE_3 = {
@@ -45,6 +60,52 @@ def test_every_option_of_release_3_is_there_with_its_default():
 
 def test_options_that_release_3_does_not_have_are_marked():
     assert {key for key, option in OPTIONS.items() if not option.established} == NEW
+
+
+def test_the_table_says_what_reads_an_option():
+    words = set(get_args(Reader))
+    assert all(set(option.read_by.split()) <= words for option in OPTIONS.values())
+    assert {"model", "output_model", "coulomb_epsilon_solvent", "charge", "radial"} <= keys_read_by("model")
+    assert "embedding_dimension" not in keys_read_by("model"), "architectures read it, under the name they give it"
+    assert defaults_of("training", established=True).keys() < keys_read_by("training")
+    assert defaults_of("data")["num_workers"] == OPTIONS["num_workers"].default
+
+
+def test_what_a_missing_option_means():
+    assert value_of({}, "q_dim") == value_of({"q_dim": None}, "q_dim") == 0
+    assert value_of({"train_size": None}, "train_size") is None
+    assert value_of({"val_size": None}, "val_size") is None
+    assert value_of({}, "val_size") == 0.05
+    value_of({}, "q_weights").append(1.0)
+    assert value_of({}, "q_weights") == []
+    assert all(has_fixed_default(key) for key in NEW)
+    assert {key for key in RELEASE_3 if has_fixed_default(key)} == {"static_shapes", "box_vecs"}
+    assert not has_fixed_default("hidden_size_of_my_network")
+
+
+#: Parts that read options out of configurations; the older files of `migrations.py` have defaults of their own.
+READERS = (
+    "build.py",
+    "checkpoint",
+    "compiled.py",
+    "data",
+    "heads",
+    "models",
+    "potential.py",
+    "properties.py",
+    "training",
+)
+
+
+@pytest.mark.parametrize("part", READERS)
+def test_no_default_is_written_down_twice(part):
+    place = Path(torchmdnet.__file__).parent / part
+    for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "get":
+                key, default = (*call.args, None, None)[:2]
+                is_second = isinstance(key, ast.Constant) and key.value in OPTIONS and isinstance(default, ast.Constant)
+                assert not is_second or path.name == "migrations.py", f"{path}, line {call.lineno}: use value_of"
 
 
 def test_parsing_nothing_gives_the_defaults():
@@ -95,6 +156,11 @@ def test_choices_come_from_the_catalogues():
         ("ema_alpha_y", "a number between 0 and 1"),
         ("precision", "one of 32, 64"),
         ("derivative", "true or false"),
+        (
+            "output_model",
+            "one of " + ", ".join(HEADS) + " or 'my_package.module:Class', or one name with its arguments, "
+            '{"Name": {"argument": value}}',
+        ),
     ],
 )
 def test_what_would_do_is_said_in_words(key, words):
