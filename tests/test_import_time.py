@@ -22,7 +22,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", ["torchmdnet", "torchmdnet.models", "torchmdnet.datasets", "torchmdnet.priors",
-                                    "torchmdnet.heads", "torchmdnet.training", "torchmdnet.training.losses",
+                                    "torchmdnet.heads", "torchmdnet.training", "torchmdnet.losses",
                                     "torchmdnet.config", "torchmdnet.config.settings", "torchmdnet.scripts.train",
                                     "torchmdnet.utils"])  # fmt: skip
 def test_importing_loads_nothing_heavy(module):

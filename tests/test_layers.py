@@ -29,8 +29,8 @@ LAYERS = [
         "typing",
     },
     {"arguments", "catalogue", "options", "units"},
-    {"neighbors", "ops", "graph"},
-    {"nn", "recording", "forces"},
+    {"losses", "neighbors", "ops", "graph"},
+    {"nn", "recording", "forces", "scripting"},
     {"tape"},
     {"models", "heads", "priors", "datasets"},
     {
@@ -45,7 +45,7 @@ LAYERS = [
         "build",
         "checkpoint",
     },
-    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export", "scripting"},
+    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export"},
     {"scripts"},
 ]
 NEIGHBOURS = {
@@ -59,9 +59,7 @@ NEIGHBOURS = {
     ("text", "errors"),
     ("loop_cache", "files"),
     ("graph", "neighbors"),
-    ("ops", "graph"),  # kernels run along edges
     ("neighbors", "ops"),  # loops are compiled in one place
-    ("neighbors", "graph"),  # the module OptimizedDistance stands on the same function as graphs
     ("heads", "models"),  # heads read Features
     ("energy", "predictions"),
     ("whole_calls", "energy"),
@@ -79,10 +77,9 @@ NEIGHBOURS = {
     ("checkpoint", "build"),
     ("checkpoint", "potential"),
     ("checkpoint", "ensemble"),
-    ("neighbors", "scripting"),  # torch.jit.script asks a module for the form it can read
-    ("potential", "scripting"),
+    ("nn", "scripting"),  # torch.jit.script asks a module for the form it can read
+    ("scripting", "recording"),
     ("data", "config"),  # words for booleans
-    ("config", "training"),  # names of losses
     ("training", "config"),
     ("training", "data"),
     ("training", "calculators"),
@@ -102,15 +99,30 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> list[str]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torchmdnet"):
-            found.append(node.module.removeprefix("torchmdnet").lstrip("."))
+    """Modules of the package that a file imports, also inside of functions, but not for type checkers alone."""
+    found: list[str] = []
+
+    def collect(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            children: list[ast.AST] = [*node.orelse]
+        else:
+            children = [*ast.iter_child_nodes(node)]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write the whole name of {ast.unparse(node)}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.extend(name if name in HERE else str(node.module) for name in names)
         elif isinstance(node, ast.Import):
-            found += [
-                a.name.removeprefix("torchmdnet").lstrip(".") for a in node.names if a.name.startswith("torchmdnet")
-            ]
-    return [name for name in found if name]
+            found.extend(alias.name for alias in node.names)
+        for child in children:
+            collect(child)
+
+    collect(ast.parse(path.read_text(encoding="utf-8")))
+    ours = [name.removeprefix("torchmdnet").lstrip(".") for name in found if name.split(".")[0] == "torchmdnet"]
+    return [name for name in dict.fromkeys(ours) if name]
+
+
+#: Modules of the package, by their whole names.
+HERE = {f"torchmdnet.{name_of(path)}".removesuffix(".__init__") for path in modules()}
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
@@ -125,6 +137,53 @@ def test_imports_point_down(path: Path) -> None:
         other = imported.split(".")[0]
         allowed = other == part or RANK[other] < RANK[part] or (part, other) in NEIGHBOURS
         assert allowed, f"{name} (layer {RANK[part]}) must not know {imported} (layer {RANK[other]})"
+
+
+def circles(graph: dict[str, list[str]]) -> list[list[str]]:
+    """Ways from a node back to itself: one through every group of nodes that can all be reached from each other."""
+    state: dict[str, int] = {}
+    way: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        state[node] = 1
+        way.append(node)
+        for other in graph[node]:
+            if state.get(other) == 1:
+                found.append([*way[way.index(other) :], other])
+            elif other not in state:
+                visit(other)
+        way.pop()
+        state[node] = 2
+
+    for node in graph:
+        if node not in state:
+            visit(node)
+    return found
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": ["b"], "b": ["c"], "c": ["b", "d"], "d": []}) == [["b", "c", "b"]]
+    assert circles({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+
+
+def test_no_module_needs_itself_by_way_of_others() -> None:
+    """Neither at its top nor in any function."""
+    graph = {name_of(path): imports_of(path) for path in modules()}
+    graph = {name: [other for other in others if other in graph and other != name] for name, others in graph.items()}
+    assert [" -> ".join(circle) for circle in circles(graph)] == []
+
+
+def test_parts_of_one_layer_do_not_need_each_other_in_circles() -> None:
+    graph: dict[str, list[str]] = {part: [] for layer in LAYERS for part in layer}
+    for part, other in NEIGHBOURS:
+        graph[part].append(other)
+    assert [" -> ".join(circle) for circle in circles(graph)] == []
+
+
+def test_every_pair_is_needed() -> None:
+    used = {(name_of(path).split(".")[0], other.split(".")[0]) for path in modules() for other in imports_of(path)}
+    assert set() == NEIGHBOURS - used
 
 
 @pytest.mark.parametrize("module", ["", ".models", ".heads", ".priors", ".datasets", ".checkpoint", ".config"])

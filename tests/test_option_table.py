@@ -139,8 +139,8 @@ def test_keys_of_earlier_releases_are_not_options():
 
 def test_choices_come_from_the_catalogues():
     from torchmdnet.datasets import DATASETS
+    from torchmdnet.losses import LOSSES
     from torchmdnet.models import ARCHITECTURES
-    from torchmdnet.training import LOSSES
 
     assert OPTIONS["model"].names == tuple(ARCHITECTURES)
     assert OPTIONS["dataset"].names == tuple(DATASETS)

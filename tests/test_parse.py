@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from torchmdnet.config.command_line import resolve
 from torchmdnet.config.reader import read_yaml
-from torchmdnet.config.settings import resolve
 from torchmdnet.config.values import coerce
 from torchmdnet.errors import CheckpointError, ConfigError
 from torchmdnet.parse import MAX_BYTES, MAX_DEPTH, check_plain, parse_json, parse_yaml

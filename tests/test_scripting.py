@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmdnet.checkpoint import load_model, save_model
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.models.base import set_radial_mode
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

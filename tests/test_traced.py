@@ -8,7 +8,7 @@ import torch
 from torchmdnet.errors import ConfigError
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.models.base import set_radial_mode
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 
 NAMES = sorted(set(ARCHITECTURES))

@@ -13,7 +13,7 @@ from torchmdnet.calculators import External, TMDNETCalculator
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import DataError
 from torchmdnet.models import ARCHITECTURES
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.optimize import optimize
 from torchmdnet.testing import tiny_model
 

@@ -1,5 +1,5 @@
-"""The established address of the losses; they live in :mod:`torchmdnet.training.losses`."""
+"""The established address of the losses; they live in :mod:`torchmdnet.losses`."""
 
-from torchmdnet.training.losses import huber_loss, l1_loss, loss_class_mapping, mse_loss
+from torchmdnet.losses import huber_loss, l1_loss, loss_class_mapping, mse_loss
 
 __all__ = ["huber_loss", "l1_loss", "loss_class_mapping", "mse_loss"]

@@ -245,7 +245,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Weight of the stress in the loss. Needs derivative and periodic data with stress labels; samples "
                "without one count for the other terms.", ge=0, established=False, le=MOST_WEIGHT,
                read_by="data training", in_card=True),
-        Option("train_loss", "text", "mse_loss", "Loss to train with.", choices="torchmdnet.training:LOSSES",
+        Option("train_loss", "text", "mse_loss", "Loss to train with.", choices="torchmdnet.losses:LOSSES",
                read_by="training", in_card=True),
         Option("train_loss_arg", "mapping", None, 'Arguments of the loss, e.g. {"delta": 0.5} for huber_loss.',
                read_by="training"),

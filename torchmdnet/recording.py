@@ -54,6 +54,8 @@ def record(
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    import torchmdnet.ops.library  # noqa: F401  the operators that stand in recordings
+
     env = ShapeEnv(duck_shape=False)
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     fakes = [_fake(argument, f"argument{k}", mode) for k, argument in enumerate(arguments)]

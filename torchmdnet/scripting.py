@@ -7,7 +7,7 @@ language of TorchScript. The weights are those of the module, under their names.
 """
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,11 +15,13 @@ from torch.fx.node import map_aggregate
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
-from torchmdnet.neighbors.distance import OptimizedDistance, padded
-from torchmdnet.potential import TorchMD_Net
 from torchmdnet.recording import Recorded, record
 
-__all__ = ["ScriptableDistance", "ScriptablePotential", "scriptable_distance", "scriptable_potential"]
+if TYPE_CHECKING:  # a potential and a neighbour list ask for their forms here
+    from torchmdnet.nn.distance import OptimizedDistance
+    from torchmdnet.potential import TorchMD_Net
+
+__all__ = ["ScriptableDistance", "ScriptablePotential", "padded", "scriptable_distance", "scriptable_potential"]
 
 
 class ScriptablePotential(nn.Module):
@@ -61,7 +63,7 @@ class ScriptablePotential(nn.Module):
 
 
 class ScriptableDistance(nn.Module):
-    """A neighbour list as TorchScript reads it; called as :class:`torchmdnet.neighbors.distance.OptimizedDistance`."""
+    """A neighbour list as TorchScript reads it; called as :class:`torchmdnet.nn.distance.OptimizedDistance`."""
 
     box: Tensor
     cutoff_upper: float
@@ -91,6 +93,17 @@ class ScriptableDistance(nn.Module):
         if not self.resize_to_fit:
             edge_index, vec, dist = padded(edge_index, vec, dist, capacity)
         return edge_index, dist, vec if self.return_vecs else None
+
+
+def padded(edge_index: Tensor, vec: Tensor, dist: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Arrays of the length of the capacity, filled up with index -1, vector 0 and distance 0. TorchScript reads it."""
+    every = torch.arange(edge_index.shape[1], device=edge_index.device)
+    index = torch.full((2, capacity), -1, dtype=edge_index.dtype, device=edge_index.device)
+    return (
+        index.index_copy(1, every, edge_index),
+        torch.zeros((capacity, 3), dtype=vec.dtype, device=vec.device).index_copy(0, every, vec),
+        torch.zeros((capacity,), dtype=dist.dtype, device=dist.device).index_copy(0, every, dist),
+    )
 
 
 def systems_of(atoms: Tensor, batch: Tensor | None, num_systems: int | None) -> tuple[Tensor, int]:
@@ -125,7 +138,7 @@ def numbers_of(value: Tensor | None, num_systems: int, pos: Tensor) -> Tensor:
     return value.reshape(num_systems).to(device=pos.device, dtype=pos.dtype)
 
 
-def scriptable_potential(model: TorchMD_Net) -> nn.Module:
+def scriptable_potential(model: "TorchMD_Net") -> nn.Module:
     """What ``torch.jit.script`` is given in place of a :class:`torchmdnet.potential.TorchMD_Net`.
 
     Raises:
@@ -157,8 +170,8 @@ def scriptable_potential(model: TorchMD_Net) -> nn.Module:
     return _with_method(module, "energy", recorded).train(model.training)
 
 
-def scriptable_distance(module: OptimizedDistance) -> nn.Module:
-    """What ``torch.jit.script`` is given in place of an :class:`~torchmdnet.neighbors.distance.OptimizedDistance`."""
+def scriptable_distance(module: "OptimizedDistance") -> nn.Module:
+    """What ``torch.jit.script`` is given in place of an :class:`~torchmdnet.nn.distance.OptimizedDistance`."""
 
     def edges(pos: Tensor, batch: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return module.edges(pos, batch, box, box.shape[0])

@@ -202,7 +202,7 @@ def expect_no_value_to_be_looked_at(model: TorchMD_Net, inputs: Inputs, monkeypa
     assert step._search is not None
     there = FixedStep(copy.deepcopy(model).to("meta"), Replay, **options)
     there._search = on_meta(step._search)
-    monkeypatch.setattr("torchmdnet.neighbors.distance.OptimizedDistance.stored_box", None)  # looked at beforehand
+    monkeypatch.setattr("torchmdnet.nn.distance.OptimizedDistance.stored_box", None)  # looked at beforehand
     for ours, theirs in zip(
         [part for part in model.modules() if hasattr(part, "radial") and hasattr(part, "check_elements")],
         [part for part in there.model.modules() if hasattr(part, "radial") and hasattr(part, "check_elements")],

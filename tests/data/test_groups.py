@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from torchmdnet.config.settings import resolve
+from torchmdnet.config.command_line import resolve
 from torchmdnet.data import DataModule
 from torchmdnet.data.groups import connectivity, formulas, groups_of, trajectories
 from torchmdnet.data.splits import train_val_test_split

@@ -467,7 +467,7 @@ def test_reference_energies_of_isotopes_and_of_nobelium_are_understood(tmp_path)
         ASE(path, atomref={"D": -13.0})
     settings = tmp_path / "conf.yaml"
     settings.write_text(f"dataset: ASE\ndataset_root: {path}\ndataset_arg: {{atomref: {{No: -7.5, H: 1, O: 2}}}}\n")
-    from torchmdnet.config.settings import resolve
+    from torchmdnet.config.command_line import resolve
 
     module = DataModule(vars(resolve(["--conf", str(settings), "--log-dir", str(tmp_path / "log")])))
     kind, positional, keywords = module.source()

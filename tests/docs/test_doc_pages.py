@@ -18,7 +18,7 @@ from conftest import REPOSITORY
 from doc_pages import DOCS, PAGES, Reader, blocks_of, folder_of_its_own
 
 from torchmdnet.config import options_markdown
-from torchmdnet.config.parser import get_argparse
+from torchmdnet.config.command_line import get_argparse
 from torchmdnet.scripts.main import COMMANDS
 
 

@@ -13,7 +13,7 @@ from doc_pages import DOCS, PAGES, blocks_of, extras, folder_of_its_own, train
 
 from torchmdnet.config import resolve
 from torchmdnet.datasets import DATASETS
-from torchmdnet.datasets.structure_labels import USUAL_NAMES
+from torchmdnet.datasets.labels import USUAL_NAMES
 
 
 def rows(page: str) -> list[list[str]]:

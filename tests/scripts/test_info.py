@@ -7,7 +7,7 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from torchmdnet.config.settings import resolve
+from torchmdnet.config.command_line import resolve
 from torchmdnet.scripts.info import main
 from torchmdnet.training.run import train
 

@@ -16,7 +16,7 @@ from toy_data import Toy
 from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
-from torchmdnet.config.settings import resolve
+from torchmdnet.config.command_line import resolve
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError
 from torchmdnet.training import run

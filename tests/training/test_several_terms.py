@@ -13,8 +13,8 @@ from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_t
 
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.checkpoint.load import load_model
+from torchmdnet.config.command_line import resolve
 from torchmdnet.config.reader import write_yaml
-from torchmdnet.config.settings import resolve
 from torchmdnet.data import DataModule
 from torchmdnet.datasets import TinyQM
 from torchmdnet.errors import ConfigError, DataError

@@ -15,7 +15,6 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor, nn
 
-from torchmdnet.build import MODEL_KEYS
 from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
@@ -35,10 +34,12 @@ from torchmdnet.calculators.loading import (
 )
 from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.compiled import compiled
-from torchmdnet.datasets.structure_labels import SPIN_MEANING, USUAL_NAMES
+from torchmdnet.datasets.labels import USUAL_NAMES
+from torchmdnet.datasets.structure_labels import SPIN_MEANING
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.graph import Inputs
 from torchmdnet.neighbors import Home, VerletList
+from torchmdnet.options import keys_read_by
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.tracing import device_kind
 
@@ -99,7 +100,7 @@ class TMDNETCalculator(Calculator):
         self.device = device
         for name in kwargs:  # an option of a file is passed on, a misspelt one of the calculator would do nothing
             near = did_you_mean(name, ("units", "skin", "cuda_graph", "device", "dtype", "compile", "model_file"))
-            if near and name not in MODEL_KEYS:
+            if near and name not in keys_read_by("model"):
                 raise ConfigError(f"{name}: there is no such argument.{near}")
         if cuda_graph:
             check_cuda(device, "cuda_graph")

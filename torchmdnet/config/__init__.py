@@ -9,12 +9,12 @@ from torchmdnet.options import OPTIONS, Option
 
 _HOMES = {
     "add_reference_prior": "torchmdnet.config.settings",
-    "get_argparse": "torchmdnet.config.parser",
+    "get_argparse": "torchmdnet.config.command_line",
     "hyper_parameters": "torchmdnet.config.settings",
     "is_main_process": "torchmdnet.config.rundir",
     "options_markdown": "torchmdnet.config.reference",
     "prepare_log_dir": "torchmdnet.config.rundir",
-    "resolve": "torchmdnet.config.settings",
+    "resolve": "torchmdnet.config.command_line",
 }
 
 __all__ = ["OPTIONS", "Option", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -118,7 +118,7 @@ def _sizes(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _loss(args: argparse.Namespace, settings: Settings) -> None:
-    from torchmdnet.training.losses import LOSSES, LossFunction
+    from torchmdnet.losses import LOSSES, LossFunction
 
     loss = LossFunction(LOSSES[args.train_loss], args.train_loss_arg)
     if args.train_loss_arg or ":" in args.train_loss:
@@ -152,8 +152,8 @@ def _trains_properties(args: argparse.Namespace) -> bool:
     """Whether any of ``properties`` has a weight; refuses what cannot be understood."""
     if not args.properties:
         return False
+    from torchmdnet.losses import LOSSES
     from torchmdnet.properties import property_specs
-    from torchmdnet.training.losses import LOSSES
 
     specs = property_specs({"properties": args.properties}).values()
     for spec in specs:
@@ -184,7 +184,7 @@ def _scaling(args: argparse.Namespace, settings: Settings) -> None:
 
 def _monitors(args: argparse.Namespace, settings: Settings) -> None:
     """Follow the loss that is trained, and the training set where there is no other."""
-    from torchmdnet.training.losses import loss_name
+    from torchmdnet.losses import loss_name
 
     loss = loss_name(args.train_loss)
     known = [f"train_total_{loss}", f"val_total_{loss}", "val_total_l1_loss"]

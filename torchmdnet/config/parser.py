@@ -12,7 +12,7 @@ from torchmdnet._version import __version__
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.options import OPTIONS, RENAMED, RETIRED, SYNONYMS, Option
 
-__all__ = ["TrainParser", "build_parser", "get_argparse"]
+__all__ = ["TrainParser", "build_parser"]
 
 logger = logging.getLogger(__name__)
 
@@ -160,21 +160,6 @@ def build_parser(program: Callable[[Sequence[tuple[str, Any, str]]], dict[str, A
             flag, action=_SetAside, nargs="?", const=key, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
     return parser
-
-
-def get_argparse() -> TrainParser:
-    """The parser of ``torchmd-train``.
-
-    Its ``parse_args`` returns the settings of a run: files merged, every value checked by itself.
-    :func:`torchmdnet.config.settings.resolve` also checks that they fit together.
-    """
-
-    def program(given: Sequence[tuple[str, Any, str]]) -> dict[str, Any]:
-        from torchmdnet.config.settings import merge
-
-        return merge(given).values()
-
-    return build_parser(program)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from torchmdnet.config.values import with_truths
+from torchmdnet.data.arguments import check_arguments
 from torchmdnet.data.digest import differences, digest_by_field
 from torchmdnet.data.groups import GROUPINGS, groups_of, steps_between
 from torchmdnet.data.labels import check_targets, complete_targets, targets_of
@@ -26,7 +27,7 @@ from torchmdnet.data.loader import EpochBatchSampler, IndexedSubset, Loader, col
 from torchmdnet.data.splits import digest_in, load_splits, make_splits, save_splits
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.ase import ASE
-from torchmdnet.datasets.base import FramesDataset, atomref_table, check_keywords
+from torchmdnet.datasets.base import FramesDataset, atomref_table
 from torchmdnet.datasets.custom import Custom
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.hdf5 import HDF5
@@ -38,7 +39,7 @@ from torchmdnet.options import OPTIONS, defaults_of
 from torchmdnet.priors.base import stated_energies
 from torchmdnet.units import energy_factor
 
-__all__ = ["DataModule", "PriorSource", "check_arguments", "count_atoms"]
+__all__ = ["DataModule", "PriorSource", "count_atoms"]
 
 logger = logging.getLogger(__name__)
 
@@ -296,7 +297,7 @@ class DataModule(LightningDataModule):
                     f"{option}: true, but the data have no {what} ({field!r}), only {', '.join(sorted(fields))}. "
                     f"Set {option}: false, or name the key it is stored under."
                 )
-        max_z = options.get("max_z")  # of the model; where nothing is said of it, the data decide
+        max_z = options.get("max_z")  # of the model; where it is not given, the data decide
         largest = self._largest_z()
         if max_z is not None and largest is not None and largest >= max_z:
             raise ConfigError(
@@ -714,35 +715,3 @@ def _check_root(name: str, kind: Any, positional: Sequence[Any]) -> None:
         f"dataset_root is not set, and its default, {positional[0]}, is no file. Name the files of dataset {name}, "
         f"e.g. dataset_root: data/*.{'h5' if name == 'HDF5' else 'extxyz'}{also}."
     )
-
-
-def check_arguments(name: str, kind: Any, positional: Sequence[Any], keywords: Mapping[str, Any]) -> None:
-    """Refuse arguments that a data set does not take, with the nearest name and all there are.
-
-    Raises:
-        ConfigError: Naming the argument.
-    """
-    try:
-        signature = inspect.signature(kind)
-    except (TypeError, ValueError):
-        return
-    known = signature.parameters
-    try:
-        check_keywords(name, kind, keywords)
-    except ConfigError as error:
-        raise ConfigError(f"dataset_arg: {error}") from None
-    given = list(known)[: len(positional)]
-    for word in given:
-        if word in keywords:
-            raise ConfigError(
-                f"dataset_arg: {word!r} of {name} is given twice. It is set by dataset_root; leave it out."
-            )
-    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [p.name for p in known.values() if p.kind in plain and p.default is inspect.Parameter.empty]
-    absent = [word for word in needed if word not in (*given, *keywords)]
-    if absent:
-        raise ConfigError(f"dataset_arg: {name} needs {', '.join(absent)} as well.")
-    try:
-        signature.bind(*positional, **keywords)
-    except TypeError as error:
-        raise ConfigError(f"dataset_arg: the arguments do not fit {name} ({error}).") from error

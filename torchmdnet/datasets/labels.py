@@ -11,6 +11,7 @@ __all__ = [
     "FARTHEST",
     "LARGEST_LABEL",
     "USUAL_LABELS",
+    "USUAL_NAMES",
     "Absence",
     "LabelKind",
     "LabelShape",
@@ -25,6 +26,21 @@ __all__ = [
 LARGEST_LABEL = 1e15
 #: Coordinates beyond this are no positions, in Å; sums of their squares stay finite.
 FARTHEST = 1e9
+
+#: Where labels are looked for when no key is given; a name that says "reference" goes before a plain one.
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "energy": (
+        *("REF_energy", "ref_energy", "reference_energy", "DFT_energy", "dft_energy", "qm_energy"),
+        *("energy", "Energy", "total_energy", "potential_energy", "energies", "E"),
+    ),
+    "forces": (
+        *("REF_forces", "ref_forces", "reference_forces", "DFT_forces", "dft_forces", "qm_forces"),
+        *("forces", "Forces", "force", "atomic_forces", "F"),
+    ),
+    "stress": ("REF_stress", "ref_stress", "reference_stress", "DFT_stress", "dft_stress", "stress", "cauchy_stress"),
+    "charge": ("total_charge", "charge", "q", "net_charge"),
+    "spin": ("spin_multiplicity", "multiplicity", "n_unpaired", "unpaired_electrons", "nupdown", "spin"),
+}
 
 #: The labels that a potential is trained on.
 LabelKind = Literal["energy", "forces", "stress"]

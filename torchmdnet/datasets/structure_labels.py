@@ -12,7 +12,7 @@ import numpy as np
 
 from torchmdnet.datasets.files import progress
 from torchmdnet.datasets.frames import Field, FrameBuilder, Frames
-from torchmdnet.datasets.labels import FARTHEST, LARGEST_LABEL, Labels, find_label, too_large
+from torchmdnet.datasets.labels import FARTHEST, LARGEST_LABEL, USUAL_NAMES, Labels, find_label, too_large
 from torchmdnet.datasets.reference_energies import isolated_atom_energies
 from torchmdnet.datasets.structure_files import ALL, Index, count_structures, index_text, read_structures
 from torchmdnet.elements import SYMBOLS
@@ -22,25 +22,11 @@ from torchmdnet.units import energy_factor, force_factor, length_factor, normali
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["SPIN_MEANING", "USUAL_NAMES", "USUAL_WEIGHTS", "VIRIALS", "Key", "Source", "StructureReader"]
+__all__ = ["SPIN_MEANING", "USUAL_WEIGHTS", "VIRIALS", "Key", "Source", "StructureReader"]
 
 #: Name of a label; None: the usual ones are tried; False: the label is ignored.
 Key = str | Literal[False] | None
 
-#: Where labels are looked for when no key is given; a name that says "reference" goes before a plain one.
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "energy": (
-        *("REF_energy", "ref_energy", "reference_energy", "DFT_energy", "dft_energy", "qm_energy"),
-        *("energy", "Energy", "total_energy", "potential_energy", "energies", "E"),
-    ),
-    "forces": (
-        *("REF_forces", "ref_forces", "reference_forces", "DFT_forces", "dft_forces", "qm_forces"),
-        *("forces", "Forces", "force", "atomic_forces", "F"),
-    ),
-    "stress": ("REF_stress", "ref_stress", "reference_stress", "DFT_stress", "dft_stress", "stress", "cauchy_stress"),
-    "charge": ("total_charge", "charge", "q", "net_charge"),
-    "spin": ("spin_multiplicity", "multiplicity", "n_unpaired", "unpaired_electrons", "nupdown", "spin"),
-}
 #: Names of virials, in lower case: minus the stress times the volume, an energy.
 VIRIALS = frozenset(
     f"{source}{word}"

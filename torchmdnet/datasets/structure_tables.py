@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchmdnet.datasets.labels import USUAL_NAMES
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.parse import parse_json
 
@@ -257,8 +258,6 @@ def read_npz(path: Path, columns: Columns, choose: Choose) -> Iterator[tuple[int
 
 def _check_rows(path: Path, arrays: Mapping[str, np.ndarray], total: int, names: Mapping[str, str | None]) -> None:
     """Refuse cells and labels without a row for each frame, which would be passed over."""
-    from torchmdnet.datasets.structure_labels import USUAL_NAMES
-
     labels = {name for usual in USUAL_NAMES.values() for name in usual}
     for name, array in arrays.items():
         if (name in labels or name in (names["cell"], names["pbc"])) and array.ndim and len(array) != total:

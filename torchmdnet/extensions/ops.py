@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 
 __all__ = ["get_neighbor_pairs_kernel"]
 
@@ -23,7 +23,7 @@ def get_neighbor_pairs_kernel(
     include_transpose: bool,
     num_cells: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs within a cutoff in arrays of fixed length; :class:`torchmdnet.neighbors.distance.OptimizedDistance`.
+    """Pairs within a cutoff in arrays of fixed length; :class:`torchmdnet.nn.distance.OptimizedDistance`.
 
     Args:
         strategy: ``"brute"`` or ``"cell"``; kept for compatibility.

@@ -14,7 +14,7 @@ from torchmdnet.graph import Graph, edges_within
 from torchmdnet.heads.scalar import Scalar
 from torchmdnet.models.base import Features
 from torchmdnet.neighbors import pairs_within
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.ops.norms import length
 from torchmdnet.tracing import is_abstract
 

@@ -262,8 +262,7 @@ def labelled(atoms: Atoms, results: dict[str, Any], level_of_theory: str) -> Ato
 
 def without_labels(atoms: Atoms) -> Atoms:
     """A copy without energies, forces and the like of an earlier calculation, but with total charge and spin."""
-    from torchmdnet.datasets.labels import USUAL_LABELS
-    from torchmdnet.datasets.structure_labels import USUAL_NAMES
+    from torchmdnet.datasets.labels import USUAL_LABELS, USUAL_NAMES
 
     labels = {kind: names for kind, names in USUAL_NAMES.items() if kind not in ("charge", "spin")}
     old = {name for names in (*labels.values(), *USUAL_LABELS.values()) for name in names}

@@ -13,7 +13,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.memory import FEW_ATOMS, FEW_EDGES, check_memory, expected_edges
 from torchmdnet.neighbors import Search
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.nn.filters import MODES, RadialEngine
 from torchmdnet.nn.system_embedding import SystemEmbedding
 from torchmdnet.tracing import device_kind, is_abstract

@@ -1,10 +1,10 @@
 """Established address of the building blocks."""
 
 from torchmdnet.build import PRECISIONS as dtype_mapping
-from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.nn.activation import ACTIVATIONS as act_class_mapping
 from torchmdnet.nn.activation import GLU, ShiftedSoftplus, SwiGLU, Swish
 from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.gated import GatedEquivariantBlock
 from torchmdnet.nn.mlp import MLP

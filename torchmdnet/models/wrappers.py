@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.neighbors import Search
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import AtomFeatures, AtomicNumbers, AtomVectors, Boxes, Positions, SystemIndex, SystemScalars
 

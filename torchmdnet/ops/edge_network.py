@@ -13,7 +13,7 @@ made again on the way back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from torchmdnet.graph import Graph
 from torchmdnet.ops import kernels
 from torchmdnet.ops.batched import one_by_one
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.kernels.activation import silu
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_edges
 from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
+
+if TYPE_CHECKING:
+    from torchmdnet.graph import Graph
 
 __all__ = ["EdgeInputs", "EdgeNetwork", "EdgeRun", "Spare", "edge_network_sum", "edge_network_sum_plain"]
 

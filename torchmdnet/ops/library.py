@@ -15,12 +15,12 @@ from torch import Tensor
 
 from torchmdnet.ops.kernels.attention import CONTRACTION
 from torchmdnet.ops.kernels.embedding import EMBEDDING
-from torchmdnet.ops.kernels.forms import Form
+from torchmdnet.ops.kernels.forms import RECORDED, Form
 from torchmdnet.ops.kernels.layout import EdgeLayout
 from torchmdnet.ops.kernels.message import MESSAGE
 from torchmdnet.ops.messages import edge_layout
 
-__all__ = ["OPERATORS", "call"]
+__all__ = ["OPERATORS"]
 
 
 def _register(form: Form) -> Any:
@@ -62,7 +62,14 @@ def _register(form: Form) -> Any:
 OPERATORS = {form.name: _register(form) for form in (MESSAGE, EMBEDDING, CONTRACTION)}
 
 
-def call(form: Form, slot: str, shape: Sequence[int], where: EdgeLayout, tensors: Sequence[Tensor]) -> Tensor:
+def _recorded(operator: Any) -> Any:
     """The derivative of a form through its operator; ``where`` holds tensors."""
-    *indices, starts = where
-    return OPERATORS[form.name](slot, list(shape), list(tensors), indices, int(starts[-1]))
+
+    def call(slot: str, shape: Sequence[int], where: EdgeLayout, tensors: Sequence[Tensor]) -> Tensor:
+        *indices, starts = where
+        return operator(slot, list(shape), list(tensors), indices, int(starts[-1]))
+
+    return call
+
+
+RECORDED.update({name: _recorded(operator) for name, operator in OPERATORS.items()})

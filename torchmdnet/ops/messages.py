@@ -17,16 +17,18 @@ The plain functions here are the definition. On the CPU compiled twins of them r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchmdnet.graph import Graph, Pairs
 from torchmdnet.ops import kernels
 from torchmdnet.tracing import device_kind, is_recording
 from torchmdnet.typing import AtomComponents, EdgeIndex
+
+if TYPE_CHECKING:  # which stands on operations of its own
+    from torchmdnet.graph import Graph, Pairs
 
 __all__ = [
     "EdgeRows",

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
-from torchmdnet.neighbors.distance import OptimizedDistance
 from torchmdnet.neighbors.nearest import nearest_pairs
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.ops.scatter import widened
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import ImagePairs, find_pairs, sum_pairs

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.graph import Graph
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import near_pairs, sum_pairs
 from torchmdnet.priors.scales import FARTHEST, elements_of_types, joules_per_energy, metres_per_length, number_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.graph import Graph
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.nn.repulsion import zbl_screening
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.pairs import near_pairs, sum_pairs

@@ -60,7 +60,7 @@ def _commands() -> argparse.ArgumentParser:
 
 def _train() -> argparse.ArgumentParser:
     """``torchmd-train``, with the values that its options accept."""
-    from torchmdnet.config.parser import get_argparse
+    from torchmdnet.config.command_line import get_argparse
     from torchmdnet.options import OPTIONS
 
     parser = get_argparse()

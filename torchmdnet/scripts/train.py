@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchmdnet._version import __version__
-from torchmdnet.config.parser import get_argparse
+from torchmdnet.config.command_line import get_argparse
 from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError, shown
 from torchmdnet.files import ensure_home
@@ -28,9 +28,9 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         ConfigError: With the place, the key, the value, and the accepted values. Nothing has been written then.
     """
+    from torchmdnet.config.command_line import resolve
     from torchmdnet.config.launcher import check_environment, check_launcher
     from torchmdnet.config.rundir import is_main_process, prepare_log_dir, redirect, undo_log_dir
-    from torchmdnet.config.settings import resolve
 
     check_environment()
     args = resolve(argv)

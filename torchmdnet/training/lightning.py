@@ -24,9 +24,9 @@ from torchmdnet.config.reader import read_yaml
 from torchmdnet.data.labels import Target, field_of, rows_present, targets_of
 from torchmdnet.data.transforms import EnergyRefRemover, FloatCastDatasetWrapper
 from torchmdnet.errors import ConfigError, DataError
+from torchmdnet.losses import LOSSES, LossFunction, l1_loss, loss_name
 from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.options import OPTIONS, defaults_of, value_of
-from torchmdnet.training.losses import LOSSES, LossFunction, l1_loss, loss_name
 from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean, accumulator_dtype
 
 __all__ = ["LNNP", "Comparison", "EnergyRefRemover", "FloatCastDatasetWrapper", "LossFunction"]

@@ -13,11 +13,11 @@ from typing import Any
 from torchmdnet import __version__
 from torchmdnet.data.labels import targets_of
 from torchmdnet.elements import SYMBOLS
+from torchmdnet.losses import loss_name
 from torchmdnet.options import value_of
 from torchmdnet.page import document, escape, image, table
 from torchmdnet.training.evaluate import Evaluation, SplitFacts
 from torchmdnet.training.files import write_json, write_text
-from torchmdnet.training.losses import loss_name
 from torchmdnet.training.terminal import Units, counted, duration, significant
 from torchmdnet.units import GPA_PER_EV_A3
 

@@ -34,6 +34,7 @@ from torchmdnet.datasets.labels import LARGEST_LABEL, too_large
 from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResultError, WriteError
 from torchmdnet.files import STORAGE_ERRORS
+from torchmdnet.losses import loss_name
 from torchmdnet.options import OPTIONS
 from torchmdnet.priors.atomref import Atomref
 from torchmdnet.priors.named import create_prior_models
@@ -50,7 +51,6 @@ from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.folder import RunFolder, command, potential_so_far
 from torchmdnet.training.lightning import LNNP
 from torchmdnet.training.logger import FINAL_TEST, RunLogger
-from torchmdnet.training.losses import loss_name
 from torchmdnet.training.potential_file import FILE_NAME, write_potential
 from torchmdnet.training.reach import SYSTEMS, check_reach, reach_of
 from torchmdnet.training.report import (

@@ -9,7 +9,8 @@
         print(finding.severity, finding.text)
 """
 
-from torchmdnet.data.doctor.diagnosis import Diagnosis, examine
+from torchmdnet.data.doctor.diagnosis import Diagnosis
+from torchmdnet.data.doctor.examination import examine
 from torchmdnet.data.doctor.findings import Finding, Repair
 from torchmdnet.data.doctor.opening import open_configured, open_files, open_named
 from torchmdnet.data.doctor.samples import Samples

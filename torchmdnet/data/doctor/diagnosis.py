@@ -12,13 +12,13 @@ import numpy as np
 
 from torchmdnet.data.doctor import units
 from torchmdnet.data.doctor.cost import Cost, measure_cost
-from torchmdnet.data.doctor.findings import SEVERITIES, Finding
+from torchmdnet.data.doctor.findings import Finding
 from torchmdnet.data.doctor.neighbours import Alike, Work, duplicates, fitted_energies, near_pairs, work_between
 from torchmdnet.data.doctor.samples import Measured, Samples
 from torchmdnet.elements import SYMBOLS
 from torchmdnet.units import length_factor
 
-__all__ = ["Diagnosis", "examine"]
+__all__ = ["Diagnosis"]
 
 logger = logging.getLogger(__name__)
 
@@ -279,23 +279,6 @@ class Diagnosis:
                 for f in self.findings
             ],
         }  # fmt: skip
-
-
-def examine(samples: Samples) -> Diagnosis:
-    """Run every check on a data set."""
-    from torchmdnet.data.doctor.checks import CHECKS
-    from torchmdnet.data.doctor.first_look import UNIT_CHECKS, by_statement, units_by_statement
-
-    diagnosis = Diagnosis(samples)
-    parts = [] if samples.stated.is_given else list(by_statement(samples.dataset, np.arange(len(samples))))
-    for name, check in CHECKS.items():
-        if len(parts) > 1 and name in UNIT_CHECKS:
-            continue  # files that state other units are looked at apart
-        diagnosis.findings += check(diagnosis)
-    if len(parts) > 1:
-        diagnosis.findings += units_by_statement(samples)
-    diagnosis.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return diagnosis
 
 
 def formula_text(counts: np.ndarray, elements: np.ndarray) -> str:

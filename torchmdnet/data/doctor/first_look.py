@@ -14,8 +14,8 @@ import numpy as np
 from torchmdnet.data.doctor import checks
 from torchmdnet.data.doctor.diagnosis import Diagnosis
 from torchmdnet.data.doctor.findings import Finding
-from torchmdnet.data.doctor.opening import samples_of
 from torchmdnet.data.doctor.samples import Samples, Stated
+from torchmdnet.data.doctor.sampling import samples_of
 from torchmdnet.datasets.frames import Frames
 from torchmdnet.datasets.labels import LabelKind
 

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from torchmdnet.config.values import with_truths
-from torchmdnet.data.doctor.samples import Samples, Stated
+from torchmdnet.data.arguments import check_arguments
+from torchmdnet.data.doctor.samples import Samples
+from torchmdnet.data.doctor.sampling import samples_of
 from torchmdnet.data.doctor.survey import Fault, Survey, SurveyedASE
 from torchmdnet.datasets import DATASETS
 from torchmdnet.datasets.ase import ASE
 from torchmdnet.datasets.faults import passing_over_faults
 from torchmdnet.datasets.files import find_files
-from torchmdnet.datasets.frames import Frames
 from torchmdnet.errors import ConfigError, DataError
 
 __all__ = ["open_configured", "open_files", "open_named"]
@@ -63,8 +62,6 @@ def open_named(dataset: str, root: Any, arguments: Mapping[str, Any], name: str 
         arguments: Its further arguments.
         name: What to call it.
     """
-    from torchmdnet.data.module import check_arguments
-
     kind = DATASETS[dataset]
     places = [] if root is None else [root]
     check_arguments(dataset, kind, places, arguments)
@@ -82,7 +79,7 @@ def open_configured(options: Mapping[str, Any], name: str) -> Samples:
         ConfigError: If the settings do not name a data set.
         DataError: If nothing in it can be used.
     """
-    from torchmdnet.data.module import DataModule
+    from torchmdnet.data.module import DataModule  # which loads Lightning
 
     module = DataModule({**options, "log_dir": None, "load_model": None})
     module.is_examined = True
@@ -119,34 +116,6 @@ def open_dataset(
     return samples_of(data, class_name, label, survey)
 
 
-def samples_of(data: Any, class_name: str, name: str, survey: Survey | None = None) -> Samples:
-    """Any data set as samples; one without arrays is read sample by sample."""
-    frames = getattr(data, "frames", None)
-    if frames is None:
-        frames = Frames.from_samples(dict(data[i].items()) for i in range(len(data)))
-    provenance = {key: getattr(data, key, None) for key in ("level_of_theory", "citation", "licence")}
-    return Samples(
-        name=name,
-        kind=class_name,
-        frames=frames,
-        dataset=data,
-        energy_unit=getattr(data, "energy_unit", None),
-        length_unit=getattr(data, "length_unit", None) or ("Å" if getattr(data, "energy_unit", None) else None),
-        survey=survey,
-        splits=_splits(data),
-        reference_energies=getattr(data, "reference_energies", None) or {},
-        stated=_stated(data),
-        provenance={key: str(value) for key, value in provenance.items() if value},
-        keys=dict(getattr(data, "keys", None) or {}) if isinstance(data, ASE) else {},
-    )
-
-
-def _stated(data: Any) -> Stated:
-    """The units that samples were converted from, where they are the same for all."""
-    kinds = {units for units, _ in getattr(data, "stated_units", ())}
-    return Stated(*kinds.pop()) if len(kinds) == 1 else Stated()
-
-
 def _open_structures(places: Sequence[Any], arguments: dict[str, Any], name: str) -> Samples:
     refused = None
     try:
@@ -162,13 +131,6 @@ def _open_structures(places: Sequence[Any], arguments: dict[str, Any], name: str
     samples.place = data.survey.place
     samples.isolated = data.survey.isolated
     return samples
-
-
-def _splits(data: Any) -> dict[str, np.ndarray]:
-    parts = getattr(data, "splits", None)
-    if not isinstance(parts, Mapping):
-        return {}
-    return {str(key).removeprefix("idx_"): np.asarray(rows) for key, rows in parts.items()}
 
 
 def _kind_of(path: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from torch.autograd import Function
 from torchmdnet.ops.batched import one_by_one
 from torchmdnet.tracing import device_kind, is_recording
 
-__all__ = ["TWINS", "Form", "Stage", "needed"]
+__all__ = ["RECORDED", "TWINS", "Form", "Stage", "needed"]
 
 #: Packages with a twin of every form and stage, by device.
 TWINS = {"cuda": "torchmdnet.ops.triton"}
@@ -34,6 +34,10 @@ def _twin(operator: Any, tensor: Tensor) -> Any:
     """The operator's twin on the device of a tensor."""
     package = TWINS.get(device_kind(tensor))
     return getattr(importlib.import_module(package), operator.name) if package else operator
+
+
+#: How a call of a form is recorded, by the name of the form: :mod:`torchmdnet.ops.library` names the operators.
+RECORDED: dict[str, Callable[[str, Sequence[int], Any, Sequence[Tensor]], Tensor]] = {}
 
 
 class Form(abc.ABC):
@@ -57,9 +61,7 @@ class Form(abc.ABC):
     def __call__(self, slot: str, shape: tuple[int, ...], where: Any, *tensors: Tensor) -> Tensor:
         """:meth:`derivative` with the other tensors in order; it can be differentiated any number of times."""
         if is_recording():
-            from torchmdnet.ops import library
-
-            return library.call(self, slot, shape, where, tensors)
+            return RECORDED[self.name](slot, shape, where, tensors)
         return _Derivative.apply(_twin(self, tensors[0]), slot, shape, where, *tensors)  # type: ignore[return-value]
 
 

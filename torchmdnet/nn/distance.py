@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchmdnet.graph import as_boxes, count_systems, edges_within
 from torchmdnet.neighbors.sound import check_finite
+from torchmdnet.scripting import padded, scriptable_distance
 from torchmdnet.tracing import is_abstract
 from torchmdnet.typing import Boxes, EdgeIndex, EdgeScalars, EdgeVectors, Positions, SystemIndex
 
@@ -156,20 +157,7 @@ class OptimizedDistance(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` reads; see :func:`torchmdnet.scripting.scriptable_distance`."""
-        from torchmdnet.scripting import scriptable_distance
-
         return scriptable_distance(self)
-
-
-def padded(edge_index: Tensor, vec: Tensor, dist: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Arrays of the length of the capacity, filled up with index -1, vector 0 and distance 0. TorchScript reads it."""
-    every = torch.arange(edge_index.shape[1], device=edge_index.device)
-    index = torch.full((2, capacity), -1, dtype=edge_index.dtype, device=edge_index.device)
-    return (
-        index.index_copy(1, every, edge_index),
-        torch.zeros((capacity, 3), dtype=vec.dtype, device=vec.device).index_copy(0, every, vec),
-        torch.zeros((capacity,), dtype=dist.dtype, device=dist.device).index_copy(0, every, dist),
-    )
 
 
 def _each_pair_once(edge_index: EdgeIndex, vec: EdgeVectors, dist: EdgeScalars) -> Tensor:

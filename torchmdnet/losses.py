@@ -14,13 +14,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torchmdnet.catalogue import Catalogue
 from torchmdnet.errors import ConfigError
-from torchmdnet.training import LOSSES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["LOSSES", "LossFunction", "huber_loss", "l1_loss", "loss_class_mapping", "loss_name", "mse_loss"]
+
+#: Training losses by the name that ``train_loss`` takes.
+LOSSES = Catalogue(
+    "train_loss",
+    {
+        "mse_loss": "torchmdnet.losses:mse_loss",
+        "l1_loss": "torchmdnet.losses:l1_loss",
+        "huber_loss": "torchmdnet.losses:huber_loss",
+    },
+)
 
 
 def mse_loss(prediction: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:

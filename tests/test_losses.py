@@ -7,7 +7,7 @@ import torch
 
 import torchmdnet.loss
 from torchmdnet.errors import ConfigError
-from torchmdnet.training.losses import LOSSES, LossFunction, huber_loss, loss_class_mapping, loss_name
+from torchmdnet.losses import LOSSES, LossFunction, huber_loss, loss_class_mapping, loss_name
 
 X = np.array([[0.0, 1.5], [-2.0, 0.3]])
 TARGET = np.array([[0.2, 0.0], [1.0, 0.3]])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import shared
 
-from torchmdnet.neighbors.distance import OptimizedDistance
+from torchmdnet.nn.distance import OptimizedDistance
 
 
 def random_atoms(n: int = 100, edge: float = 1.0) -> torch.Tensor:
