@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchmdnet"
 LAYERS = [
     {
         "_version",
+        "domains",
         "errors",
         "elements",
         "files",
@@ -83,6 +84,8 @@ NEIGHBOURS = {
     ("training", "config"),
     ("training", "data"),
     ("training", "calculators"),
+    ("calculators", "export"),  # formats of engines stand on recordings and TorchScript
+    ("calculators", "scripting"),
 }
 #: Established addresses that only forward; nothing inside the package imports through one.
 FORWARDS = {"module", "loss", "utils", "extensions", "models.model", "models.output_modules", "models.utils"}

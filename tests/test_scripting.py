@@ -16,7 +16,9 @@ from torchmdnet.checkpoint import load_model, save_model
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.nn.distance import OptimizedDistance
+from torchmdnet.scripting import export_torchscript
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
+from torchmdnet.units import energy_factor, length_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 #: Making one takes seconds, so one of the architectures is for every day.
@@ -238,3 +240,49 @@ def test_heads_priors_and_options_are_scripted(name: str, options: dict) -> None
         if (has_all_pairs and box is not None) or is_hidden:
             continue
         expect_same(script(z, pos, batch, box, q), model(z, pos, batch, box, q))
+
+
+ASKER = """
+import sys, torch
+folder, interface = sys.argv[1:]
+script, (z, pos, box) = torch.jit.load(folder + "/force.pt"), torch.load(folder + "/system")
+pos = (pos / 10).requires_grad_()
+if interface == "openmm":
+    energies = [script(pos), script(pos, box / 10)]
+else:
+    energies = [script(pos, z, box / 10, torch.tensor(3 * [periodic])) for periodic in (False, True)]
+torch.save([(e.detach(), -torch.autograd.grad(e, pos)[0]) for e in energies], folder + "/answers")
+assert not any(name.startswith("torchmdnet") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("interface", ["openmm", "gromacs"])
+@pytest.mark.parametrize(("energy", "length"), [("eV", "Å"), ("Hartree", "Bohr")])
+def test_files_for_engines_convert_units_and_need_no_other_package(interface, energy, length, tmp_path: Path) -> None:
+    model = tiny_model("tensornet", num_layers=1, charge=True, cutoff_upper=4.0 if length == "Å" else 7.0)
+    model.provenance = {"units": {"energy": energy, "length": length}}
+    z, pos, _, box, _ = cell_of_atoms(5, 5.0)
+    numbers = z.tolist() if interface == "openmm" else None
+    export_torchscript(model, tmp_path / "force.pt", interface=interface, numbers=numbers, charge=1)
+    torch.save((z, pos, box), tmp_path / "system")
+    subprocess.run([sys.executable, "-c", ASKER, str(tmp_path), interface], check=True, cwd=tmp_path)
+    in_kj, in_nm = energy_factor(energy, "kJ/mol"), length_factor(length, "nm")
+    scale, q = length_factor("Å", length), torch.ones(1, dtype=torch.float64)
+    for found, cell in zip(torch.load(tmp_path / "answers"), (None, scale * box), strict=True):
+        expected = model(z, scale * pos, box=cell, q=q)
+        torch.testing.assert_close(found[0], in_kj * expected[0][0, 0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found[1], in_kj / in_nm * expected[1], rtol=1e-9, atol=1e-8)
+
+
+def test_files_for_engines_ask_for_what_they_need(tmp_path: Path) -> None:
+    model = tiny_model("tensornet", num_layers=1)
+    for options, words in (
+        ({"interface": "amber"}, "interface: 'amber' is not available. Choose from model, openmm, gromacs"),
+        ({"interface": "openmm"}, "numbers: OpenMM passes positions alone"),
+        ({"interface": "gromacs"}, "units: the file of the model does not state them"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export_torchscript(model, tmp_path / "force.pt", **options)
+    with pytest.raises(ValueError, match=r"Name it force\.pt"):
+        export_torchscript(model, tmp_path / "force.pth")
+    assert not list(tmp_path.iterdir())

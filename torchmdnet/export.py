@@ -21,7 +21,7 @@ from torchmdnet.neighbors import CLOSEST, apart, length
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.recording import Recorded, needs_compiler, record
 
-__all__ = ["INPUTS", "OUTPUTS", "export_model", "recorded"]
+__all__ = ["INPUTS", "OUTPUTS", "export_model", "recorded", "recorded_atoms"]
 
 Entry = Literal["edges", "positions"]
 
@@ -115,6 +115,24 @@ def recorded(model: TorchMD_Net, inputs: Entry) -> tuple[fx.GraphModule, list[Re
     function = _of_edges(model) if inputs == "edges" else _of_positions(model)
     arguments = [Recorded(values[name], _AXES[name]) for name in INPUTS[inputs]]
     return record(function, arguments), arguments
+
+
+def recorded_atoms(model: TorchMD_Net) -> fx.GraphModule:
+    """Contributions of the atoms, (N,) float64, to an energy that is their sum; takes what a package of edges takes.
+
+    It can be differentiated in the vectors of the edges.
+
+    Raises:
+        ConfigError: If the model has a part that looks for positions or pairs itself.
+    """
+    values = _example(_architecture(model), model)
+
+    def atomic(z: Tensor, edge_index: Tensor, edge_vec: Tensor, batch: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        graph = _with_ghost(model, z, edge_index, edge_vec, batch, q, s)
+        with torch.enable_grad():
+            return model._atomic(*model._encoded(graph))[:-1, 0]
+
+    return record(atomic, [Recorded(values[name], _AXES[name]) for name in INPUTS["edges"]])
 
 
 #: Axes that change from call to call.

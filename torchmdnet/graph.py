@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchmdnet.domains import Domain, totalled
 from torchmdnet.neighbors import (
     CLOSEST,
     Listed,
@@ -111,6 +112,7 @@ class Graph(NamedTuple):
     search: Search | None = None  # who found them, for parts that look further; None starts afresh
     guard: AtomScalars | None = None  # (N,) 0, or NaN for all atoms of a system that is not finite; None is checked
     cutoff: float = 0.0  # Å; all pairs that are closer than this are there, 0 if it is not known
+    domain: Domain | None = None  # where atoms are a part of their system; None is all of it
 
     @property
     def num_atoms(self) -> int:
@@ -464,5 +466,6 @@ def sum_to_atoms(x: Tensor, graph: Graph) -> Tensor:
 
 
 def sum_to_systems(x: Tensor, graph: Graph) -> Tensor:
-    """Sum atoms to the systems they belong to: (N, ...) -> (S, ...)."""
-    return x.new_zeros(graph.num_systems, *x.shape[1:]).index_add(0, graph.batch, x)
+    """Sum atoms to the systems they belong to, over all domains: (N, ...) -> (S, ...)."""
+    total = x.new_zeros(graph.num_systems, *x.shape[1:]).index_add(0, graph.batch, x)
+    return total if graph.domain is None else totalled(total, graph.domain)

@@ -6,7 +6,11 @@ number of atoms, edges and systems. What surrounds it, optional arguments and th
 language of TorchScript. The weights are those of the module, under their names.
 """
 
+import copy
 import operator
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +18,33 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from torchmdnet.errors import ConfigError
+from torchmdnet.files import check_target, draft_of
 from torchmdnet.graph import Inputs
 from torchmdnet.recording import Recorded, record
+from torchmdnet.units import energy_factor, length_factor
 
 if TYPE_CHECKING:  # a potential and a neighbour list ask for their forms here
     from torchmdnet.nn.distance import OptimizedDistance
     from torchmdnet.potential import TorchMD_Net
 
-__all__ = ["ScriptableDistance", "ScriptablePotential", "padded", "scriptable_distance", "scriptable_potential"]
+__all__ = [
+    "INTERFACES",
+    "ScriptableAtoms",
+    "ScriptableDistance",
+    "ScriptablePotential",
+    "export_torchscript",
+    "padded",
+    "scriptable_atoms",
+    "scriptable_distance",
+    "scriptable_potential",
+]
+
+#: How a scripted file is called -> what it takes and returns.
+INTERFACES = {
+    "model": "z, pos, batch, box, q, s in units of the model; energy (systems, 1) and forces (atoms, 3)",
+    "openmm": "positions in nm, box vectors in nm if periodic; energy in kJ/mol, for TorchForce of OpenMM-Torch",
+    "gromacs": "positions in nm, atomic numbers, box in nm, pbc (3,); energy in kJ/mol, for NNPot of GROMACS",
+}
 
 
 class ScriptablePotential(nn.Module):
@@ -170,6 +193,25 @@ def scriptable_potential(model: "TorchMD_Net") -> nn.Module:
     return _with_method(module, "energy", recorded).train(model.training)
 
 
+class ScriptableAtoms(nn.Module):
+    """Contributions of atoms to the energy, from edges, as TorchScript reads it."""
+
+    def atomic(self, z: Tensor, edge_index: Tensor, edge_vec: Tensor, batch: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        """The recorded function, (N,) float64."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor, edge_index: Tensor, edge_vec: Tensor, batch: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        """Contributions (N,); arguments as :func:`torchmdnet.export.recorded_atoms` takes them."""
+        return self.atomic(z, edge_index, edge_vec, batch, q, s)
+
+
+def scriptable_atoms(model: "TorchMD_Net", recorded: fx.GraphModule) -> nn.Module:
+    """A module for TorchScript of what :func:`torchmdnet.export.recorded_atoms` recorded of a model."""
+    module = ScriptableAtoms()
+    _mirror(model, module)
+    return _with_method(module, "atomic", recorded).eval()
+
+
 def scriptable_distance(module: "OptimizedDistance") -> nn.Module:
     """What ``torch.jit.script`` is given in place of an :class:`~torchmdnet.nn.distance.OptimizedDistance`."""
 
@@ -182,6 +224,146 @@ def scriptable_distance(module: "OptimizedDistance") -> nn.Module:
     for option in ("cutoff_upper", "max_num_pairs", "resize_to_fit", "return_vecs"):
         setattr(scriptable, option, getattr(module, option))
     return _with_method(scriptable, "edges", record(edges, [pos, batch, box])).train(module.training)
+
+
+class ForOpenMM(nn.Module):
+    """A scripted potential as TorchForce of OpenMM-Torch calls it, for a fixed set of atoms.
+
+    Args:
+        model: Scripted, without forces of its own.
+        numbers: Atomic numbers, (N,).
+        charge: Total charge, (1,).
+        spin: Spin, (1,).
+        lengths: Units of length of the model in a nanometre.
+        energies: kJ/mol in a unit of energy of the model.
+        dtype: Of the model.
+    """
+
+    numbers: Tensor
+    charge: Tensor
+    spin: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        numbers: Tensor,
+        charge: Tensor,
+        spin: Tensor,
+        lengths: float,
+        energies: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("numbers", numbers)
+        self.register_buffer("charge", charge)
+        self.register_buffer("spin", spin)
+        self.lengths, self.energies, self.dtype = lengths, energies, dtype
+
+    def forward(self, positions: Tensor, boxvectors: Tensor | None = None) -> Tensor:
+        """The energy in kJ/mol, to be differentiated in the positions (N, 3) nm."""
+        box: Tensor | None = None
+        if boxvectors is not None:
+            box = (boxvectors * self.lengths).to(self.dtype)
+        pos = (positions * self.lengths).to(self.dtype)
+        return self.model(self.numbers, pos, box=box, q=self.charge, s=self.spin)[0].sum() * self.energies
+
+
+class ForGromacs(nn.Module):
+    """A scripted potential as NNPot of GROMACS calls it.
+
+    Args:
+        model: Scripted, without forces of its own.
+        charge: Total charge, (1,).
+        spin: Spin, (1,).
+        lengths: Units of length of the model in a nanometre.
+        energies: kJ/mol in a unit of energy of the model.
+        dtype: Of the model.
+    """
+
+    charge: Tensor
+    spin: Tensor
+
+    def __init__(
+        self, model: nn.Module, charge: Tensor, spin: Tensor, lengths: float, energies: float, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("charge", charge)
+        self.register_buffer("spin", spin)
+        self.lengths, self.energies, self.dtype = lengths, energies, dtype
+
+    def forward(self, positions: Tensor, numbers: Tensor, box: Tensor, pbc: Tensor) -> Tensor:
+        """The energy in kJ/mol, to be differentiated in the positions (N, 3) nm."""
+        rows = box.reshape(3, 3) * self.lengths * pbc.reshape(3, 1).to(box.dtype)
+        pos = (positions * self.lengths).to(self.dtype)
+        q, s = self.charge, self.spin
+        return self.model(numbers.long(), pos, box=rows.to(self.dtype), q=q, s=s)[0].sum() * self.energies
+
+
+def export_torchscript(
+    model: "TorchMD_Net",
+    path: str | Path,
+    *,
+    interface: str = "model",
+    numbers: Sequence[int] | None = None,
+    charge: float = 0.0,
+    spin: float | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    units: tuple[str, str] | None = None,
+) -> torch.jit.ScriptModule:
+    """Write a file of TorchScript, which runs where this package is not installed and finds its own neighbours.
+
+    Args:
+        model: The potential; it is not changed.
+        path: The file to write, ``.pt``.
+        interface: How the file is called, see :data:`INTERFACES`.
+        numbers: Atomic numbers of the atoms, for ``openmm``.
+        charge: Total charge in e, for ``openmm`` and ``gromacs``.
+        spin: Spin in the convention of the training data, likewise.
+        dtype: Precision; None is that of the model.
+        device: Where the file runs; None is where the model is.
+        units: Units of energy and length of the model; None takes them from its file.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: If an argument is missing or does not fit, or the model has a part that cannot be scripted.
+    """
+    path = check_target(path, "package")
+    if interface not in INTERFACES:
+        raise ConfigError(f"interface: {interface!r} is not available. Choose from {', '.join(INTERFACES)}.")
+    if path.suffix != ".pt":
+        raise ConfigError(f"{path}: a file of TorchScript ends in .pt. Name it {path.with_suffix('.pt').name}.")
+    if (numbers is None) != (interface != "openmm"):
+        raise ConfigError("numbers: OpenMM passes positions alone. Pass atomic numbers for interface='openmm' only.")
+    model = copy.deepcopy(model).to(device=device, dtype=dtype or model.dtype).eval().requires_grad_(False)
+    model.derivative = interface == "model"
+    scriptable: nn.Module = model
+    if interface != "model":
+        stated = model.provenance.get("units") or {}
+        energy, length = units or (stated.get("energy"), stated.get("length") or "Å")
+        if energy is None:
+            raise ConfigError("units: the file of the model does not state them. Pass units of the model.")
+        if spin is None and "spin" in getattr(model.representation_model, "reads", ()):
+            raise ConfigError("spin: the model was trained with the spin of each system. Pass it.")
+        place = {"device": model.mean.device, "dtype": model.dtype}
+        q, s = (torch.tensor([float(x)], **place) for x in (charge, spin or 0.0))
+        lengths, energies = length_factor("nm", length), energy_factor(energy, "kJ/mol")
+        if interface == "openmm":
+            assert numbers is not None
+            z = torch.tensor([int(number) for number in numbers], device=model.mean.device)
+            scriptable = ForOpenMM(model, z, q, s, lengths, energies, model.dtype)
+        else:
+            scriptable = ForGromacs(model, q, s, lengths, energies, model.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(scriptable)
+        with draft_of(path) as draft:
+            script.save(str(draft))
+    return script
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[Recorded]:
@@ -223,6 +405,7 @@ def _with_method(module: nn.Module, name: str, recorded: fx.GraphModule) -> nn.M
     with graph.inserting_after(inputs[-1]):
         device = graph.call_function(getattr, (inputs[0], "device"))
     for node in list(graph.nodes):
+        node.type = None  # annotations of the function that was recorded, as strings
         if node.op == "get_attr":
             tensor = operator.attrgetter(node.target)(recorded)
             if id(tensor) not in names:

@@ -19,10 +19,10 @@ def program_of(block: Block) -> str:
     """The program a block of the page is for, empty for the package alone."""
     section = "".join((DOCS / "calculators.md").read_text(encoding="utf-8").splitlines(keepends=True)[: block.line])
     heading = section.rpartition("\n## ")[2].partition("\n")[0].strip().lower()
-    return heading if heading in ("torchmd", "openmm") else ""
+    return heading.replace("-", "_") if heading in ("torchmd", "openmm", "torch-sim") else ""
 
 
-@pytest.mark.parametrize("program", ["", "torchmd", "openmm"])
+@pytest.mark.parametrize("program", ["", "torchmd", "openmm", "torch_sim"])
 def test_following_the_page_with_another_program_works(program, tmp_path, monkeypatch) -> None:
     if program and find_spec(program) is None:
         pytest.skip(f"{program} is not installed")

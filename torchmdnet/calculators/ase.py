@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,9 @@ from torchmdnet.calculators.loading import (
     as_dtype,
     can_be_moved,
     check_elements,
+    energies_only,
     load,
     members_of,
-    placed,
     spin_wanted,
     stated_units,
     trained_with,
@@ -110,7 +109,7 @@ class TMDNETCalculator(Calculator):
         if isinstance(model_file, nn.Module):
             if kwargs:
                 warnings.warn(f"A model is used as it is; {', '.join(kwargs)} would only change how a file is loaded.")
-            self.model = _energies_only(model_file, device, self.dtype)
+            self.model = energies_only(model_file, device, self.dtype)
         else:
             options = {"remove_ref_energy": True, **kwargs}
             self.model = load(model_file, device=device, dtype=self.dtype, derivative=False, **options)
@@ -350,17 +349,6 @@ def _properties_of(members: list[nn.Module]) -> dict[str, bool]:
 def _plain(values: np.ndarray) -> np.ndarray | float:
     """An array, or a number where there is only one."""
     return float(values) if values.ndim == 0 else values
-
-
-@torch.inference_mode(False)
-def _energies_only(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of a model that leaves the differentiation to the calculator."""
-    inner = getattr(model, "model", None)  # a potential in training
-    model = copy.deepcopy(inner if isinstance(inner, TorchMD_Net) else model)
-    for part in model.modules():
-        if isinstance(part, TorchMD_Net):
-            part.derivative = False
-    return placed(model, device, dtype).eval().requires_grad_(False)
 
 
 def _has_a_box(model: nn.Module) -> bool:

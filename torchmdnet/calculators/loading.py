@@ -23,6 +23,7 @@ __all__ = [
     "as_dtype",
     "can_be_moved",
     "check_elements",
+    "energies_only",
     "load",
     "members_of",
     "placed",
@@ -83,6 +84,17 @@ def placed(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> 
         for tensor in tensors
     )
     return model if fits else copy.deepcopy(model).to(device=device, dtype=dtype)
+
+
+@torch.inference_mode(False)
+def energies_only(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model that leaves the differentiation to the calculator."""
+    inner = getattr(model, "model", None)  # a potential in training
+    model = copy.deepcopy(inner if isinstance(inner, TorchMD_Net) else model)
+    for part in model.modules():
+        if isinstance(part, TorchMD_Net):
+            part.derivative = False
+    return placed(model, device, dtype).eval().requires_grad_(False)
 
 
 def members_of(model: nn.Module) -> list[nn.Module]:

@@ -213,7 +213,11 @@ class _Call:
         """The features that the network has, from vectors of edges (E, 3) and distances of pairs (P,)."""
         model = self.model
         self.tape = Tape(
-            model.geometry(self.radial, self.graph, vec, dist), self.tables, keeps=self.keeps, records=self.records
+            model.geometry(self.radial, self.graph, vec, dist),
+            self.tables,
+            keeps=self.keeps,
+            records=self.records,
+            domain=self.graph.domain,
         )
         with torch.set_grad_enabled(self.keeps):
             made: Any = model.program(self.tape, self.graph)

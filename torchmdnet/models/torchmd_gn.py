@@ -256,6 +256,8 @@ class _Gather(Step):
         aggr: See :func:`torchmdnet.ops.scatter.scatter`.
     """
 
+    reads_geometry = True
+
     def __init__(self, function: RadialFunction, aggr: str) -> None:
         self.function, self.aggr = function, aggr
 

@@ -25,7 +25,7 @@ COMMANDS = {
         "torchmdnet.scripts.sample:main",
     ),
     "label": ("compute energies and forces for structures with any ASE calculator", "torchmdnet.scripts.label:main"),
-    "export": ("write a package that runs without Python code of ours, in C++ too", "torchmdnet.scripts.export:main"),
+    "export": ("write a file for C++, OpenMM-Torch, GROMACS or LAMMPS", "torchmdnet.scripts.export:main"),
     "bench": (
         "time a model on every route to its forces, each compared with exact float64",
         "torchmdnet.scripts.bench:main",

@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchmdnet.domains import Domain, exchanged
 from torchmdnet.graph import Graph
 from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.ops.messages import EdgeRows, rows_of_pairs
 from torchmdnet.tape.memory import Buffer
 
-__all__ = ["Definitions", "Run", "Step", "Tables", "Tape", "unhooked"]
+__all__ = ["Definitions", "Exchange", "Run", "Step", "Tables", "Tape", "unhooked"]
 
 
 class Run:
@@ -90,6 +91,31 @@ class Step:
         Gradients in weights go to :meth:`Tape.add`.
         """
         raise NotImplementedError
+
+
+class Exchange(Step):
+    """The features of copies become those of their owners in other domains, see :mod:`torchmdnet.domains`.
+
+    A tape adds this step before every one that reads the neighbours of atoms.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+
+    def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
+        return exchanged(inputs[0], self.domain)
+
+    def value(self, run: Run, *inputs: Buffer) -> Buffer:
+        return Buffer(self.domain.to_copies(inputs[0].tensor))
+
+    def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
+        return (Buffer(self.domain.to_owners(grads[0].tensor)),)
+
+    def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
+        return None if changes[0] is None else Buffer(self.domain.to_copies(changes[0].tensor))
+
+    def reverse(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
+        return self.backward(run, *grads)
 
 
 class Tables:
@@ -160,10 +186,14 @@ class Tape:
         keeps: Whether tangent and reverse may be asked for. Otherwise :meth:`backward` can be called once, and
             releases what it has read.
         records: Whether :meth:`backward` may be asked for at all.
+        domain: Where atoms are a part of their system.
     """
 
-    def __init__(self, geometry: Any, tables: Tables, *, keeps: bool, records: bool = True) -> None:
+    def __init__(
+        self, geometry: Any, tables: Tables, *, keeps: bool, records: bool = True, domain: Domain | None = None
+    ) -> None:
         self.geometry, self.tables, self.keeps, self.records = geometry, tables, keeps, records
+        self.exchange = None if domain is None else Exchange(domain)
         #: Buffers of the tape's precision, with arbitrary values or zeros, by their shape.
         self.empty, self.zeros = geometry.places.empty, geometry.places.zeros
         self.steps: list[tuple[Step, Run, list[int], list[int]]] = []
@@ -173,6 +203,8 @@ class Tape:
 
     def __call__(self, step: Step, *inputs: Buffer) -> Any:
         """Run a step; its outputs are inputs of others."""
+        if self.exchange is not None and step.reads_geometry:
+            inputs = tuple(self(self.exchange, x) if x.moves else x for x in inputs)
         run = Run(self)
         if self.keeps:  # weights are read with their history, but no step leaves one
             with torch.no_grad():
@@ -323,4 +355,7 @@ class Definitions:
 
     def __call__(self, step: Step, *inputs: Any) -> Any:
         """The definition of a step."""
+        domain = self.graph.domain
+        if domain is not None and step.reads_geometry:  # what does not depend on the geometry is known of copies too
+            inputs = tuple(exchanged(x, domain) if x.requires_grad else x for x in inputs)
         return step.definition(self, *inputs)
