@@ -106,9 +106,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     model = model_of("tensornet")
     with pytest.raises(ValueError, match=r"Name it model\.pt"):
         export_metatomic(model, tmp_path / "model.pt2")
+    with_pairs = model_of("tensornet", prior_model=[{"ZBL": {"cutoff_distance": 4.0, "max_num_neighbors": 50}}])
     with pytest.raises(ValueError, match="ZBL needs the positions"):
-        zbl = {"ZBL": {"cutoff_distance": 4.0, "max_num_neighbors": 50}}
-        export_metatomic(model_of("tensornet", prior_model=[zbl]), tmp_path / "model.pt")
+        export_metatomic(with_pairs, tmp_path / "model.pt")
     model.provenance = {}
     with pytest.raises(ValueError, match="does not state them"):
         export_metatomic(model, tmp_path / "model.pt")
