@@ -84,8 +84,7 @@ NEIGHBOURS = {
     ("training", "config"),
     ("training", "data"),
     ("training", "calculators"),
-    ("calculators", "export"),  # formats of engines stand on recordings and TorchScript
-    ("calculators", "scripting"),
+    ("calculators", "export"),  # the file for metatomic is made of a recording of edges
 }
 #: Established addresses that only forward; nothing inside the package imports through one.
 FORWARDS = {"module", "loss", "utils", "extensions", "models.model", "models.output_modules", "models.utils"}
