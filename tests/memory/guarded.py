@@ -310,11 +310,9 @@ def drive_edge_networks(F: int, dtype: torch.dtype) -> None:
         tensors = [random(*shape, seed=k, dtype=dtype).requires_grad_() for k, shape in enumerate(shapes)]
         edge_network.KEPT = kept
 
-        spare = edge_network.Spare()
-
-        def ask(wanted: slice, tensors=tensors, graph=graph, spare=spare) -> list[Tensor]:
+        def ask(wanted: slice, tensors=tensors, graph=graph) -> list[Tensor]:
             X, radial, receiving, sending, envelope, *layers = tensors
-            network = edge_network.EdgeNetwork(nn.SiLU(), [(layers[0], layers[1]), (layers[2], layers[3])], spare)
+            network = edge_network.EdgeNetwork(nn.SiLU(), [(layers[0], layers[1]), (layers[2], layers[3])])
             out = edge_network.edge_network_sum(X, radial, receiving, sending, envelope, network, graph)
             return [out, *torch.autograd.grad(weighted(out), tensors[wanted], allow_unused=True)]
 
@@ -324,7 +322,7 @@ def drive_edge_networks(F: int, dtype: torch.dtype) -> None:
                 compare(("edge network", name, F), found, ask(wanted))
     for n in (0, 1, 5):
         x = random(n, F, seed=n, dtype=dtype).requires_grad_()
-        network = edge_network.EdgeNetwork(nn.SiLU(), [], edge_network.Spare())
+        network = edge_network.EdgeNetwork(nn.SiLU(), [])
         found = derivatives(network.activate, [x], 2)
         with plain():
             compare(("silu", n, F), found, derivatives(network.activate, [x], 2))

@@ -8,9 +8,10 @@ import torch
 
 from torchmdnet.graph import Graph, build_graph
 from torchmdnet.ops import edge_network
-from torchmdnet.ops.edge_network import EdgeNetwork, Spare, edge_network_sum, edge_network_sum_plain
+from torchmdnet.ops.edge_network import EdgeInputs, EdgeNetwork, EdgeRun, edge_network_sum, edge_network_sum_plain
 from torchmdnet.ops.kernels import loops, sharing
 from torchmdnet.ops.kernels.activation import silu
+from torchmdnet.ops.workspace import Workspace
 
 
 def arguments(num_atoms: int, hidden: int = 5, channels: int = 9) -> tuple[list[torch.Tensor], Graph]:
@@ -27,7 +28,7 @@ def arguments(num_atoms: int, hidden: int = 5, channels: int = 9) -> tuple[list[
 
 def ask(method, tensors: list[torch.Tensor], graph: Graph, activation=torch.nn.functional.silu) -> torch.Tensor:
     X, radial, receiving, sending, envelope, *layers = tensors
-    network = EdgeNetwork(activation, [(layers[0], layers[1]), (layers[2], layers[3])], Spare())
+    network = EdgeNetwork(activation, [(layers[0], layers[1]), (layers[2], layers[3])])
     return method(X, radial, receiving, sending, envelope, network, graph)
 
 
@@ -68,19 +69,23 @@ def test_two_threads_find_what_one_finds(kept: int, monkeypatch) -> None:
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
 
 
-def test_memory_is_used_again_and_by_other_sizes_too() -> None:
-    spare = Spare()
-    first = spare.take(6, 4, torch.float64)
-    spare.give([first])
-    assert np.shares_memory(spare.take(5, 4, torch.float64), first)
-    spare.give([first])
-    assert not np.shares_memory(spare.take(2, 4, torch.float64), first)
-    assert not np.shares_memory(spare.take(6, 4, torch.float32), first)
+def test_all_memory_returns_when_a_run_ends() -> None:
+    (X, radial, receiving, sending, envelope, *layers), graph = arguments(7)
+    network = EdgeNetwork(torch.nn.SiLU(), [(layers[0], layers[1]), (layers[2], layers[3])])
+    inputs = EdgeInputs(*(x.detach() for x in (X, radial, receiving, sending, envelope)))
+    workspace = Workspace()
+    for _ in range(2):  # the second time everything is there
+        run = EdgeRun(network, graph, workspace.begin(torch.float64))
+        run.backward(inputs, run.forward(inputs, keeps=True), of_weights=False)
+        waiting = sum(len(shelf.free) for shelf in workspace.shelves.values())
+        del run
+        now = sum(len(shelf.free) for shelf in workspace.shelves.values())
+        assert now == waiting + len(layers) // 2 + 1  # slopes and what goes into the last activation
 
 
 def test_memory_from_an_inference_mode_serves_without() -> None:
     (X, radial, receiving, sending, envelope, *layers), graph = arguments(7)
-    network = EdgeNetwork(torch.nn.functional.silu, [(layers[0], layers[1]), (layers[2], layers[3])], Spare())
+    network = EdgeNetwork(torch.nn.functional.silu, [(layers[0], layers[1]), (layers[2], layers[3])])
     with torch.inference_mode():
         inside = edge_network_sum(X, radial, receiving, sending, envelope, network, graph)
     outside = edge_network_sum(X, radial, receiving, sending, envelope, network, graph)

@@ -13,7 +13,6 @@ from torchmdnet.models.tensornet2 import EdgeNetworkMessage, Interaction
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import edge_network, kernels
-from torchmdnet.ops.edge_network import Spare
 from torchmdnet.testing import check_step
 
 #: The definition does not read what distances bring from a grid, so the grid is fine.
@@ -32,7 +31,7 @@ def check_network(
     radial, of_basis = radial_of(graph, spline)
     with torch.no_grad():
         parts = layer.charge_parts(atoms(graph, q_dim, seed=1))
-    step = EdgeNetworkMessage(layer, RadialFunction(layer, "radial_part"), Spare())
+    step = EdgeNetworkMessage(layer, RadialFunction(layer, "radial_part"))
     weights = [*layer.linears_scalar.parameters(), *of_basis]
     inputs = [atoms(graph, 9, channels), parts]
     check_step(step, inputs, graph, radial, weights, constant=constant, handedness=-1.0)

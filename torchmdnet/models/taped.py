@@ -24,8 +24,8 @@ from torchmdnet.nn.filters import Tables as StoredTables
 from torchmdnet.ops import kernels
 from torchmdnet.ops.batched import is_within_batch, one_by_one
 from torchmdnet.ops.kernels.work import lanes_of
+from torchmdnet.ops.workspace import Buffer, Workspace
 from torchmdnet.tape.geometry import Geometry
-from torchmdnet.tape.memory import Buffer, Workspace
 from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
 from torchmdnet.tape.tape import Definitions, Tables, Tape, unhooked
 from torchmdnet.typing import AtomFeatures

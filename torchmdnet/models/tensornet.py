@@ -26,8 +26,8 @@ from torchmdnet.ops.cartesian import (
     tensor_matmul_o3,
     tensor_matmul_so3,
 )
+from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.geometry import TensorGeometry
-from torchmdnet.tape.memory import Buffer
 from torchmdnet.tape.steps import Concatenate, Plain, activation, linear, norm
 from torchmdnet.tape.tape import Run, Step
 from torchmdnet.tape.tensors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,19 +30,15 @@ from torchmdnet.ops.edge_network import (
     EdgeInputs,
     EdgeNetwork,
     EdgeRun,
-    Spare,
     edge_network_sum,
     edge_network_sum_plain,
 )
 from torchmdnet.ops.irreps import norms_by_part
 from torchmdnet.ops.kernels import loops
-from torchmdnet.tape.memory import Buffer
+from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.steps import Plain
 from torchmdnet.tape.tape import Definitions, Run, Step
 from torchmdnet.typing import AtomTensors, PairFeatures
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["ChargePredict", "TensorNet2"]
 
@@ -152,15 +148,8 @@ class TensorNet2(TensorRepresentation):
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels, dtype=dtype)
         self.out_norm = nn.LayerNorm(3 * hidden_channels, dtype=dtype)
         self.act = make_activation(activation)
-        #: Memory that waits for the next evaluation.
-        self.spare = Spare()
         self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
         self.reset_parameters()
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; what was made from the weights is forgotten."""
-        self.spare = Spare()
-        return super().train(mode)
 
     def reset_parameters(self) -> None:
         reset_all(self.distance_expansion, self.tensor_embedding, *self.layers, self.linear, self.out_norm)
@@ -193,7 +182,7 @@ class TensorNet2(TensorRepresentation):
             if k > 0:
                 layer = self.interactions[k - 1]
                 parts = tape(Plain(layer.charge_parts, layer), charges[-1])  # (N, 2 F)
-                message = EdgeNetworkMessage(layer, functions[k], self.spare)
+                message = EdgeNetworkMessage(layer, functions[k])
                 X = layer.program(tape, X, message, ones, parts)
             if k < len(self.layers) or self.output_charges:
                 charges.append(tape(Plain(lambda X, predict=predict: predict(X, graph), predict), X))  # (N, q_dim)
@@ -217,14 +206,13 @@ class EdgeNetworkMessage(Step):
     Args:
         layer: Whose network it is.
         function: What distances bring, :meth:`Interaction.radial_part`.
-        spare: Where memory comes from.
     """
 
     reads_geometry = True
 
-    def __init__(self, layer: Interaction, function: RadialFunction, spare: Spare) -> None:
-        self.layer, self.function, self.spare = layer, function, spare
-        self.network = layer.network(spare)  # its weights with their history, where the program is tracked
+    def __init__(self, layer: Interaction, function: RadialFunction) -> None:
+        self.layer, self.function = layer, function
+        self.network = layer.network()  # its weights with their history, where the program is tracked
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         assert at.graph.pairs is not None
@@ -238,7 +226,7 @@ class EdgeNetworkMessage(Step):
         at, tape = run.tape.geometry, run.tape
         run.Y, run.parts = inputs
         run.part = tape.tables.kept((self.function, "flat"), lambda: _flat(tape.tables.table(self.function)))
-        run.network = EdgeRun(self.network, at.graph)
+        run.network = EdgeRun(self.network, at.graph, at.places)
         keeps = tape.records and at.graph.edge_index.shape[1] <= KEPT
         with self._inputs(run, at.readings.coef, run.Y, run.parts, at.readings.fade) as given:
             return Buffer(run.network.forward(given, keeps, trains=tape.keeps))
@@ -247,11 +235,10 @@ class EdgeNetworkMessage(Step):
     def _inputs(self, run: Run, coef: np.ndarray, Y: Buffer, parts: Buffer, fade: np.ndarray) -> Iterator[EdgeInputs]:
         """What the network reads, or how that changes; what distances bring, (P, F), is on memory that returns."""
         table, (receiving, sending) = run.part, (part.contiguous() for part in parts.tensor.chunk(2, dim=1))
-        radial = self.spare.take(coef.shape[0], table.shape[1], Y.tensor.dtype)
+        radial = run.tape.empty(coef.shape[0], table.shape[1])
         cell = run.tape.geometry.readings.cell
-        loops.edge_network.read(coef.size * table.shape[1], coef, cell, table, radial)
-        yield EdgeInputs(Y.tensor, torch.from_numpy(radial), receiving, sending, torch.from_numpy(fade))
-        self.spare.give([radial])
+        loops.edge_network.read(coef.size * table.shape[1], coef, cell, table, radial.array)
+        yield EdgeInputs(Y.tensor, radial.tensor, receiving, sending, torch.from_numpy(fade))
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer, Buffer]:
         at = run.tape.geometry
@@ -396,7 +383,7 @@ class Interaction(tensornet.Interaction):
         _, receiving, sending = self._first
         return F.linear(charges, torch.cat([receiving, sending]))
 
-    def network(self, spare: Spare) -> EdgeNetwork:
+    def network(self) -> EdgeNetwork:
         """The network from the first activation on."""
         rest: Any = self.linears_scalar[1:]
-        return EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest], spare)
+        return EdgeNetwork(self.act, [(linear.weight, linear.bias) for linear in rest])

@@ -12,7 +12,7 @@ made again on the way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,13 @@ from torchmdnet.ops.batched import one_by_one
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.kernels.activation import silu
 from torchmdnet.ops.messages import RadialFilter, RadialPoints, gather_weight_sum, rows_of_edges
+from torchmdnet.ops.workspace import Buffer, Places, Workspace
 from torchmdnet.typing import AtomFeatures, AtomTensors, PairFeatures, PairScalars
 
 if TYPE_CHECKING:
     from torchmdnet.graph import Graph
 
-__all__ = ["EdgeInputs", "EdgeNetwork", "EdgeRun", "Spare", "edge_network_sum", "edge_network_sum_plain"]
+__all__ = ["EdgeInputs", "EdgeNetwork", "EdgeRun", "edge_network_sum", "edge_network_sum_plain"]
 
 #: Edges of a block; a receiver is never divided.
 BLOCK = 512
@@ -39,33 +40,8 @@ BLOCK = 512
 SHARED = 2048
 #: Edges up to which what is hidden is kept for the way back.
 KEPT = 40_000
-#: Arrays that wait for the next evaluation, at most.
-WAITING = 32
 #: Groups of channels that each thread takes in turn in the backward pass: features in use then stay in the cache.
 PORTIONS = 2
-
-
-class Spare:
-    """Memory that waits for the next evaluation: asking the system for so much takes a tenth of the time."""
-
-    def __init__(self) -> None:
-        self.flat: list[Any] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Spare, ()
-
-    def take(self, num_rows: int, width: int, dtype: torch.dtype) -> Any:
-        """A matrix with anything in it, an array."""
-        size = num_rows * width
-        fresh = torch.empty(0, dtype=dtype).numpy()
-        for k, flat in enumerate(self.flat):
-            if size <= flat.size <= 2 * size and flat.dtype == fresh.dtype:
-                return self.flat.pop(k)[:size].reshape(num_rows, width)
-        return torch.empty(size, dtype=dtype).numpy()[:].reshape(num_rows, width)
-
-    def give(self, matrices: Iterable[Any]) -> None:
-        """Release the buffers of matrices for reuse; of large buffers only the latest is kept."""
-        self.flat = [*(matrix.base for matrix in matrices), *self.flat][:WAITING]
 
 
 class EdgeNetwork(NamedTuple):
@@ -74,12 +50,10 @@ class EdgeNetwork(NamedTuple):
     Args:
         activation: :math:`\\sigma`.
         layers: Weight and bias of the layers 2 to n.
-        spare: Where memory comes from and goes to.
     """
 
     activation: Callable[[Tensor], Tensor]
     layers: Sequence[tuple[Tensor, Tensor]]
-    spare: Spare
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Weights of edges, (E, 3 F), from what goes into the first activation, (E, K)."""
@@ -125,7 +99,8 @@ def edge_network_sum(
     if not kernels.has_cpu_loops(X, *(x.shape[-1] for x in (X, radial, *(bias for _, bias in network.layers)))):
         return edge_network_sum_plain(X, radial, receiving, sending, envelope, network, graph)
     tensors = [X, radial, receiving, sending, envelope, *(tensor for layer in network.layers for tensor in layer)]
-    return _Sum.apply(EdgeRun(network, graph), network, *tensors)  # type: ignore[return-value]
+    run = EdgeRun(network, graph, Workspace().begin(X.dtype))
+    return _Sum.apply(run, network, *tensors)  # type: ignore[return-value]
 
 
 def edge_network_sum_plain(
@@ -148,17 +123,18 @@ def edge_network_sum_plain(
 
 
 class _Rows(NamedTuple):
-    """Some rows of numbers, for PyTorch and for the loops."""
+    """Some rows of numbers, for PyTorch and for the loops, and the buffer they lie in, which is held with them."""
 
     tensor: Tensor
     array: Any
+    buffer: Buffer
 
     @classmethod
-    def of(cls, array: Any) -> _Rows:
-        return cls(torch.from_numpy(array), array)
+    def of(cls, buffer: Buffer) -> _Rows:
+        return cls(buffer.tensor, buffer.array, buffer)
 
     def part(self, rows: slice) -> _Rows:
-        return _Rows(self.tensor[rows], self.array[rows])
+        return _Rows(self.tensor[rows], self.array[rows], self.buffer)
 
     def first(self, number: int) -> _Rows:
         return self.part(slice(number))
@@ -281,15 +257,16 @@ class EdgeRun:
     Args:
         network: Its weights are read without history.
         graph: Its edges.
+        places: Where memory comes from.
     """
 
-    def __init__(self, network: EdgeNetwork, graph: Graph) -> None:
+    def __init__(self, network: EdgeNetwork, graph: Graph, places: Places) -> None:
         assert graph.pairs is not None
-        self.graph, self.spare = graph, network.spare
+        self.graph, self.places = graph, places
         self.activation = _Silu() if network.is_silu else _Activation(network.activation)
         self.weights = [weight.detach() for weight, _ in network.layers]
         biases = [torch.zeros_like(self.weights[0][0]), *(bias.detach().contiguous() for _, bias in network.layers)]
-        self.biases = [_Rows.of(bias.numpy()) for bias in biases]
+        self.biases = [_Rows.of(Buffer(bias)) for bias in biases]
         self.widths = [bias.array.size for bias in self.biases]
         self.pair, self.sender = graph.pairs.of_edge.numpy(), graph.edge_index[1].contiguous().numpy()
         self.row_start = graph.pairs.row_start.numpy()
@@ -313,14 +290,9 @@ class EdgeRun:
     def _where(self, block: _Block) -> tuple[Any, ...]:
         return self.pair, self.sender, self.row_start, block.lower, block.upper
 
-    def _take(self, num_edges: int, widths: Sequence[int]) -> list[_Rows]:
-        return [_Rows.of(self.spare.take(num_edges, width, self.weights[0].dtype)) for width in widths]
-
-    def _give(self, *rooms: list[_Rows]) -> None:
-        self.spare.give(rows.array for room in rooms for rows in room)
-
-    def __del__(self) -> None:
-        self._give(self.kept, self.known, self.changed)
+    def _acquire(self, num_edges: int, widths: Sequence[int]) -> list[_Rows]:
+        """Memory for rows of these widths, which returns with the last reference to it."""
+        return [_Rows.of(self.places.empty(num_edges, width)) for width in widths]
 
     def _join(self, block: _Block, inputs: EdgeInputs, out: _Rows) -> None:
         joined = (inputs.radial, inputs.receiving, inputs.sending)
@@ -350,9 +322,9 @@ class EdgeRun:
         """
         inputs, out = inputs.arrays(), torch.empty_like(inputs.X)
         target = out.numpy()
-        self.kept = self._take(self.pair.shape[0], self.widths) if keeps and not trains else []
-        self.known = self._take(self.pair.shape[0], self.widths) if keeps and trains else []
-        rooms = [self._take(self.longest, self.widths) for _ in range(1 if self.known else 2)]
+        self.kept = self._acquire(self.pair.shape[0], self.widths) if keeps and not trains else []
+        self.known = self._acquire(self.pair.shape[0], self.widths) if keeps and trains else []
+        rooms = [self._acquire(self.longest, self.widths) for _ in range(1 if self.known else 2)]
         for block in self.blocks:
             before, after = self._before(block, self.known, rooms[-1]), [r.first(block.num_edges) for r in rooms[0]]
             *slopes, before[-1] = [rows.part(block.edges) for rows in self.kept] or [before[-1]]
@@ -362,7 +334,6 @@ class EdgeRun:
             self.activation.value(before[-1], self.biases[-1], weight)
             arrays = (weight.array, inputs.envelope, inputs.X, *self._where(block), target)
             loops.edge_network.message(3 * weight.array.size, *arrays)
-        self._give(*rooms)
         return out
 
     def backward(self, inputs: EdgeInputs, grad: Tensor, of_weights: bool) -> tuple[EdgeInputs, list[Tensor]]:
@@ -372,7 +343,7 @@ class EdgeRun:
         groups = PORTIONS * kernels.cores.count()
         O, inputs, out = grad.numpy(), inputs.arrays(), found.arrays()
         per_edge = np.empty((groups, self.longest), O.dtype)
-        rooms = [self._take(self.longest, self.widths) for _ in range(2 if self.known else 3)]
+        rooms = [self._acquire(self.longest, self.widths) for _ in range(2 if self.known else 3)]
         kept = [] if of_weights else self.kept
         for block in self.blocks:
             after, grads = ([rows.first(block.num_edges) for rows in room] for room in rooms[:2])
@@ -399,7 +370,6 @@ class EdgeRun:
                     self.activation.backward(before[k], self.biases[k], after[k], g)
             arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
             loops.edge_network.join_backward(3 * g.array.size, *arrays)
-        self._give(*rooms)
         return found, of_network
 
     def _zeros(self) -> list[Tensor]:
@@ -413,8 +383,8 @@ class EdgeRun:
         """How the sums change with what goes in."""
         inputs, moves, out = inputs.arrays(), changes.arrays(), torch.empty_like(inputs.X)
         target = out.numpy()
-        self.changed = self._take(self.pair.shape[0], self.widths) if self.known else []
-        rooms = [self._take(self.longest, self.widths) for _ in range(2 if self.known else 4)]
+        self.changed = self._acquire(self.pair.shape[0], self.widths) if self.known else []
+        rooms = [self._acquire(self.longest, self.widths) for _ in range(2 if self.known else 4)]
         for block in self.blocks:
             after, after_change = ([rows.first(block.num_edges) for rows in room] for room in rooms[:2])
             before = self._before(block, self.known, rooms[-2])
@@ -425,7 +395,6 @@ class EdgeRun:
             arrays = (weight.array, moved.array, inputs.envelope, moves.envelope, inputs.X, moves.X)
             work = 6 * weight.array.size
             loops.edge_network.message_tangent(work, *arrays, *self._where(block), target)
-        self._give(*rooms)
         return out
 
     def _ahead(
@@ -470,9 +439,9 @@ class EdgeRun:
         found, of_network = EdgeInputs(*(torch.zeros_like(x) for x in inputs)), self._zeros()
         groups = PORTIONS * kernels.cores.count()
         O, dO, inputs, moves, out = grad.numpy(), slope.numpy(), inputs.arrays(), changes.arrays(), found.arrays()
-        rooms = [self._take(2 * self.longest, self.widths) for _ in range(2)]
-        products = self._take(2 * self.longest, self.widths[:-1])
-        hidden = [] if self.known else [self._take(self.longest, self.widths) for _ in range(2)]
+        rooms = [self._acquire(2 * self.longest, self.widths) for _ in range(2)]
+        products = self._acquire(2 * self.longest, self.widths[:-1])
+        hidden = [] if self.known else [self._acquire(self.longest, self.widths) for _ in range(2)]
         for block in self.blocks:
             after, grads = ([rows.first(2 * block.num_edges) for rows in room] for room in rooms)
             before = self._before(block, self.known, hidden[0] if hidden else [])
@@ -496,7 +465,6 @@ class EdgeRun:
             g, _ = grads[0].halves()
             arrays = (g.array, *self._where(block), groups, out.radial, out.receiving, out.sending)
             loops.edge_network.join_backward(3 * g.array.size, *arrays)
-        self._give(*rooms, products, *hidden)
         return found, of_network
 
 

@@ -3,5 +3,5 @@
 - :mod:`torchmdnet.tape.tape`: steps, the tape that runs them and its four passes.
 - :mod:`torchmdnet.tape.steps`: steps that most networks consist of.
 - :mod:`torchmdnet.tape.geometry`: the edges of one graph as compiled loops read them.
-- :mod:`torchmdnet.tape.memory`: buffers whose memory is used again.
+- :mod:`torchmdnet.ops.workspace`: buffers whose memory is used again.
 """

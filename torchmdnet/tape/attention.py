@@ -19,7 +19,7 @@ from torchmdnet.nn.modules import is_plain
 from torchmdnet.ops.attention import attend
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.kernels.work import lanes_of
-from torchmdnet.tape.memory import Buffer
+from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.steps import Linear, Plain, pack, packed, unpacked
 from torchmdnet.tape.tape import Definitions, Run, Step
 

@@ -15,7 +15,7 @@ from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
 from torchmdnet.ops.kernels import loops
-from torchmdnet.tape.memory import Buffer, Places, Workspace
+from torchmdnet.ops.workspace import Buffer, Places, Workspace
 
 __all__ = ["Coefficients", "Geometry", "TensorGeometry"]
 

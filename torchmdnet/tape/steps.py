@@ -14,7 +14,7 @@ from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import is_plain, layer_norm
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.messages import RadialPoints, gather_weight_sum
-from torchmdnet.tape.memory import Buffer
+from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.tape import Definitions, Run, Step, unhooked
 
 __all__ = ["Add", "Concatenate", "Message", "Plain", "activation", "linear", "norm", "pack", "unpacked"]

@@ -32,7 +32,7 @@ from torchmdnet.domains import Domain, exchanged
 from torchmdnet.graph import Graph
 from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.ops.messages import EdgeRows, rows_of_pairs
-from torchmdnet.tape.memory import Buffer
+from torchmdnet.ops.workspace import Buffer
 
 __all__ = ["Definitions", "Exchange", "Run", "Step", "Tables", "Tape", "unhooked"]
 

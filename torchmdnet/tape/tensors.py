@@ -23,7 +23,7 @@ from torchmdnet.ops.irreps import (
 )
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.messages import embed_edges, gather_weight_sum
-from torchmdnet.tape.memory import Buffer
+from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.steps import pack, packed, unpacked
 from torchmdnet.tape.tape import Definitions, Run, Step
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchmdnet.graph import Graph
 from torchmdnet.nn.filters import Radial
+from torchmdnet.ops.workspace import Buffer, Shelves, Workspace
 from torchmdnet.tape.geometry import Geometry, TensorGeometry
-from torchmdnet.tape.memory import Buffer, Shelves, Workspace
 from torchmdnet.tape.tape import Definitions, Run, Step, Tables, Tape
 
 __all__ = ["check_step"]
