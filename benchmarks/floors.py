@@ -57,8 +57,6 @@ NEIGHBOURS = {
     "key_backward": ("Q", "K"),
     "value_sum": ("V",),
     "value_backward": ("O",),
-    "attend": ("k", "X"),
-    "attend_backward": ("k", "X", "grad"),
 }
 #: Part of an evaluation below which a loop is left out.
 SMALL = 0.04

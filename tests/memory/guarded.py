@@ -284,22 +284,17 @@ def drive_attention(F: int, dtype: torch.dtype) -> None:
         shapes = [(graph.num_atoms, F), (graph.num_atoms, F), (graph.num_atoms, sent, F)]
         shapes += [(graph.edge_index.shape[1], 3), (count, 6), (count,), (6, parts, F)]
         tensors = [random(*shape, seed=k, dtype=dtype).requires_grad_() for k, shape in enumerate(shapes)]
-        for is_final in (False, True):
 
-            def attend(q, k, X, u, coef, fade, table, graph=graph, cell=cell, h=num_heads, v=has_vectors, f=is_final):
-                filter, u = RadialFilter(table, RadialPoints(coef, cell)), u if v else None
-                options = {"num_heads": h, "activation": nn.SiLU(), "vectors_fade": True, "is_final": f}
-                return attention.attend(q, k, X, u, filter, fade, rows_of_pairs(graph), **options)
+        def ask(tensors=tensors, graph=graph, cell=cell, num_heads=num_heads, has_vectors=has_vectors) -> list[Tensor]:
+            q, k, X, u, coef, fade, table = tensors
+            filter, directions = RadialFilter(table, RadialPoints(coef, cell)), u if has_vectors else None
+            options = {"num_heads": num_heads, "activation": nn.SiLU(), "vectors_fade": True}
+            out = attention.attend(q, k, X, directions, filter, fade, rows_of_pairs(graph), **options)
+            return [out, *torch.autograd.grad(weighted(out), tensors, allow_unused=True)]
 
-            chosen = tensors[: 6 if is_final else 7]
-
-            def ask(attend=attend, tensors=tensors, chosen=chosen) -> list[Tensor]:
-                out = attend(*tensors)
-                return [out, *torch.autograd.grad(weighted(out), chosen, allow_unused=True)]
-
-            found = ask()
-            with plain():
-                compare(("attend", name, F, num_heads), found, ask())
+        found = ask()
+        with plain():
+            compare(("attend", name, F, num_heads), found, ask())
 
 
 def drive_edge_networks(F: int, dtype: torch.dtype) -> None:

@@ -158,8 +158,8 @@ def test_training_on_stress(name: str, monkeypatch) -> None:
 def test_threads_share_blocks_of_channels_and_receivers(
     name: str, threads: int, many: int, training: bool, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loops.blocks, "MANY", many)
-    monkeypatch.setattr(loops.blocks, "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "CHUNKS_PER_THREAD", many)
+    monkeypatch.setattr(loops.blocks, "PAIRS_PER_CHUNK", 20)
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     model = tiny_model(name, embedding_dimension=24, num_heads=3).train(training)

@@ -34,12 +34,12 @@ def inputs(graph: Graph, reads: int, channels: int, has_vectors: bool) -> tuple[
     return tensors, cell
 
 
-def both(graph: Graph, cell: Tensor, has_vectors: bool, is_final: bool, **options) -> list[Callable[..., Tensor]]:
+def both(graph: Graph, cell: Tensor, has_vectors: bool, **options) -> list[Callable[..., Tensor]]:
     """The twin and the definition, as functions of the inputs."""
 
     def ours(q: Tensor, k: Tensor, X: Tensor, u: Tensor, coef: Tensor, envelope: Tensor, table: Tensor) -> Tensor:
         filter, direction = RadialFilter(table, RadialPoints(coef, cell)), u if has_vectors else None
-        return attend(q, k, X, direction, filter, envelope, rows_of_pairs(graph), is_final=is_final, **options)
+        return attend(q, k, X, direction, filter, envelope, rows_of_pairs(graph), **options)
 
     def theirs(q: Tensor, k: Tensor, X: Tensor, u: Tensor, coef: Tensor, envelope: Tensor, table: Tensor) -> Tensor:
         filter, direction = RadialFilter(table, RadialPoints(coef, cell)), u if has_vectors else None
@@ -49,26 +49,24 @@ def both(graph: Graph, cell: Tensor, has_vectors: bool, is_final: bool, **option
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-@pytest.mark.parametrize("is_final", [False, True])
 @pytest.mark.parametrize("vectors_fade", [False, True])
 @pytest.mark.parametrize(("reads", "num_heads", "channels"), [(1, 2, 16), (6, 3, 15), (6, 4, 16)])
-def test_attention_and_its_twins_agree(
-    kind: str, is_final: bool, vectors_fade: bool, reads: int, num_heads: int, channels: int
+def test_attention_agrees_with_its_definition(
+    kind: str, vectors_fade: bool, reads: int, num_heads: int, channels: int
 ) -> None:
     graph = graph_of(kind)
     tensors, cell = inputs(graph, reads, channels, has_vectors=True)
     assert kernels.has_kernel(tensors[0])
     options = {"num_heads": num_heads, "activation": nn.SiLU(), "vectors_fade": vectors_fade}
-    ours, theirs = both(graph, cell, True, is_final, **options)
+    ours, theirs = both(graph, cell, True, **options)
     assert_agree(derivatives(ours, tensors, 2), derivatives(theirs, tensors, 2))
 
 
-@pytest.mark.parametrize("is_final", [False, True])
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.Tanh()])
-def test_scalars_alone_agree(is_final: bool, activation: nn.Module) -> None:
+def test_scalars_alone_agree(activation: nn.Module) -> None:
     graph = graph_of("cell with loops")
     tensors, cell = inputs(graph, 6, 16, has_vectors=False)
-    ours, theirs = both(graph, cell, False, is_final, num_heads=2, activation=activation)
+    ours, theirs = both(graph, cell, False, num_heads=2, activation=activation)
     assert_agree(derivatives(ours, tensors, 2), derivatives(theirs, tensors, 2))
 
 
@@ -81,19 +79,18 @@ def test_first_derivatives_share_one_pass(has_vectors: bool, vectors_fade: bool,
     tensors, cell = inputs(graph, 6, 16, has_vectors)
     chosen = [tensors[n] for n in wanted if has_vectors or n != 3]
     gradients = []
-    for function in both(graph, cell, has_vectors, True, num_heads=2, activation=nn.SiLU(), vectors_fade=vectors_fade):
+    for function in both(graph, cell, has_vectors, num_heads=2, activation=nn.SiLU(), vectors_fade=vectors_fade):
         gradients.append(torch.autograd.grad(function(*tensors).sin().sum(), chosen))
     assert_agree(*gradients)
 
 
 @pytest.mark.slow  # copies of the loops for several threads take longest to compile
-@pytest.mark.parametrize("is_final", [False, True])
-def test_several_threads_give_the_numbers_of_one(is_final: bool) -> None:
+def test_several_threads_give_the_numbers_of_one() -> None:
     generator = torch.Generator().manual_seed(0)
     pos = 14 * torch.rand(400, 3, generator=generator, dtype=torch.float64)
     graph = build_graph(torch.ones(400, dtype=torch.long), pos, cutoff_upper=4.0, loop=True)
     tensors, cell = inputs(graph, 6, 32, has_vectors=True)
-    ours, _ = both(graph, cell, True, is_final, num_heads=4, activation=nn.SiLU(), vectors_fade=True)
+    ours, _ = both(graph, cell, True, num_heads=4, activation=nn.SiLU(), vectors_fade=True)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -109,7 +106,7 @@ def test_single_precision_stays_single() -> None:
     graph = graph_of("cell with loops")
     tensors, cell = inputs(graph, 6, 32, has_vectors=True)
     tensors = [x.detach().float() for x in tensors]
-    ours, theirs = both(graph, cell, True, True, num_heads=4, activation=nn.SiLU())
+    ours, theirs = both(graph, cell, True, num_heads=4, activation=nn.SiLU())
     assert ours(*tensors).dtype == torch.float32
     torch.testing.assert_close(ours(*tensors), theirs(*tensors), rtol=1e-4, atol=1e-3)
 
@@ -119,5 +116,5 @@ def test_edges_that_stand_alone_go_the_plain_way() -> None:
     listed = build_graph(cell.z, cell.pos, cutoff_upper=3.0)
     graph = graph_of_edges(cell.z, listed.edge_index, listed.edge_vec, cutoff_upper=3.0)
     tensors, cells = inputs(graph, 6, 16, has_vectors=True)
-    ours, theirs = both(graph, cells, True, True, num_heads=2, activation=nn.SiLU())
+    ours, theirs = both(graph, cells, True, num_heads=2, activation=nn.SiLU())
     torch.testing.assert_close(ours(*tensors), theirs(*tensors), rtol=1e-12, atol=1e-12)

@@ -204,7 +204,7 @@ def make_setup(dtype: type, channels: int, num_heads: int, C: int, shares: tuple
 
 @pytest.fixture(params=KINDS, ids=str)
 def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    monkeypatch.setattr(blocks, "ROOM", 25)
+    monkeypatch.setattr(blocks, "PAIRS_PER_CHUNK", 25)
     setup = make_setup(*request.param, num_atoms=23)
     assert len(setup.where[1]) > 3  # chunks
     return setup
@@ -348,7 +348,7 @@ def definition(setup: Setup) -> list[Tensor]:
 def test_a_layer_of_attention_gives_the_derivatives_of_its_formula(
     C: int, num_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "ROOM", 25)
+    monkeypatch.setattr(blocks, "PAIRS_PER_CHUNK", 25)
     monkeypatch.setattr(sharing.cores, "for_loops", lambda: num_threads)
     setup = make_setup(np.float64, 16, 2, C, (2, 2), 23)
     for ours, theirs in zip(chain(setup), definition(setup), strict=True):

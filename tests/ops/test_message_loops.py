@@ -87,7 +87,7 @@ def unpacked(ranges: np.ndarray, channels: int) -> Tensor:
 @pytest.fixture(params=[(16, 6, (1, 1)), (5, 6, (1, 3)), (24, 6, (2, 1)), (24, 2, (3, 2)), (13, 3, (1, 1))], ids=str)
 def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     channels, num_coefs, shares = request.param
-    monkeypatch.setattr(blocks, "ROOM", 25)
+    monkeypatch.setattr(blocks, "PAIRS_PER_CHUNK", 25)
     case = make_case(channels, num_coefs)
     plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 0 if num_coefs == 2 else 31)
     assert len(plan.chunk) > 3
@@ -123,7 +123,7 @@ def test_every_edge_finds_its_pair_and_chunks_hold_all_receivers(setup: Any) -> 
 def test_a_receiver_with_more_edges_than_a_chunk_has_room_for_is_a_chunk_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "ROOM", 2)
+    monkeypatch.setattr(blocks, "PAIRS_PER_CHUNK", 2)
     case = make_case(8, 6)
     plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 31)
     assert plan.most == np.diff(case.row_start.numpy()).max()
@@ -216,11 +216,11 @@ def test_threads_share_blocks_of_channels_unless_receivers_are_many() -> None:
     assert blocks.shares(2, 8, 20) == (2, 16)
     assert blocks.shares(2, 8, 3) == (2, 3)
     assert blocks.shares(20, 8, 20) == (8, 20)
-    assert blocks.shares(20, 8, 20 * blocks.MANY) == (1, 320)
+    assert blocks.shares(20, 8, 20 * blocks.CHUNKS_PER_THREAD) == (1, 320)
 
 
 def test_what_ranges_sum_is_made_once_for_each_thread() -> None:
     assert blocks.shares(1, 8, 20, sums=True) == (1, 1)
     assert blocks.shares(2, 8, 20, sums=True) == (2, 1)
     assert blocks.shares(20, 8, 20, sums=True) == (8, 2)
-    assert blocks.shares(20, 8, 20 * blocks.MANY, sums=True) == (1, 20)
+    assert blocks.shares(20, 8, 20 * blocks.CHUNKS_PER_THREAD, sums=True) == (1, 20)

@@ -58,7 +58,7 @@ def test_attention_of_first_features_without_a_grid(kind: str) -> None:
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_attention(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
-    monkeypatch.setattr(loops.blocks, "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "PAIRS_PER_CHUNK", 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     check_attention("vectors", 24, 3, spline=GRIDS["grid"], loop=False, fades=False)
 

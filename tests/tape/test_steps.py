@@ -67,7 +67,7 @@ def test_messages(spline: Spline | None, loop: bool, channels: int, constant: tu
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_messages(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
-    monkeypatch.setattr(loops.blocks, "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "PAIRS_PER_CHUNK", 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     graph, filter = graph_of(True), Filter(24).double()
     radial, _ = radial_of(graph, GRIDS["grid"])

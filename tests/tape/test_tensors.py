@@ -43,7 +43,7 @@ def test_messages(spline: Spline | None, channels: int) -> None:
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_messages(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
-    monkeypatch.setattr(loops.blocks, "ROOM", 20)
+    monkeypatch.setattr(loops.blocks, "PAIRS_PER_CHUNK", 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     test_messages(GRIDS["grid"], 24)
 

@@ -11,28 +11,16 @@ derivatives of one form that is linear in each of its tensors,
 .. math:: T(S, q, k, w) = \sum_{(i, j)} \sum_h S_{ijh} \sum_{d \in h} q_{id}\, k_{jd}\, w_{ij,d},
 
 and :math:`\mu` is made of those in :mod:`torchmdnet.ops.messages`: together they serve every order of differentiation.
-Where nothing is differentiated twice, one loop over the edges does it all, and one more its gradient.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchmdnet.ops import kernels
-from torchmdnet.ops.kernels.attention import (
-    AttentionLayout,
-    attend_gradients,
-    attend_value,
-    contract_edges,
-    contract_receivers,
-    is_fused,
-)
-from torchmdnet.ops.kernels.forms import Stage
+from torchmdnet.ops.kernels.attention import contract_edges, contract_receivers
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, RadialPoints, embed_edges, gather_weight_sum
-from torchmdnet.tracing import is_recording
 from torchmdnet.typing import AtomFeatures, AtomTensors, EdgeVectors, PairScalars
 
 __all__ = ["attend", "attend_plain"]
@@ -50,7 +38,6 @@ def attend(
     num_heads: int,
     activation: nn.Module,
     vectors_fade: bool = False,
-    is_final: bool = False,
 ) -> AtomTensors:
     """Gather what neighbours send, by attention and, where there are vectors, without.
 
@@ -66,7 +53,6 @@ def attend(
         num_heads: Heads that share the channels evenly.
         activation: τ.
         vectors_fade: Whether the envelope multiplies what makes μ too.
-        is_final: Whether derivatives of second order are unlikely to be asked for. They are there all the same.
 
     Returns:
         m, (N, 1, F), or with vectors [m, μ], (N, 4, F).
@@ -74,13 +60,19 @@ def attend(
     if not (kernels.has_edge_kernel(q) and edges.come_in_pairs):
         plain = {"num_heads": num_heads, "activation": activation, "vectors_fade": vectors_fade}
         return attend_plain(q, k, X, direction, filter, envelope, edges, **plain)
-    options = (edges, filter.points.cell, num_heads, activation, vectors_fade)
+    coef, cell, table = filter.points.coef, filter.points.cell, filter.table
+    layout = edges.layout(filter.points, 1)
+    keys, values, *others = (table[:, part, None] for part in range(table.shape[1]))  # (R, 1, F) each
+    a = activation(contract_edges(q, k, coef, keys, layout, num_heads))  # (E, H)
+    a = a * envelope.index_select(0, edges.row)[:, None]
+    m = contract_receivers(a, X[:, 0], coef, values, layout)[:, None]  # (N, 1, F)
     if direction is None:
-        direction = q.new_empty(0, 3)
-    tensors = (q, k, X, direction, filter.points.coef, envelope, filter.table)
-    if is_final and isinstance(activation, nn.SiLU) and not is_recording() and is_fused(q, num_heads):
-        return _attend(*tensors, options)
-    return _attend_by_forms(*tensors, options)
+        return m
+    points = RadialPoints(coef * envelope[:, None] if vectors_fade else coef, cell)
+    beta, gamma = (RadialFilter(part, points) for part in others)
+    along = torch.stack([torch.zeros_like(X[:, 1]), X[:, 1]], dim=1)  # (N, 2, F)
+    mu = gather_weight_sum(X[:, 2:], beta, edges) + embed_edges(direction, gamma, along, edges)  # (N, 3, F)
+    return torch.cat([m, mu], dim=1)
 
 
 def attend_plain(
@@ -112,47 +104,3 @@ def attend_plain(
         vectors = sent[:, 2:] * beta[:, None] + gamma[:, None] * direction[:, :, None]  # (E, 3, F)
         message = torch.cat([message, vectors], dim=1)  # (E, 4, F)
     return message.new_zeros(q.shape[0], *message.shape[1:]).index_add(0, i, message)
-
-
-def _attend_by_forms(
-    q: Tensor, k: Tensor, X: Tensor, direction: Tensor, coef: Tensor, envelope: Tensor, table: Tensor, options: Any
-) -> Tensor:
-    """:func:`attend` as a chain of forms, for derivatives of any order."""
-    edges, cell, num_heads, activation, vectors_fade = options
-    layout = edges.layout(RadialPoints(coef, cell), 1)
-    keys, values, *others = (table[:, part, None] for part in range(table.shape[1]))  # (R, 1, F) each
-    a = activation(contract_edges(q, k, coef, keys, layout, num_heads))  # (E, H)
-    a = a * envelope.index_select(0, edges.row)[:, None]
-    m = contract_receivers(a, X[:, 0], coef, values, layout)[:, None]  # (N, 1, F)
-    if not others:
-        return m
-    points = RadialPoints(coef * envelope[:, None] if vectors_fade else coef, cell)
-    beta, gamma = (RadialFilter(part, points) for part in others)
-    along = torch.stack([torch.zeros_like(X[:, 1]), X[:, 1]], dim=1)  # (N, 2, F)
-    mu = gather_weight_sum(X[:, 2:], beta, edges) + embed_edges(direction, gamma, along, edges)  # (N, 3, F)
-    return torch.cat([m, mu], dim=1)
-
-
-def _where(coef: Tensor, options: Any) -> AttentionLayout:
-    edges, cell, num_heads, _, vectors_fade = options
-    return AttentionLayout(edges.layout(RadialPoints(coef, cell), 1), num_heads, vectors_fade)
-
-
-def _value(*args: Any) -> Tensor:
-    q, k, X, direction, coef, envelope, table, options = args
-    return attend_value(q, k, X, direction, coef, envelope, table, _where(coef, options))
-
-
-def _gradients(grad: Tensor, needed: tuple[bool, ...], *args: Any) -> tuple[Tensor | None, ...]:
-    q, k, X, direction, coef, envelope, table, options = args
-    if needed[6]:  # weights are trained
-        with torch.enable_grad():
-            tensors = [x.detach().requires_grad_(is_needed) for x, is_needed in zip(args[:-1], needed, strict=False)]
-            out = _attend_by_forms(*tensors, options)  # type: ignore[call-arg]
-            found = iter(torch.autograd.grad(out, [x for x in tensors if x.requires_grad], grad))
-        return *(next(found) if is_needed else None for is_needed in needed[:-1]), None
-    gradients = attend_gradients(grad, q, k, X, direction, coef, envelope, table, _where(coef, options))
-    return *(x if is_needed else None for x, is_needed in zip(gradients, needed, strict=False)), None, None
-
-
-_attend = Stage("attend", _attend_by_forms, _value, _gradients)

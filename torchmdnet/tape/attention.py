@@ -112,7 +112,6 @@ class Attention(Step):
             num_heads=self.layer.num_heads,
             activation=self.layer.attn_activation,
             vectors_fade=self.values_fade,
-            is_final=not self.layer.training,
         )
         return gathered[:, 0] if directions is None else (gathered[:, 0], gathered[:, 1:])
 

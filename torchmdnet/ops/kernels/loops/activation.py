@@ -1,4 +1,19 @@
-"""SiLU with its derivatives."""
+r"""SiLU of x + bias with its derivatives, for rows of any width of at least a vector.
+
+.. math::
+    \tau(x) = x\, s, \quad s = \frac{1}{1 + e^{-x}}, \qquad \tau' = s + \tau\, (1 - s), \qquad
+    \tau'' = s (1 - s) (2 + x (1 - 2 s))
+
+===================  ======  ===========================
+letters              shape   meaning
+===================  ======  ===========================
+``x``, ``out``       (E, K)  arguments and values
+``bias``             (K,)    added to every row
+``change``           (E, K)  dx; ``out_change`` is τ' dx
+``grad``, ``slope``  (E, K)  gradients in τ and in τ' dx
+``rest``, ``rise``           1 - s and τ'
+===================  ======  ===========================
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false

@@ -1,7 +1,37 @@
-"""Loops over atoms and channels: the algebra of 3×3 matrices, in vectors of channels.
+r"""The algebra of 3×3 matrices in vectors of channels: products, norms, gates, with their derivatives.
 
-Features are (N, 9, F) in the orthonormal basis of :mod:`torchmdnet.ops.irreps`. A block of channels at the end overlaps
-the one before, so F has to be at least as large as a vector.
+.. math::
+    \text{normalize:}\; \frac{X}{\|X\|^2 + 1}, \quad
+    \text{interact:}\; \mathrm{normalize}(\lambda\, (Y M + M Y)), \quad
+    \text{refine:}\; X + D + \lambda D^2, \quad
+    \text{gate:}\; X \odot g_{l(c)}
+
+==========================  =========  ===================================================================
+letters                     shape      meaning
+==========================  =========  ===================================================================
+``X``, ``Y``, ``M``, ``D``  (N, 9, F)  features in the orthonormal basis of :mod:`torchmdnet.ops.irreps`
+``A``, ``B``, ``G``, ``H``  9 vectors  entries of the matrices Y and M and of gradients; ``At`` transposed
+``v``                       9 vectors  components of a block of channels
+``factor``                  (N,)       λ; ``both`` for Y M + M Y, else 2 Y M
+``gates``                   (N, 3 F)   g: one number for each part and channel
+``O``, ``dO``               (N, 9, F)  gradients in a result and in its change
+``r2``, ``r3``, ``r6``                 1/√2, 1/√3, 1/√6
+==========================  =========  ===================================================================
+
+The basis is orthonormal, so a gradient in components is one in the matrix, and the gradients of ⟨G, A B + B A⟩ are the
+same product with the transposed argument: :math:`G B^T + B^T G` in A. Transposing turns the sign of the antisymmetric
+components alone, hence ``turned``.
+
+With s = 1 / (|v|² + 1) and the symmetric Jacobian :math:`J = s - 2 s^2 v v^T` of normalize,
+
+.. math::
+    J g = s\, g - 2 s^2 (g \cdot v)\, v, \qquad
+    \nabla_v (b \cdot J a) = \big(-2 s^2\, a \cdot b + 8 s^3 (a \cdot v)(b \cdot v)\big)\, v
+    - 2 s^2 \big((b \cdot v)\, a + (a \cdot v)\, b\big)
+
+are what backward, tangent and reverse are made of.
+
+A block of channels at the end of a row overlaps the one before, so F has to be at least as large as a vector.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false

@@ -1,4 +1,23 @@
-"""Attention: what atoms send and how they use what they receive, with derivatives."""
+r"""Attention: what atoms send and how they use what they receive, with derivatives.
+
+.. math::
+    [q \,|\, k \,|\, V_0 \,|\, \phi \,|\, V_1] = P, \qquad V_{2 \ldots 4} = \phi \odot v, \\
+    x' = x + (v_1 \cdot v_2) \odot o_2 + o_3, \qquad v' = v + v_3 \odot o_1 + \mu
+
+===================  ===================  ================================================================
+letters              shape                meaning
+===================  ===================  ================================================================
+``projected``        (N, 3 F or 5 F)      in ``send`` rows P, without φ and V_1 where there are no vectors
+``projected``        (N, 3, 3 F)          in ``receive`` [v_1 | v_2 | v_3]
+``x``, ``v``         (N, F), (N, 3, F)    scalars and vectors of atoms
+``o``, ``mu``        (N, 3 F), (N, 3, F)  [o_1 | o_2 | o_3], made of m, and μ
+``Q``, ``K``, ``V``  (B, N, C, 2 W)       packed, see :mod:`torchmdnet.ops.kernels.loops.blocks`
+``grad``             (N, C, F)            gradient in V
+===================  ===================  ================================================================
+
+Only products, φ v and those of three factors in x' and v', have tangents and gradients that differ from the sums
+themselves; each is the product rule, written out.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false
@@ -204,9 +223,7 @@ def receive_tangent(job, dx, dv, dmu, o, do, projected, dprojected, out_x, out_v
 
 
 @compiled
-def receive_reverse(
-    job, grad_x, grad_v, dgrad_x, dgrad_v, o, do, projected, dprojected, out_o, out_projected
-):  # fmt: skip
+def receive_reverse(job, grad_x, grad_v, dgrad_x, dgrad_v, o, do, projected, dprojected, out_o, out_projected):
     """Gradients in o (N, 3 F) and [v1 | v2 | v3] (N, 3, 3 F) of what is received and of its change."""
     num_atoms, F = grad_x.shape
     W = lanes_that_divide(grad_x, F)

@@ -1,31 +1,39 @@
-r"""Attention differentiated along a direction, and its gradients in weights: what training on forces needs.
+r"""Attention: products of queries and keys, and weights made of them, with their derivatives.
 
-The loops of :mod:`torchmdnet.ops.kernels.loops.attention_values` compute, for each head h and edge i <- j,
+For each head h and edge i <- j
 
-.. math:: p = \sum_{f \in h} q_i k_j w, \qquad a = \tau(p)\, C, \qquad m_i = \sum_j a w^0 V_{j0}, \qquad
-          \mu_i = \sum_j u w^1 V_{j1} + w^2 V_{j,2 \ldots 4}
+.. math:: p_{ijh} = \sum_{f \in h} q_{if}\, k_{jf}\, w_{ij,f}, \qquad a_{ijh} = \tau(p_{ijh})\, C(r_{ij}), \qquad
+          \tau(p) = p\, s, \quad s = \frac{1}{1 + e^{-p}}.
 
-with filters :math:`w = \sum_k c_k T_{g + k}` from a table T. Here are two more passes of each. The *tangent* is the
-derivative as everything but the tables changes; names that begin with d are such changes. The *reverse* pass makes the
-gradients of :math:`\langle O, (m, \mu) \rangle + \langle dO, (dm, d\mu) \rangle` in queries, keys, values and tables.
+The product has to be complete before a value is weighted, so attention goes in two rounds over the edges: here, and in
+:mod:`torchmdnet.ops.kernels.loops.attention_values`. Layout, schedule and indices are those of
+:mod:`torchmdnet.ops.kernels.loops.blocks`; channels are whole vectors, and coefficients six.
 
-========================  ================================  ====================================================
-letters                   shape                             meaning
-========================  ================================  ====================================================
-``coef``, ``dcoef``       (n, 6)                            coefficients of the scheduled pairs
-``tables``                (B, R, parts, 2 W)                packed filters: of keys 1 part, of values 1, 2 or 3
-``Q``, ``K``              (B, N, 1, 2 W)                    packed queries and keys
-``V``                     (B, N, C, 2 W)                    packed values; C = 1, 2 or 5 components
-``pieces``                (S, E')                           parts of p: of a vector or of a block of channels
-``weight``, ``dweight``   (H, E')                           a and its change
-``of_pieces``             (S, E')                           gradients in a of the opposite edge, in the same parts
-``fade``, ``dfade``       (E',)                             C of each edge and its change
-``u``, ``du``             (E, 4)                            directions and their changes
-``O``, ``dO``             (B, N, 1 or 4, 2 W)               gradients in m and μ, and in their changes
-========================  ================================  ====================================================
+====================  ==============  ====================================================================
+letters               shape           meaning
+====================  ==============  ====================================================================
+``Q``, ``K``          (B, N, 1, 2 W)  packed queries and keys
+``tables``            (B, R, 1, 2 W)  packed filters of keys
+``width``                             vectors of channels in a head
+``pieces``            (S, E')         partial products: of a vector if that is a head, else of a block
+``fade``, ``steep``   (E',)           envelope C of each edge and its derivative; ``dfade`` its change
+``weight``, ``of_p``  (H, E')         a, or a gradient in p; ``dweight``, ``of_dp`` likewise of the change
+``value``, ``rise``   (H, E')         τ and τ' = s (1 + p (1 - s))
+``of_reverse``        (S, E')         gradients in a of the opposite edge, in pieces
+====================  ==============  ====================================================================
 
-Layout, schedule and ``width`` are those of :mod:`torchmdnet.ops.kernels.loops.attention_values`. Gradients in tables
-are summed over the ranges of receivers by the caller: each range has a table of its own, (T, B, R, parts, 2 W).
+An atom's neighbours are visited once for what it receives and for what it sends, since w_ij = w_ji: with g = ∂/∂p,
+
+.. math::
+    \bar q_i = \sum_j g_{ij} w_{ij} k_j, \qquad \bar k_i = \sum_j g_{ji} w_{ij} q_j, \qquad
+    \bar w_{ij} = g_{ij}\, q_i k_j.
+
+Tangent and reverse follow with dp = Σ q (w dk + dw k) + dq w k, da = τ' C dp + τ dC, and
+
+.. math:: \bar p = \tau' C\, o + (\tau'' C\, dp + \tau'\, dC)\, \hat o, \qquad \hat p = \tau' C\, \hat o, \qquad
+          \tau'' = s (1 - s) (2 + p (1 - 2 s))
+
+for gradients o in a and ô in da.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
@@ -36,7 +44,7 @@ from __future__ import annotations
 import numpy as np
 
 from torchmdnet.ops.kernels.compiling import inlined
-from torchmdnet.ops.kernels.loops.blocks import aligned, blend, blend_two, part_of, put_block, spread
+from torchmdnet.ops.kernels.loops.blocks import aligned, blend, blend_two, part_of, put_block, share_of, spread
 from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import exp, item, lanes_that_divide, load, repeat, splat, store, total
 
@@ -46,6 +54,7 @@ __all__ = [
     "attention_reverse",
     "attention_tangent",
     "firsts",
+    "heads_of",
     "key_backward",
     "key_products",
     "key_reverse",
@@ -54,16 +63,54 @@ __all__ = [
 ]
 
 
+@inlined
+def heads_of(b, width, rows):
+    """Where the rows (H, E') of the heads of a block's two vectors begin; beyond the last channel that of the first."""
+    H, E = rows.shape
+    left, right = 2 * b // width, (2 * b + 1) // width
+    return left * E, (right if right < H else left) * E
+
+
+# Gradients in the weights of a pair come from its edges. The first edge of a pair in its chunk stores them and the
+# others add, so that the memory of a chunk need not be cleared; `firsts` finds that once for all blocks of channels.
+
+
+@inlined
+def raise_pair(s, k, step, x, y, is_new):
+    """s += x and ds += y, which lies a step behind; or the first terms of a pair."""
+    if is_new:
+        store(s, k, x)
+        store(s, k + step, y)
+    else:
+        store(s, k, load(s, k) + x)
+        store(s, k + step, load(s, k + step) + y)
+
+
+@inlined
+def firsts(slot, chunk, begin, end, row_start, max_pairs):
+    """For each edge of some chunks, whether it is its pair's first in its chunk; self loops are all of one pair."""
+    start = row_start[chunk[begin]]
+    found, seen = np.zeros(row_start[chunk[end]] - start, np.int8), np.full(max_pairs, -1, np.int64)
+    for n in range(begin, end):
+        for e in range(row_start[chunk[n]], row_start[chunk[n + 1]]):
+            k = slot[e]
+            if seen[k] != n:
+                seen[k] = n
+                found[e - start] = 1
+    return found
+
+
 @compiled
 def key_products(
-    job, coef, place, tables, Q, K, sender, slot, chunk, first, row_start, most, sides, ranges, width, out
-):
+    job, coef, place, tables, Q, K, sender, slot, chunk, first, row_start, max_pairs, channel_groups, atom_groups,
+    width, out,
+):  # fmt: skip
     """Pieces of the products q_i k_j w_ij, summed over channels, (S, E')."""
     B, num_atoms, W, E = Q.shape[0], Q.shape[1], lanes_that_divide(Q, Q.shape[3]), out.shape[1]
     t, c, q, x, o = tables.reshape(-1), coef.reshape(-1), Q.reshape(-1), K.reshape(-1), out.reshape(-1)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * 2 * W, Q)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * 2 * W, Q)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo = b * num_atoms * 2 * W
             for n in range(chunks[0], chunks[1]):
@@ -81,27 +128,25 @@ def key_products(
 
 @compiled
 def key_backward(
-    job, coef, slope, place, tables, weight, Q, K, sender, reverse, slot, chunk, first, row_start, most, sides, ranges,
-    width, out, out_edge,
+    job, coef, slope, place, tables, weight, Q, K, sender, reverse, slot, chunk, first, row_start, max_pairs,
+    channel_groups, atom_groups, width, out, out_edge,
 ):  # fmt: skip
     """Gradients of :func:`key_products`, given that in the products, ``weight`` (H, E').
 
     In queries and keys, the first 2 F numbers of each row of ``out`` (N, ...), and in the distance of each edge, which
     each side adds to ``out_edge`` (T, E).
     """
-    B, num_atoms, L, W, E = Q.shape[0], Q.shape[1], out.shape[1], lanes_that_divide(Q, Q.shape[3]), weight.shape[1]
+    B, num_atoms, L, W = Q.shape[0], Q.shape[1], out.shape[1], lanes_that_divide(Q, Q.shape[3])
     F = width * W * weight.shape[0]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     q, x, a = Q.reshape(-1), K.reshape(-1), weight.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, to = aligned(most * 4 * W, Q), out_edge[g % sides]
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, to = aligned(max_pairs * 4 * W, Q), out_edge[g % channel_groups]
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, f = b * num_atoms * 2 * W, 2 * W * b
-            left, right = 2 * b // width * E, (2 * b + 1) // width * E
-            if (2 * b + 1) // width >= weight.shape[0]:
-                right = left
+            left, right = heads_of(b, width, weight)
             for n in range(chunks[0], chunks[1]):
                 blend_two(t, c, d, first[n], first[n + 1], place, b * tables.shape[1] * 2 * W, 6, 2, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
@@ -121,43 +166,18 @@ def key_backward(
                     put_block(o, i * L + F + f, F - f, b0, b1, W)
 
 
-@inlined
-def raise_pair(s, k, step, x, y, is_new):
-    """s += x and ds += y, which lies a step behind; or the first terms of a pair."""
-    if is_new:
-        store(s, k, x)
-        store(s, k + step, y)
-    else:
-        store(s, k, load(s, k) + x)
-        store(s, k + step, load(s, k + step) + y)
-
-
-@inlined
-def firsts(slot, chunk, begin, end, row_start, most):
-    """For each edge of some chunks, whether it is its pair's first in its chunk; self loops are all of one pair."""
-    start = row_start[chunk[begin]]
-    found, seen = np.zeros(row_start[chunk[end]] - start, np.int8), np.full(most, -1, np.int64)
-    for n in range(begin, end):
-        for e in range(row_start[chunk[n]], row_start[chunk[n + 1]]):
-            k = slot[e]
-            if seen[k] != n:
-                seen[k] = n
-                found[e - start] = 1
-    return found
-
-
 @compiled
 def key_tangent(
-    job, coef, dcoef, place, tables, Q, dQ, K, dK, sender, slot, chunk, first, row_start, most, sides, ranges, width,
-    out,
+    job, coef, dcoef, place, tables, Q, dQ, K, dK, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, width, out,
 ):  # fmt: skip
     """Pieces of dp = Σ q_i (w dk_j + dw k_j) + dq_i w k_j, (S, E')."""
     B, num_atoms, W, E = Q.shape[0], Q.shape[1], lanes_that_divide(Q, Q.shape[3]), out.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
     q, dq, x, dx = Q.reshape(-1), dQ.reshape(-1), K.reshape(-1), dK.reshape(-1)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * 4 * W, Q)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * 4 * W, Q)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo = b * num_atoms * 2 * W
             for n in range(chunks[0], chunks[1]):
@@ -178,28 +198,26 @@ def key_tangent(
 
 @compiled
 def key_reverse(
-    job, coef, dcoef, place, tables, of_p, of_dp, Q, dQ, K, dK, sender, reverse, slot, chunk, first, row_start, most,
-    sides, ranges, width, out, out_table,
+    job, coef, dcoef, place, tables, of_p, of_dp, Q, dQ, K, dK, sender, reverse, slot, chunk, first, row_start,
+    max_pairs, channel_groups, atom_groups, width, out, out_table,
 ):  # fmt: skip
     """Gradients of p and dp, given those in p and dp of each head, (H, E').
 
     In queries and keys, the first 2 F numbers of each row of ``out`` (N, ...), and in the table.
     """
-    B, num_atoms, L, W, E = Q.shape[0], Q.shape[1], out.shape[1], lanes_that_divide(Q, Q.shape[3]), of_p.shape[1]
+    B, num_atoms, L, W = Q.shape[0], Q.shape[1], out.shape[1], lanes_that_divide(Q, Q.shape[3])
     F, size = width * W * of_p.shape[0], tables.shape[1] * 2 * W
     t, c, d, o, to = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1), out_table.reshape(-1)
     q, dq, x, dx = Q.reshape(-1), dQ.reshape(-1), K.reshape(-1), dK.reshape(-1)
     a, da = of_p.reshape(-1), of_dp.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, s = aligned(most * 4 * W, Q), aligned(most * 4 * W, Q)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
-        fresh, start = firsts(slot, chunk, chunks[0], chunks[1], row_start, most), row_start[chunk[chunks[0]]]
+    for g in claimed(job, channel_groups * atom_groups):
+        w, s = aligned(max_pairs * 4 * W, Q), aligned(max_pairs * 4 * W, Q)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
+        fresh, start = firsts(slot, chunk, chunks[0], chunks[1], row_start, max_pairs), row_start[chunk[chunks[0]]]
         for b in range(blocks[0], blocks[1]):
-            xo, f, base = b * num_atoms * 2 * W, 2 * W * b, (g // sides * B + b) * size
-            left, right = 2 * b // width * E, (2 * b + 1) // width * E
-            if (2 * b + 1) // width >= of_p.shape[0]:  # beyond the last channel
-                right = left
+            xo, f, base = b * num_atoms * 2 * W, 2 * W * b, (g // channel_groups * B + b) * size
+            left, right = heads_of(b, width, of_p)
             for k in range(base, base + size, W):
                 store(to, k, z)
             for n in range(chunks[0], chunks[1]):

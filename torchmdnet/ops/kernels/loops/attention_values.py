@@ -1,16 +1,31 @@
-r"""Loops over edges of the networks of scalars and vectors, with their derivatives: convolutions and attention.
+r"""Attention: sums of weighted values, with their derivatives.
 
-They are arranged as those of :mod:`torchmdnet.ops.kernels.loops.blocks`, whose layout, schedule and names they share:
-channels in blocks, receivers in chunks, the weights of a chunk's pairs made once from the table. Both directions of a
-pair use the same weights, so what an atom receives and what it sends is summed in one visit to its neighbours:
-``reverse`` (E,) is the edge of opposite direction. Channels are whole vectors.
+.. math::
+    m_i = \sum_j a_{ij}\, w^0_{ij} V_{j0}, \qquad
+    \mu_i = \sum_j u_{ij}\, w^1_{ij} V_{j1} + w^2_{ij} V_{j,2 \ldots 4}
 
-Attention goes in two rounds, as the product of query and key has to be there before a value is weighted. Products come
-in pieces, (S, E'): of a vector of channels where that is a head, else of a block, of which a head has one or more.
-``width`` are the vectors of a head. Rows of edges E' end with a whole vector, with anything in it.
+with attention a from :mod:`torchmdnet.ops.kernels.loops.attention_keys`. Layout, schedule and indices are those of
+:mod:`torchmdnet.ops.kernels.loops.blocks`; channels are whole vectors, and coefficients six.
 
-What an atom sends, V (N, C, F), is C = 1 value; or a value and what goes along the direction u; or beside these the
-three components of a vector, C = 5. Filters of values are in this order, one for all three components.
+============  ===================  ================================================================================
+letters       shape                meaning
+============  ===================  ================================================================================
+``V``         (B, N, C, 2 W)       packed: 1 weighted by a, 2 with one along u, 5 with a vector too
+``tables``    (B, R, L, 2 W)       packed filters w^0, w^1, w^2; L = 1, 2 or 3
+``weight``    (H, E')              a of heads of ``width`` vectors; ``left``, ``right`` a block's rows
+``u``, ``y``  (E, 4)               directions with a zero behind them
+``O``         (B, N, 1 or 4, 2 W)  packed gradients in m and μ
+``pieces``    (S, E')              gradients in a of the opposite edge, summed over a vector or a block of channels
+``d``         (edges, 4 or 6, W)   terms of an atom's edges, before they are summed over channels
+``half``                           which of the two vectors of a block; the second adds to the terms of the first
+============  ===================  ================================================================================
+
+Gradients are those of the messages that atom i sends: V is its own, O that of a neighbour, and a belongs to the edge
+j <- i. Its direction is -u_ij, hence ``along`` = -⟨u_ij, O_j⟩ in V_1:
+
+.. math::
+    \bar V_{i0} = \sum_j a_{ji} w^0 O_{j0}, \quad \bar V_{i1} = -\sum_j w^1 \langle u_{ij}, O_j \rangle, \quad
+    \bar V_{i,2 \ldots 4} = \sum_j w^2 O_{j,1 \ldots 3}, \quad \bar u_{ji} = w^1 V_{i1} O_{j,1 \ldots 3}.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
@@ -19,8 +34,8 @@ three components of a vector, C = 5. Filters of values are in this order, one fo
 from __future__ import annotations
 
 from torchmdnet.ops.kernels.compiling import inlined
-from torchmdnet.ops.kernels.loops.attention_keys import firsts, raise_pair
-from torchmdnet.ops.kernels.loops.blocks import aligned, blend, blend_two, longest, part_of, put_block, spread
+from torchmdnet.ops.kernels.loops.attention_keys import firsts, heads_of, raise_pair
+from torchmdnet.ops.kernels.loops.blocks import aligned, blend, blend_two, longest, put_block, share_of, spread
 from torchmdnet.ops.kernels.sharing import claimed, compiled
 from torchmdnet.ops.kernels.simd import item, lanes_that_divide, load, raise_totals, repeat, splat, store, total
 
@@ -32,37 +47,67 @@ __all__ = [
 ]
 
 
+# The compiler has to know how many vectors of channels there are, to keep them in registers: one filter for scalars,
+# two with a direction, three with vectors beside these.
+
+
+@inlined
+def blend_values(t, c, begin, end, place, base, C, w, W):
+    """Weights of what is sent, for pairs of a chunk."""
+    if C == 1:
+        blend(t, c, begin, end, place, base, 6, 2, w, W)
+    elif C == 2:
+        blend(t, c, begin, end, place, base, 6, 4, w, W)
+    else:
+        blend(t, c, begin, end, place, base, 6, 6, w, W)
+
+
+@inlined
+def blend_two_values(t, c, d, begin, end, place, base, C, w, W):
+    """The same with their slopes or changes."""
+    if C == 1:
+        blend_two(t, c, d, begin, end, place, base, 6, 2, w, W)
+    elif C == 2:
+        blend_two(t, c, d, begin, end, place, base, 6, 4, w, W)
+    else:
+        blend_two(t, c, d, begin, end, place, base, 6, 6, w, W)
+
+
+@inlined
+def spread_values(t, c, d, begin, end, place, base, C, s, W):
+    """The adjoint of :func:`blend_two_values` in the table."""
+    if C == 1:
+        spread(t, c, d, begin, end, place, base, 6, 2, s, W)
+    elif C == 2:
+        spread(t, c, d, begin, end, place, base, 6, 4, s, W)
+    else:
+        spread(t, c, d, begin, end, place, base, 6, 6, s, W)
+
+
 @compiled
 def value_sum(
-    job, coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, most, sides, ranges, width, out,
-    out_v,
+    job, coef, place, tables, weight, V, u, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, width, out, out_v,
 ):  # fmt: skip
     """What atoms receive: scalars (N, F) and, with directions, vectors (N, 3, F).
 
     m_i = Σ_j a_ij w_ij V_j0 and μ_i = Σ_j u_ij w_ij V_j1 + w_ij V_j,2...4, each with its own part of w.
     """
-    (B, num_atoms, C, _), F, E = V.shape, out.shape[1], weight.shape[1]
+    (B, num_atoms, C, _), F = V.shape, out.shape[1]
     W = lanes_that_divide(V, F)
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), V.reshape(-1), out.reshape(-1)
     a, y, ov = weight.reshape(-1), u.reshape(-1), out_v.reshape(-1)
     count = 2 * tables.shape[2]
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * count * W, V)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * count * W, V)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, f = b * num_atoms * C * 2 * W, 2 * W * b
-            left, right = 2 * b // width * E, (2 * b + 1) // width * E
-            if (2 * b + 1) // width >= weight.shape[0]:  # beyond the last channel
-                right = left
+            left, right = heads_of(b, width, weight)
             for n in range(chunks[0], chunks[1]):
                 begin, end, base = first[n], first[n + 1], b * tables.shape[1] * count * W
-                if C == 1:  # the compiler has to know how many vectors there are
-                    blend(t, c, begin, end, place, base, 6, 2, w, W)
-                elif C == 2:
-                    blend(t, c, begin, end, place, base, 6, 4, w, W)
-                else:
-                    blend(t, c, begin, end, place, base, 6, 6, w, W)
+                blend_values(t, c, begin, end, place, base, C, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at = row_start[i], row_start[i + 1], i * 3 * F + f
                     m0, m1 = z, z
@@ -103,6 +148,10 @@ def value_sum(
                     put_block(ov, at, F - f, a0, a1, W)
                     put_block(ov, at + F, F - f, b0, b1, W)
                     put_block(ov, at + 2 * F, F - f, c0, c1, W)
+
+
+# Sums over the channels would end each edge with a reduction of a vector, a chain of shuffles. Terms are stored for the
+# edges of an atom instead and reduced together, eight at a time where they go to neighbouring numbers.
 
 
 @inlined
@@ -206,8 +255,8 @@ def add_terms(d, lo, hi, pieces, at, E, width, out, to, W):
 
 @compiled
 def value_backward(
-    job, coef, slope, place, tables, weight, V, u, O, sender, reverse, slot, chunk, first, row_start, most, sides,
-    ranges, width, out, out_piece, out_edge,
+    job, coef, slope, place, tables, weight, V, u, O, sender, reverse, slot, chunk, first, row_start, max_pairs,
+    channel_groups, atom_groups, width, out, out_piece, out_edge,
 ):  # fmt: skip
     """Gradients of :func:`value_sum`, given that of its result: in V, out (N, C, F), and of edges.
 
@@ -221,24 +270,17 @@ def value_backward(
     a, y, grad, op, oe = weight.reshape(-1), u.reshape(-1), O.reshape(-1), out_piece.reshape(-1), out_edge.reshape(-1)
     count, sums = 2 * tables.shape[2], out_edge.shape[2]
     z, edges = splat(x, 0.0), longest(row_start)
-    for g in claimed(job, sides * ranges):
-        w, d = aligned(most * 2 * count * W, V), aligned(edges * 6 * W, V)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
-        to = g % sides * num_edges * sums
+    for g in claimed(job, channel_groups * atom_groups):
+        w, d = aligned(max_pairs * 2 * count * W, V), aligned(edges * 6 * W, V)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
+        to = g % channel_groups * num_edges * sums
         for b in range(blocks[0], blocks[1]):
             xo, go, f = b * num_atoms * C * 2 * W, b * num_atoms * O.shape[2] * 2 * W, 2 * W * b
-            left, right = 2 * b // width * E, (2 * b + 1) // width * E
-            if (2 * b + 1) // width >= weight.shape[0]:  # beyond the last channel
-                right = left
+            left, right = heads_of(b, width, weight)
             has_room, at_piece = F - f > W, (2 * b if width == 1 else b) * E
             for n in range(chunks[0], chunks[1]):
                 begin, end, base = first[n], first[n + 1], b * tables.shape[1] * count * W
-                if C == 1:  # the compiler has to know how many vectors there are
-                    blend_two(t, c, s, begin, end, place, base, 6, 2, w, W)
-                elif C == 2:
-                    blend_two(t, c, s, begin, end, place, base, 6, 4, w, W)
-                else:
-                    blend_two(t, c, s, begin, end, place, base, 6, 6, w, W)
+                blend_two_values(t, c, s, begin, end, place, base, C, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at, mine = row_start[i], row_start[i + 1], i * C * F + f, xo + i * C * 2 * W
                     if C == 1:
@@ -280,11 +322,11 @@ def value_backward(
 
 @compiled
 def value_tangent(
-    job, coef, dcoef, place, tables, weight, dweight, V, dV, u, du, sender, slot, chunk, first, row_start, most, sides,
-    ranges, width, out, out_v,
+    job, coef, dcoef, place, tables, weight, dweight, V, dV, u, du, sender, slot, chunk, first, row_start, max_pairs,
+    channel_groups, atom_groups, width, out, out_v,
 ):  # fmt: skip
     """dm (N, F) and, with directions, dμ (N, 3, F)."""
-    (B, num_atoms, C, _), F, E = V.shape, out.shape[1], weight.shape[1]
+    (B, num_atoms, C, _), F = V.shape, out.shape[1]
     W = lanes_that_divide(V, F)
     t, c, s, x, dx, o = (
         tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), V.reshape(-1), dV.reshape(-1), out.reshape(-1)
@@ -292,22 +334,15 @@ def value_tangent(
     a, da, y, dy = weight.reshape(-1), dweight.reshape(-1), u.reshape(-1), du.reshape(-1)
     count, ov = 2 * tables.shape[2], out_v.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * 2 * count * W, V)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * 2 * count * W, V)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, f = b * num_atoms * C * 2 * W, 2 * W * b
-            left, right = 2 * b // width * E, (2 * b + 1) // width * E
-            if (2 * b + 1) // width >= weight.shape[0]:  # beyond the last channel
-                right = left
+            left, right = heads_of(b, width, weight)
             for n in range(chunks[0], chunks[1]):
                 begin, end, base = first[n], first[n + 1], b * tables.shape[1] * count * W
-                if C == 1:  # the compiler has to know how many vectors there are
-                    blend_two(t, c, s, begin, end, place, base, 6, 2, w, W)
-                elif C == 2:
-                    blend_two(t, c, s, begin, end, place, base, 6, 4, w, W)
-                else:
-                    blend_two(t, c, s, begin, end, place, base, 6, 6, w, W)
+                blend_two_values(t, c, s, begin, end, place, base, C, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at = row_start[i], row_start[i + 1], i * 3 * F + f
                     m0, m1 = z, z
@@ -480,7 +515,7 @@ def put_pieces(d, lo, hi, pieces, dpieces, at, E, width, W):
 @compiled
 def value_reverse(
     job, coef, dcoef, place, tables, weight, dweight, V, dV, u, du, O, dO, sender, reverse, slot, chunk, first,
-    row_start, most, sides, ranges, width, out, out_pieces, out_dpieces, out_table,
+    row_start, max_pairs, channel_groups, atom_groups, width, out, out_pieces, out_dpieces, out_table,
 ):  # fmt: skip
     """Gradients of m, μ and of dm, dμ in V, out (N, C, F), in the table, and in a and da of the opposite edge."""
     (B, num_atoms, C, _), F = V.shape, out.shape[2]
@@ -493,26 +528,23 @@ def value_reverse(
         O.reshape(-1), dO.reshape(-1), out_pieces.reshape(-1), out_dpieces.reshape(-1), out_table.reshape(-1)
     )  # fmt: skip
     z, edges, size = splat(x, 0.0), longest(row_start), tables.shape[1] * count * W
-    for g in claimed(job, sides * ranges):
-        w, of_w, d = aligned(most * 2 * count * W, V), aligned(most * 2 * count * W, V), aligned(edges * 4 * W, V)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
-        fresh, start = firsts(slot, chunk, chunks[0], chunks[1], row_start, most), row_start[chunk[chunks[0]]]
+    for g in claimed(job, channel_groups * atom_groups):
+        w, of_w, d = (
+            aligned(max_pairs * 2 * count * W, V),
+            aligned(max_pairs * 2 * count * W, V),
+            aligned(edges * 4 * W, V),
+        )
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
+        fresh, start = firsts(slot, chunk, chunks[0], chunks[1], row_start, max_pairs), row_start[chunk[chunks[0]]]
         for b in range(blocks[0], blocks[1]):
             xo, go, f = b * num_atoms * C * 2 * W, b * num_atoms * O.shape[2] * 2 * W, 2 * W * b
-            left, right = 2 * b // width * E, (2 * b + 1) // width * E
-            if (2 * b + 1) // width >= weight.shape[0]:  # beyond the last channel
-                right = left
-            has_room, at_piece, to = F - f > W, (2 * b if width == 1 else b) * E, (g // sides * B + b) * size
+            left, right = heads_of(b, width, weight)
+            has_room, at_piece, to = F - f > W, (2 * b if width == 1 else b) * E, (g // channel_groups * B + b) * size
             for k in range(to, to + size, W):
                 store(ot, k, z)
             for n in range(chunks[0], chunks[1]):
                 begin, end, base = first[n], first[n + 1], b * size
-                if C == 1:  # the compiler has to know how many vectors there are
-                    blend_two(t, c, s, begin, end, place, base, 6, 2, w, W)
-                elif C == 2:
-                    blend_two(t, c, s, begin, end, place, base, 6, 4, w, W)
-                else:
-                    blend_two(t, c, s, begin, end, place, base, 6, 6, w, W)
+                blend_two_values(t, c, s, begin, end, place, base, C, w, W)
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at, mine = row_start[i], row_start[i + 1], i * C * F + f, xo + i * C * 2 * W
                     if C == 1:
@@ -550,9 +582,4 @@ def value_reverse(
                             reverse, fresh, start, lo, hi, d, 1, o, at + W, F, has_room, W, z,
                         )  # fmt: skip
                     put_pieces(d, lo, hi, op, odp, at_piece, E, width, W)
-                if C == 1:
-                    spread(ot, c, s, begin, end, place, to, 6, 2, of_w, W)
-                elif C == 2:
-                    spread(ot, c, s, begin, end, place, to, 6, 4, of_w, W)
-                else:
-                    spread(ot, c, s, begin, end, place, to, 6, 6, of_w, W)
+                spread_values(ot, c, s, begin, end, place, to, C, of_w, W)

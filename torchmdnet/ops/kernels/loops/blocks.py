@@ -1,17 +1,40 @@
-r"""Loops over edges for tensors of 1 + 3 + 5 components, with their derivatives.
+r"""Layout and order of the loops that the tape runs over edges: channels in blocks, receivers in chunks.
 
-They are bound by what they read rather than by arithmetic, so everything is arranged for the caches. Channels come in
-blocks of a cache line: :func:`pack` brings features (N, C, F) into the layout (B, N, C, 2 lanes), and a table of
-filters likewise, in which a block of all atoms and of the whole table stays in the second cache. Receivers are visited
-in chunks, see :func:`schedule`: the weights of the pairs of a chunk are made from the table in the order of their
-distances, once for both directions where a chunk holds both, and then read by the receivers, whose sums are kept in
-registers.
+These loops are bound by what they read rather than by arithmetic, so everything is arranged for the caches.
 
-Names: ``coef`` (n, K) are the coefficients of the pairs of all chunks, ``place`` (n,) their first rows in the table,
-``slot`` (E,) where in its chunk the pair of an edge is. ``slope`` (n, K) are derivatives of the coefficients in the
-distance. Training on forces differentiates the energy along a direction in which the atoms move: names that begin with
-d are derivatives along it, and O is a gradient in what a loop makes, dO one in the derivative of that. Threads share
-the work as :func:`shares` says.
+Channels come in blocks of a cache line, two vectors of W channels: :func:`pack` brings features (N, C, F) into the
+layout (B, N, C, 2 W), and a table of filters (R, L, F) into (B, R, L, 2 W). A block of all atoms and of the whole table
+stays in the second cache.
+
+Receivers are visited in chunks, see :func:`schedule`. The weights of the pairs of a chunk,
+
+.. math:: w_{ij} = \sum_k c_k(r_{ij})\, T_{g(ij) + k},
+
+are made from the table in the order of their distances by :func:`blend`, once for both directions where a chunk holds
+both, and then read by the receivers, whose sums are kept in registers.
+
+==========================  =============  =========================================================================
+letters                     shape          meaning
+==========================  =============  =========================================================================
+``N``, ``E``, ``P``                        atoms, edges i <- j sorted by receiver, pairs of opposite edges
+``B``, ``W``, ``F``                        blocks of channels, channels in a vector, channels
+``n``                                      scheduled pairs: those of the first chunk, those of the second, and so on
+``coef``                    (n, K)         coefficients c; ``slope`` their derivatives in the distance
+``place``                   (n,)           first row g of a scheduled pair in the table
+``sender``                  (E,)           j of each edge; ``reverse`` the edge j <- i
+``slot``                    (E,)           where in its chunk the pair of an edge is
+``row_start``               (N + 1,)       first edge of each receiver
+``chunk``                   (chunks + 1,)  first receiver of each chunk; ``first`` its first scheduled pair
+``max_pairs``                              pairs of the largest chunk
+``channel_groups``          S              groups of blocks that threads share, and
+``atom_groups``             T              groups of chunks; threads claim S T parts, see :func:`shares`
+``b``, ``n``, ``i``, ``e``                 the block, chunk, receiver and edge that a loop is at
+==========================  =============  =========================================================================
+
+Training on forces differentiates the energy along a direction in which the atoms move. In all rooms, names that begin
+with d are changes along it, O is a gradient in what a loop makes and dO one in the change of that. Each loop has four
+passes: the sum, ``_backward`` with its gradients for O, ``_tangent`` with its change, and ``_reverse`` with the
+gradients of ⟨O, sum⟩ + ⟨dO, tangent⟩.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
@@ -47,15 +70,16 @@ __all__ = [
     "put_five",
     "put_four",
     "schedule",
+    "share_of",
     "shares",
     "spread",
 ]
 
 
 #: Pairs of a chunk, whose weights stay in the second cache.
-ROOM = 512
+PAIRS_PER_CHUNK = 512
 #: Chunks of receivers for each thread that make it enough to divide these.
-MANY = 64
+CHUNKS_PER_THREAD = 64
 
 
 class Schedule(NamedTuple):
@@ -65,7 +89,7 @@ class Schedule(NamedTuple):
     slot: Any  # (E,) the place of an edge's pair in its chunk
     chunk: Any  # (C + 1,) receivers of each chunk
     first: Any  # (C + 1,) pairs of each chunk
-    most: int  # pairs of the largest chunk
+    max_pairs: int  # pairs of the largest chunk
 
 
 def schedule(cell: Any, row: Any, row_start: Any, num_cells: int) -> Schedule:
@@ -77,21 +101,22 @@ def schedule(cell: Any, row: Any, row_start: Any, num_cells: int) -> Schedule:
         row_start: First edge of each receiver, (N + 1,).
         num_cells: The table's rows; 0 if each pair has rows of its own, in which case the order is theirs.
     """
-    return Schedule(*divided(cell, row, row_start, ROOM, num_cells))
+    return Schedule(*divided(cell, row, row_start, PAIRS_PER_CHUNK, num_cells))
 
 
 @called
-def divided(cell, row, row_start, room, num_cells):
+def divided(cell, row, row_start, capacity, num_cells):
     """The loop of :func:`schedule`; pairs of a chunk are sorted by counting."""
     num_atoms = row_start.shape[0] - 1
     seen = np.full(cell.shape[0], -1, np.int64)
     rows, slot = np.empty(row.shape[0], np.int64), np.empty(row.shape[0], np.int64)
     chunk, first = np.zeros(num_atoms + 1, np.int64), np.zeros(num_atoms + 1, np.int64)
     count = np.empty(num_cells + 1, np.int64)
-    chunks, n, i, most = 0, 0, 0, 0
+    chunks, n, i, max_pairs = 0, 0, 0, 0
     while i < num_atoms:
+        # a chunk takes receivers as long as their pairs may all be new; seen[p] < base says that p is not in it yet
         begin, base = i, n
-        while i < num_atoms and (i == begin or n - base + row_start[i + 1] - row_start[i] <= room):
+        while i < num_atoms and (i == begin or n - base + row_start[i + 1] - row_start[i] <= capacity):
             for e in range(row_start[i], row_start[i + 1]):
                 p = row[e]
                 if seen[p] < base:
@@ -99,7 +124,7 @@ def divided(cell, row, row_start, room, num_cells):
                     rows[n] = p
                     n += 1
             i += 1
-        if num_cells > 0:
+        if num_cells > 0:  # order the chunk's pairs by their rows in the table, by counting
             for k in range(num_cells + 1):
                 count[k] = 0
             for k in range(base, n):
@@ -115,8 +140,8 @@ def divided(cell, row, row_start, room, num_cells):
             slot[e] = place - base
             rows[place] = row[e]
         chunks += 1
-        chunk[chunks], first[chunks], most = i, n, max(most, n - base)
-    return rows[:n].copy(), slot, chunk[: chunks + 1].copy(), first[: chunks + 1].copy(), most
+        chunk[chunks], first[chunks], max_pairs = i, n, max(max_pairs, n - base)
+    return rows[:n].copy(), slot, chunk[: chunks + 1].copy(), first[: chunks + 1].copy(), max_pairs
 
 
 @called
@@ -133,16 +158,16 @@ def block_size(itemsize: int) -> int:
 
 
 def shares(threads: int, num_blocks: int, num_chunks: int, sums: bool = False) -> tuple[int, int]:
-    """Into how many parts threads divide blocks of channels, the sides S, and receivers, the ranges T.
+    """Into how many parts threads divide blocks of channels, the channel_groups S, and receivers, the atom_groups T.
 
     Each thread would best read blocks of its own. But what is made for edges needs memory for every side, so where
     receivers are many only these are divided. There are more parts than threads, so that they end together, except
-    where each range has a table of its own and the ``sums`` over all ranges are wanted.
+    where each range has a table of its own and the ``sums`` over all atom_groups are wanted.
     """
-    sides = 1 if num_chunks >= MANY * threads else min(threads, num_blocks)
+    channel_groups = 1 if num_chunks >= CHUNKS_PER_THREAD * threads else min(threads, num_blocks)
     if sums or threads == 1:
-        return sides, max(threads // sides, 1)
-    return sides, max(min(PARTS_PER_THREAD * threads // sides, num_chunks), 1)
+        return channel_groups, max(threads // channel_groups, 1)
+    return channel_groups, max(min(PARTS_PER_THREAD * threads // channel_groups, num_chunks), 1)
 
 
 @moving
@@ -152,15 +177,15 @@ def pack(job, X, out):
     x, o, W = X.reshape(-1), out.reshape(-1), lanes_that_divide(out, out.shape[3])
     for i in claimed(job, num_atoms):
         for b in range(out.shape[0]):
-            room = F - 2 * W * b
+            capacity = F - 2 * W * b
             for c in range(C):
                 at, to = (i * C + c) * F + 2 * W * b, ((b * num_atoms + i) * C + c) * 2 * W
-                if room >= 2 * W:
+                if capacity >= 2 * W:
                     store(o, to, load(x, at))
                     store(o, to + W, load(x, at + W))
                 else:
                     for k in range(2 * W):
-                        out[b, i, c, k] = X[i, c, 2 * W * b + k] if k < room else 0.0
+                        out[b, i, c, k] = X[i, c, 2 * W * b + k] if k < capacity else 0.0
 
 
 def packed(X: Any) -> Any:
@@ -209,7 +234,7 @@ def part_of(g, parts, number):
 
 @inlined
 def longest(row_start):
-    """Edges of the atom that has most."""
+    """Edges of the atom that has max_pairs."""
     found = 0
     for i in range(row_start.shape[0] - 1):
         found = max(found, row_start[i + 1] - row_start[i])
@@ -229,6 +254,13 @@ def put_block(o, at, left, a, b, W):
     store(o, at, a)
     if left > W:
         store(o, at + W, b)
+
+
+@inlined
+def share_of(g, channel_groups, atom_groups, num_blocks, chunk):
+    """The blocks of channels and the chunks of the g-th part that a thread claims."""
+    chunks = part_of(g // channel_groups, atom_groups, chunk.shape[0] - 1)
+    return part_of(g % channel_groups, channel_groups, num_blocks), chunks
 
 
 @inlined
@@ -327,11 +359,11 @@ def spread(t, c, d, begin, end, place, base, num, count, s, W):
 
 
 @spliced
-def put_four(o, at, F, left, v, W, spare):
+def put_four(o, at, F, left, v, W, buffer):
     """Store the first four components of an atom, of which ``left`` channels exist."""
     a0, b0, a1, b1, a2, b2, a3, b3 = v
     step, to = (F, at) if left >= 2 * W else (2 * W, 0)
-    goal = o if left >= 2 * W else spare
+    goal = o if left >= 2 * W else buffer
     store(goal, to, a0)
     store(goal, to + W, b0)
     store(goal, to + step, a1)
@@ -341,16 +373,16 @@ def put_four(o, at, F, left, v, W, spare):
     store(goal, to + 3 * step, a3)
     store(goal, to + 3 * step + W, b3)
     if left < 2 * W:
-        put_rest(o, at, F, left, 4, W, spare)
+        put_rest(o, at, F, left, 4, W, buffer)
 
 
 @spliced
-def put_five(o, at, F, left, v, W, spare):
+def put_five(o, at, F, left, v, W, buffer):
     """Store the last five components of an atom, of which ``left`` channels exist."""
     a0, b0, a1, b1, a2, b2, a3, b3, a4, b4 = v
     at += 4 * F
     step, to = (F, at) if left >= 2 * W else (2 * W, 0)
-    goal = o if left >= 2 * W else spare
+    goal = o if left >= 2 * W else buffer
     store(goal, to, a0)
     store(goal, to + W, b0)
     store(goal, to + step, a1)
@@ -362,12 +394,12 @@ def put_five(o, at, F, left, v, W, spare):
     store(goal, to + 4 * step, a4)
     store(goal, to + 4 * step + W, b4)
     if left < 2 * W:
-        put_rest(o, at, F, left, 5, W, spare)
+        put_rest(o, at, F, left, 5, W, buffer)
 
 
 @inlined
-def put_rest(o, at, F, left, many, W, spare):
+def put_rest(o, at, F, left, many, W, buffer):
     """Copy what exists of some components."""
     for c in range(many):
         for k in range(left):
-            o[at + c * F + k] = spare[2 * W * c + k]
+            o[at + c * F + k] = buffer[2 * W * c + k]

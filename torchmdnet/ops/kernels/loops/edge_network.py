@@ -1,7 +1,26 @@
-"""Loops of networks on edges: what goes into them, activation by SiLU, and sums over neighbours with what comes out.
+r"""Loops of networks on edges: what goes into them, and sums over neighbours with what comes out.
 
-They work on the edges of a block of receivers, ``lower`` to ``upper``. Edges are sorted by receiver: i has those from
-``row_start[i]`` to ``row_start[i + 1]``. Arrays of a block begin with its first edge.
+.. math::
+    R_p = \sum_k c_{pk} T_{g(p) + k}, \qquad h_{ij} = R_p + A_i + B_j, \qquad
+    M_i = \sum_j C_p\, w_{ij} \odot X_j
+
+with weights w that a network makes of h. They work on the edges of a block of receivers, ``lower`` to ``upper``, and
+arrays of a block begin with its first edge.
+
+======================================  ======================  ======================================================
+letters                                 shape                   meaning
+======================================  ======================  ======================================================
+``coef``, ``cell``, ``table``           (P, K), (P,), (R, F)    c, g and T
+``radial``, ``receiving``, ``sending``  (P, F), (N, F), (N, F)  R, A and B
+``pair``, ``sender``, ``row_start``     (E,), (E,), (N + 1,)    p and j of an edge, first edge of a receiver
+``weight``, ``change``                  (edges, 3 F)            w and dw, for parts of 1, 3 and 5 components
+``envelope``, ``denvelope``             (P,)                    C and dC
+``X``, ``O``                            (N, 9, F)               features, and gradients in M
+``slope``, ``bend``                     (edges, 3 F)            σ' of the activation that made w, and σ'' times change
+``fade``, ``steep``, ``bare``                                   C, dC, w; ``faded`` is C w, ``moved`` dC w + C dw
+======================================  ======================  ======================================================
+
+In gradients several edges add to one sender, so threads share the channels (``groups``) instead of the receivers.
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
@@ -115,6 +134,10 @@ def join_backward(job, grad, pair, sender, row_start, lower, upper, groups, out_
                     R[r + f] += g[at + f]
                     A[a + f] += g[at + f]
                     B[b + f] += g[at + f]
+
+
+# Edges of one sender are spread over the block, so threads that shared receivers would add to the same rows. They take
+# channels of their own instead, each of which visits all edges.
 
 
 @inlined
@@ -242,8 +265,8 @@ def message_tangent(job, weight, change, envelope, denvelope, X, dX, pair, sende
 
 @compiled
 def message_reverse(
-    job, weight, change, envelope, denvelope, O, dO, X, dX, pair, sender, row_start, lower, upper, groups,
-    slope, bend, out, out_weight, out_change
+    job, weight, change, envelope, denvelope, O, dO, X, dX, pair, sender, row_start, lower, upper, groups, slope,
+    bend, out, out_weight, out_change,
 ):  # fmt: skip
     """Gradients of :func:`message` for O in the sums and of :func:`message_tangent` for dO in their changes, together.
 

@@ -1,4 +1,27 @@
-"""Embedding of atoms in their neighbourhood, with its derivatives."""
+r"""Embedding of atoms in their neighbourhood, with its derivatives.
+
+.. math:: D_i = \sum_j Y(u_{ij}) \odot w_{ij} \odot (Z_{i0} + Z_{j1})
+
+with the nine components Y of a direction, one weight for each of their parts, and factors Z of the elements. Layout,
+schedule and indices are those of :mod:`torchmdnet.ops.kernels.loops.blocks`.
+
+=============  ==================  =====================================================================
+letters        shape               meaning
+=============  ==================  =====================================================================
+``Y``, ``dY``  (E, 9)              components of directions and their changes
+``Z``          (B, N, 2, 2 W)      packed factors of receivers, Z_0, and of senders, Z_1
+``O``, ``dO``  (B, N, 9, 2 W)      packed gradients in D and in dD
+``p``, ``q``                       Z_i0 of the two vectors of a block; ``u``, ``r`` are Z_i0 + Z_j1
+``w``, ``s``   (pairs, 2, 3, 2 W)  weights of a chunk's pairs with slopes or changes; gradients in these
+``out_Y``      (S, E, 8)           gradients in Y beyond the first component, which is constant
+=============  ==================  =====================================================================
+
+With :math:`y = \langle O_i, Y_{ij} \rangle` within each part, the gradients are
+:math:`\bar Y_{ij} = O_i\, w_{ij} (Z_{i0} + Z_{j1})` summed over channels,
+:math:`\bar r_{ij} = \langle w'_{ij}, y\,(Z_{i0} + Z_{j1}) \rangle`, and
+:math:`\bar Z_{i0}` and :math:`\bar Z_{j1}` both grow by :math:`\langle w_{ij}, y \rangle` over the parts. The reverse
+pass has y = ⟨O_i, Y⟩ + ⟨dO_i, dY⟩ with w, and ⟨dO_i, Y⟩ with dw.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false
@@ -11,9 +34,9 @@ from torchmdnet.ops.kernels.loops.blocks import (
     blend,
     blend_two,
     clear_up_to,
-    part_of,
     put_five,
     put_four,
+    share_of,
     spread,
 )
 from torchmdnet.ops.kernels.sharing import claimed, compiled
@@ -55,14 +78,17 @@ def turn_five(v, y, at, u, w):
 
 
 @compiled
-def embed_sum(job, coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def embed_sum(
+    job, coef, place, tables, Y, Z, sender, slot, chunk, first, row_start, max_pairs, channel_groups, atom_groups,
+    out,
+):  # fmt: skip
     """out_i = Σ_j Y_ij w_ij (Z_i0 + Z_j1), (N, 9, F), from packed tables and factors."""
     B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], lanes_that_divide(Z, Z.shape[3]), coef.shape[1]
     t, c, f, o, y = tables.reshape(-1), coef.reshape(-1), Z.reshape(-1), out.reshape(-1), Y.reshape(-1)
     z = splat(f, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, spare = aligned(most * 6 * W, Z), aligned(10 * W, Z)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, buffer = aligned(max_pairs * 6 * W, Z), aligned(10 * W, Z)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             zo, left = b * num_atoms * 4 * W, F - 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -76,13 +102,13 @@ def embed_sum(job, coef, place, tables, Y, Z, sender, slot, chunk, first, row_st
                         u, r = p + load(f, j), q + load(f, j + W)
                         u0, u1, w0, w1 = load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W)
                         v = turn_four(v, y, 9 * e, u * u0, r * u1, u * w0, r * w1)
-                    put_four(o, at, F, left, v, W, spare)
+                    put_four(o, at, F, left, v, W, buffer)
                     v5 = z, z, z, z, z, z, z, z, z, z
                     for e in range(lo, hi):
                         j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 6 * W + 4 * W
                         u, r = (p + load(f, j)) * load(w, k), (q + load(f, j + W)) * load(w, k + W)
                         v5 = turn_five(v5, y, 9 * e, u, r)
-                    put_five(o, at, F, left, v5, W, spare)
+                    put_five(o, at, F, left, v5, W, buffer)
 
 
 @inlined
@@ -104,25 +130,9 @@ def onto(y, at, v):
 
 @compiled
 def embed_backward(
-    job,
-    coef,
-    slope,
-    place,
-    tables,
-    O,
-    Y,
-    Z,
-    sender,
-    slot,
-    chunk,
-    first,
-    row_start,
-    most,
-    sides,
-    ranges,
-    out_Y,
-    out_edge,
-):
+    job, coef, slope, place, tables, O, Y, Z, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out_Y, out_edge,
+):  # fmt: skip
     """Gradients of :func:`embed_sum` in the components of directions beyond the first, and in the distances.
 
     ``out_Y`` (S, E, 8) and ``out_edge`` (S, E) hold the sums over the channels of each side.
@@ -130,10 +140,10 @@ def embed_backward(
     B, num_atoms, W, num = O.shape[0], O.shape[1], lanes_that_divide(O, O.shape[3]), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), Z.reshape(-1)
     x, y = O.reshape(-1), Y.reshape(-1)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * 12 * W, O)
-        to, to_Y = out_edge[g % sides], out_Y[g % sides].reshape(-1)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * 12 * W, O)
+        to, to_Y = out_edge[g % channel_groups], out_Y[g % channel_groups].reshape(-1)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, zo = b * num_atoms * 18 * W, b * num_atoms * 4 * W
             for n in range(chunks[0], chunks[1]):
@@ -165,16 +175,17 @@ def embed_backward(
 
 @compiled
 def embed_tangent(
-    job, coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, most, sides, ranges, out
-):
+    job, coef, dcoef, place, tables, Y, dY, Z, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out,
+):  # fmt: skip
     """out_i = Σ_j (dY_ij w_ij + Y_ij dw_ij) (Z_i0 + Z_j1), the derivative of :func:`embed_sum`."""
     B, num_atoms, F, W, num = Z.shape[0], Z.shape[1], out.shape[2], lanes_that_divide(Z, Z.shape[3]), coef.shape[1]
     t, c, d, f, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1), out.reshape(-1)
     y, dy = Y.reshape(-1), dY.reshape(-1)
     z = splat(f, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, spare = aligned(most * 12 * W, Z), aligned(10 * W, Z)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, buffer = aligned(max_pairs * 12 * W, Z), aligned(10 * W, Z)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             zo, left = b * num_atoms * 4 * W, F - 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -191,14 +202,14 @@ def embed_tangent(
                         k += 6 * W
                         u0, u1, w0, w1 = load(w, k), load(w, k + W), load(w, k + 2 * W), load(w, k + 3 * W)
                         v = turn_four(v, y, 9 * e, u * u0, r * u1, u * w0, r * w1)
-                    put_four(o, at, F, left, v, W, spare)
+                    put_four(o, at, F, left, v, W, buffer)
                     v5 = z, z, z, z, z, z, z, z, z, z
                     for e in range(lo, hi):
                         j, k = zo + item(sender, e) * 4 * W + 2 * W, item(slot, e) * 12 * W + 4 * W
                         u, r = p + load(f, j), q + load(f, j + W)
                         v5 = turn_five(v5, dy, 9 * e, u * load(w, k), r * load(w, k + W))
                         v5 = turn_five(v5, y, 9 * e, u * load(w, k + 6 * W), r * load(w, k + 7 * W))
-                    put_five(o, at, F, left, v5, W, spare)
+                    put_five(o, at, F, left, v5, W, buffer)
 
 
 @inlined
@@ -226,31 +237,13 @@ def raise_turned(x, dx, at, y, dy, e, u, w, s, k, W):
 
 @compiled
 def embed_reverse(
-    job,
-    coef,
-    dcoef,
-    place,
-    tables,
-    O,
-    dO,
-    Y,
-    dY,
-    Z,
-    sender,
-    slot,
-    chunk,
-    first,
-    row_start,
-    most,
-    sides,
-    ranges,
-    out,
-    out_Z,
-):
+    job, coef, dcoef, place, tables, O, dO, Y, dY, Z, sender, slot, chunk, first, row_start, max_pairs,
+    channel_groups, atom_groups, out, out_Z,
+):  # fmt: skip
     """Gradients of :func:`embed_sum` and of :func:`embed_tangent` together.
 
     In the table, as in ``message_reverse``, and in the factors: (T, B, R, 3, 2 lanes) and (T, B, N, 2, 2 lanes) for
-    T ranges of receivers.
+    T atom_groups of receivers.
     """
     B, num_atoms, W, num = O.shape[0], O.shape[1], lanes_that_divide(O, O.shape[3]), coef.shape[1]
     t, c, d, f = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), Z.reshape(-1)
@@ -258,11 +251,11 @@ def embed_reverse(
     o, oz = out.reshape(-1), out_Z.reshape(-1)
     size = out.shape[2] * 6 * W
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, s = aligned(most * 12 * W, O), aligned(most * 12 * W, O)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, s = aligned(max_pairs * 12 * W, O), aligned(max_pairs * 12 * W, O)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
-            xo, zo, copy = b * num_atoms * 18 * W, b * num_atoms * 4 * W, g // sides * B + b
+            xo, zo, copy = b * num_atoms * 18 * W, b * num_atoms * 4 * W, g // channel_groups * B + b
             base, to = copy * size, copy * num_atoms * 4 * W
             for k in range(base, base + size, W):
                 store(o, k, z)

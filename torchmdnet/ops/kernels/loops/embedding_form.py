@@ -1,4 +1,9 @@
-"""Derivatives of the embedding form."""
+r"""The embedding form in each of its slots.
+
+.. math:: D(O, Y, c, T, Z) = \sum_{ij} \sum_{kcf} O_{icf} Y_{ijc}\, c_{ijk} T_{g(ij)+k,l(c),f} (Z_{i0f} + Z_{j1f})
+
+with Y (E, C) and Z (N, 2, F). Other letters and the layout are those of :mod:`torchmdnet.ops.kernels.loops.filters`.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false

@@ -1,9 +1,22 @@
-"""Loops over edges, shared among threads by receiving atom.
+r"""Weights of edges from the table of a filter, row by row, and the adjoints of that.
 
-The radial weights of an edge are never stored: each loop makes them in a buffer of one row from the table of its
-filter, w = Σ_k coef_k table[cell + k]. Layout: O and X are (N, C, F), Y is (E, C), Z is (N, 2, F), the table (R, L, F),
-coef (P, K). ``starts`` (L + 1,) says where the components of each part begin. Edges are sorted by receiver,
-``row_start`` (N + 1,), and ``row`` (E,) is the filter row of an edge.
+.. math:: w_p = \sum_k c_{pk}\, T_{g(p) + k}
+
+The operators of any order, whose rooms end with ``_form``, never store the weights of an edge: each loop makes them in
+a buffer of one row. Threads share the receiving atoms.
+
+==================  ============  ==========================================================================
+letters             shape         meaning
+==================  ============  ==========================================================================
+``O``, ``X``        (N, C F)      gradients and features; C components of F channels
+``table``           (R, L F)      T, for L parts
+``coef``, ``cell``  (P, K), (P,)  c, and the first row g of each filter row p
+``row``, ``back``   (E,)          filter row of an edge and of the edge of opposite direction, ``reverse``
+``row_start``       (N + 1,)      first edge of each receiver; edges are sorted by receiver
+``starts``          (L + 1,)      first component of each part
+``w``, ``s``        (L F,)        weights of an edge, and a gradient in them
+``out_edge``        (E, K)        gradients in the coefficients, to be added up for each row by :func:`fold`
+==================  ============  ==========================================================================
 """
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false

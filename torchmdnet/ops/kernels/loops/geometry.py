@@ -1,4 +1,32 @@
-"""Directions and distances of edges as other loops read them, with derivatives."""
+r"""Directions and distances of edges as other loops read them, with derivatives.
+
+.. math::
+    u_{ij} = \pm \frac{r_i - r_j}{r_{ij}}, \qquad
+    C(r) = \tfrac12 \Big(\cos \frac{\pi r}{r_c} + 1\Big), \qquad
+    c_k(r) = \sum_n b_{kn}\, t^n, \quad t = \frac{r - r_0}{h} - g
+
+C is the cosine envelope, between a lower and an upper cutoff :math:`\tfrac12 (\cos(2 \pi (r - r_l) / (r_c - r_l) + \pi)
++ 1)`, and c are the coefficients of six neighbouring B-splines of degree 5 at a distance in cell g of a grid of step h.
+
+Networks of tensors (``tensor_``) read u = +, its nine components Y in the basis of :mod:`torchmdnet.ops.irreps`, and
+c C. Networks of scalars and vectors (``direction_``) read u = -, and c and C apart.
+
+===================  ============  ==================================================================
+letters              shape         meaning
+===================  ============  ==================================================================
+``vec``, ``dist``    (E, 3), (P,)  vectors of edges and distances of pairs
+``row``              (E,)          pair of each edge; ``back`` and ``reverse`` of the opposite edge
+``basis``            (6, 6)        b: polynomials of the B-splines, lowest power first
+``coef``, ``slope``  (P, K)        c and its derivative; K = 6, or 2 for a pair's own value and slope
+``cell``             (P,)          g: first row in the table
+``fade``, ``steep``  (P,)          C and its derivative
+``Y``                (E, 9)        components of √3 I, ±√2 u and of the traceless part of u uᵀ
+``handedness``                     sign of the antisymmetric part
+===================  ============  ==================================================================
+
+The gradient in u gives that in the vectors by 1 / r; what depends on u alone does not change along u, so the part of it
+along u goes to the distances: :math:`\bar r_{ij} \mathrel{-}= \bar x \cdot u` for a gradient :math:`\bar x` in x = r u.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false

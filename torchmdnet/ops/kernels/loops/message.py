@@ -1,4 +1,37 @@
-"""Messages, sums of weighted neighbours, with their derivatives."""
+r"""Messages, sums of weighted neighbours, with their derivatives.
+
+.. math:: M_i = \sum_j w_{ij} \odot X_j, \qquad w_{ij} = \sum_k c_k(r_{ij})\, T_{g(ij) + k}
+
+of tensors, whose parts of 1 + 3 + 5 components have weights of their own, and of scalars (``scalar_message``). Layout,
+schedule and indices are those of :mod:`torchmdnet.ops.kernels.loops.blocks`.
+
+============  ==================  =====================================================================
+letters       shape               meaning
+============  ==================  =====================================================================
+``X``, ``O``  (B, N, C, 2 W)      packed features and gradients in M; C = 9, or 1 for scalars
+``tables``    (B, R, L, 2 W)      packed table; L = 3 parts, or 1 for scalars
+``out``       (N, C, F)           M, or the gradient in X
+``w``         (pairs, L, 2 W)     weights of a chunk's pairs; behind each the slopes w' or changes dw
+``s``         (pairs, 2, L, 2 W)  gradients in w and in dw of a chunk's pairs
+``out_edge``  (S, E)              gradients in the distances, summed over the channels of each group
+``a``, ``b``                      sums of the first and the second vector of a block, kept in registers
+============  ==================  =====================================================================
+
+Both directions of a pair have one weight, so the gradient in X visits the neighbours of an atom as the sum does:
+
+.. math::
+    \bar X_i = \sum_j w_{ij} O_j, \qquad
+    \bar r_{ij} = \langle w'_{ij},\, X_i \odot O_j \rangle.
+
+Therefore ``out_edge`` at the edge i <- j counts what the distance does to the message from i to j. Then
+
+.. math::
+    dM_i = \sum_j w_{ij}\, dX_j + dw_{ij}\, X_j, \qquad
+    \bar T_{g + k} = \sum_{ij} c_k\, (O_i X_j + dO_i\, dX_j) + dc_k\, dO_i X_j,
+
+and the gradient of :math:`\langle O, M \rangle + \langle dO, dM \rangle` in X is a tangent too, of dO for X and O for
+dX, since its sum over i has the same weights.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false
@@ -12,10 +45,10 @@ from torchmdnet.ops.kernels.loops.blocks import (
     blend_two,
     clear_up_to,
     longest,
-    part_of,
     put_block,
     put_five,
     put_four,
+    share_of,
     spread,
 )
 from torchmdnet.ops.kernels.sharing import claimed, compiled
@@ -31,6 +64,10 @@ __all__ = [
     "scalar_message_sum",
     "scalar_message_tangent",
 ]
+
+
+# A block has two vectors of channels, a and b. Nine components of both would need eighteen registers for their sums
+# alone, so four are summed over the neighbours first and then the five that are left, from weights in the first cache.
 
 
 @inlined
@@ -86,14 +123,16 @@ def sum_five(x, xo, w, stride, sender, slot, lo, hi, W, z):
 
 
 @compiled
-def message_sum(job, coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def message_sum(
+    job, coef, place, tables, X, sender, slot, chunk, first, row_start, max_pairs, channel_groups, atom_groups, out
+):
     """out_i = Σ_j w_ij X_j, (N, 9, F), from packed tables and features."""
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, spare = aligned(most * 6 * W, X), aligned(10 * W, X)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, buffer = aligned(max_pairs * 6 * W, X), aligned(10 * W, X)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, left = b * num_atoms * 18 * W, F - 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -101,9 +140,9 @@ def message_sum(job, coef, place, tables, X, sender, slot, chunk, first, row_sta
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b
                     v = sum_four(x, xo, w, 6 * W, sender, slot, lo, hi, W, z)
-                    put_four(o, at, F, left, v, W, spare)
+                    put_four(o, at, F, left, v, W, buffer)
                     v5 = sum_five(x, xo, w, 6 * W, sender, slot, lo, hi, W, z)
-                    put_five(o, at, F, left, v5, W, spare)
+                    put_five(o, at, F, left, v5, W, buffer)
 
 
 @inlined
@@ -146,8 +185,9 @@ def back_five(g, xo, x, mine, w, wo, sender, slot, lo, hi, d, W, z):
 
 @compiled
 def message_backward(
-    job, coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
-):
+    job, coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out, out_edge,
+):  # fmt: skip
     """Gradients of :func:`message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
     ``out_edge`` (S, E) holds the sums over the channels of each side. Pairs are shared by both
@@ -157,10 +197,10 @@ def message_backward(
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
     z, edges = splat(x, 0.0), longest(row_start)
-    for g in claimed(job, sides * ranges):
-        w, s, spare = aligned(most * 12 * W, X), aligned(edges * W, X), aligned(10 * W, X)
-        to = out_edge[g % sides]
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, s, buffer = aligned(max_pairs * 12 * W, X), aligned(edges * W, X), aligned(10 * W, X)
+        to = out_edge[g % channel_groups]
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, left = b * num_atoms * 18 * W, F - 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -169,11 +209,12 @@ def message_backward(
                     lo, hi, at = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b
                     mine = xo + i * 18 * W
                     v = back_four(grad, xo, x, mine, w, sender, slot, lo, hi, s, W, z)
-                    put_four(o, at, F, left, v, W, spare)
+                    put_four(o, at, F, left, v, W, buffer)
                     a0, a1, a2, a3, a4 = back_five(grad, xo, x, mine, w, 4 * W, sender, slot, lo, hi, s, W, z)
                     b0, b1, b2, b3, b4 = back_five(grad, xo + W, x, mine + W, w, 5 * W, sender, slot, lo, hi, s, W, z)
                     v5 = a0, b0, a1, b1, a2, b2, a3, b3, a4, b4
-                    put_five(o, at, F, left, v5, W, spare)
+                    put_five(o, at, F, left, v5, W, buffer)
+                    # one sum over lanes for each edge, of terms that four and five components have left in s
                     for e in range(lo, hi):
                         more = total(load(s, (e - lo) * W))
                         to[e] = more if b == blocks[0] else to[e] + more
@@ -204,16 +245,17 @@ def change_five(x, dx, xo, w, sender, slot, lo, hi, W, z):
 
 @compiled
 def message_tangent(
-    job, coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
-):
+    job, coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out,
+):  # fmt: skip
     """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`message_sum`."""
     B, num_atoms, F, W, num = X.shape[0], X.shape[1], out.shape[2], lanes_that_divide(X, X.shape[3]), coef.shape[1]
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
     x, dx = X.reshape(-1), dX.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, spare = aligned(most * 12 * W, X), aligned(10 * W, X)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, buffer = aligned(max_pairs * 12 * W, X), aligned(10 * W, X)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, left = b * num_atoms * 18 * W, F - 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -221,9 +263,9 @@ def message_tangent(
                 for i in range(chunk[n], chunk[n + 1]):
                     lo, hi, at = row_start[i], row_start[i + 1], i * 9 * F + 2 * W * b
                     v = change_four(x, dx, xo, w, sender, slot, lo, hi, W, z)
-                    put_four(o, at, F, left, v, W, spare)
+                    put_four(o, at, F, left, v, W, buffer)
                     v5 = change_five(x, dx, xo, w, sender, slot, lo, hi, W, z)
-                    put_five(o, at, F, left, v5, W, spare)
+                    put_five(o, at, F, left, v5, W, buffer)
 
 
 @inlined
@@ -255,8 +297,9 @@ def raise_overlaps(g, dg, mine, x, dx, j, s, k, W):
 
 @compiled
 def message_reverse(
-    job, coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
-):
+    job, coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out,
+):  # fmt: skip
     """Gradients in the table of :func:`message_sum` and of :func:`message_tangent`, together.
 
     table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 3, 2 lanes) has a packed
@@ -267,11 +310,11 @@ def message_reverse(
     x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
     size = out.shape[2] * 6 * W
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        s = aligned(most * 12 * W, X)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        s = aligned(max_pairs * 12 * W, X)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
-            xo, base = b * num_atoms * 18 * W, (g // sides * B + b) * size
+            xo, base = b * num_atoms * 18 * W, (g // channel_groups * B + b) * size
             for k in range(base, base + size, W):
                 store(t, k, z)
             for n in range(chunks[0], chunks[1]):
@@ -289,14 +332,16 @@ def message_reverse(
 
 
 @compiled
-def scalar_message_sum(job, coef, place, tables, X, sender, slot, chunk, first, row_start, most, sides, ranges, out):
+def scalar_message_sum(
+    job, coef, place, tables, X, sender, slot, chunk, first, row_start, max_pairs, channel_groups, atom_groups, out
+):
     """out_i = Σ_j w_ij X_j, (N, F), from packed tables and features."""
     B, num_atoms, F, W = X.shape[0], X.shape[1], out.shape[1], lanes_that_divide(X, out.shape[1])
     t, c, x, o = tables.reshape(-1), coef.reshape(-1), X.reshape(-1), out.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * 2 * W, X)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * 2 * W, X)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, f = b * num_atoms * 2 * W, 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -317,8 +362,9 @@ def scalar_message_sum(job, coef, place, tables, X, sender, slot, chunk, first, 
 
 @compiled
 def scalar_message_backward(
-    job, coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, most, sides, ranges, out, out_edge
-):
+    job, coef, slope, place, tables, O, X, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out, out_edge,
+):  # fmt: skip
     """Gradients of :func:`scalar_message_sum`: in X, out_i = Σ_j w_ij O_j, and in the distances, w'_ij X_i O_j.
 
     The sums over the channels of each side are added to ``out_edge`` (S, E).
@@ -327,9 +373,9 @@ def scalar_message_backward(
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), slope.reshape(-1), out.reshape(-1)
     x, grad = X.reshape(-1), O.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w, to = aligned(most * 4 * W, X), out_edge[g % sides]
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w, to = aligned(max_pairs * 4 * W, X), out_edge[g % channel_groups]
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, f = b * num_atoms * 2 * W, 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -349,8 +395,9 @@ def scalar_message_backward(
 
 @compiled
 def scalar_message_tangent(
-    job, coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
-):
+    job, coef, dcoef, place, tables, X, dX, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out,
+):  # fmt: skip
     """out_i = Σ_j w_ij dX_j + dw_ij X_j, the derivative of :func:`scalar_message_sum`.
 
     With dO for X and O for dX it is the gradient in X of that sum and of its derivative together.
@@ -359,9 +406,9 @@ def scalar_message_tangent(
     t, c, d, o = tables.reshape(-1), coef.reshape(-1), dcoef.reshape(-1), out.reshape(-1)
     x, dx = X.reshape(-1), dX.reshape(-1)
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        w = aligned(most * 4 * W, X)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        w = aligned(max_pairs * 4 * W, X)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
             xo, f = b * num_atoms * 2 * W, 2 * W * b
             for n in range(chunks[0], chunks[1]):
@@ -378,8 +425,9 @@ def scalar_message_tangent(
 
 @compiled
 def scalar_message_reverse(
-    job, coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, most, sides, ranges, out
-):
+    job, coef, dcoef, place, O, dO, X, dX, sender, slot, chunk, first, row_start, max_pairs, channel_groups,
+    atom_groups, out,
+):  # fmt: skip
     """Gradients in the table of :func:`scalar_message_sum` and of :func:`scalar_message_tangent`, together.
 
     table[place + k] = Σ_e coef_k (O_i X_j + dO_i dX_j) + dcoef_k dO_i X_j; ``out`` (T, B, R, 1, 2 lanes) has a packed
@@ -390,11 +438,11 @@ def scalar_message_reverse(
     x, dx, grad, dgrad = X.reshape(-1), dX.reshape(-1), O.reshape(-1), dO.reshape(-1)
     size = out.shape[2] * 2 * W
     z = splat(x, 0.0)
-    for g in claimed(job, sides * ranges):
-        s = aligned(most * 4 * W, X)
-        blocks, chunks = part_of(g % sides, sides, B), part_of(g // sides, ranges, chunk.shape[0] - 1)
+    for g in claimed(job, channel_groups * atom_groups):
+        s = aligned(max_pairs * 4 * W, X)
+        blocks, chunks = share_of(g, channel_groups, atom_groups, B, chunk)
         for b in range(blocks[0], blocks[1]):
-            xo, base = b * num_atoms * 2 * W, (g // sides * B + b) * size
+            xo, base = b * num_atoms * 2 * W, (g // channel_groups * B + b) * size
             clear_up_to(t[base : base + size], size, W, z)
             for n in range(chunks[0], chunks[1]):
                 clear_up_to(s, (first[n + 1] - first[n]) * 4 * W, W, z)

@@ -1,4 +1,10 @@
-"""Derivatives of the message form."""
+r"""The message form in each of its slots.
+
+.. math:: M(O, c, T, X) = \sum_{ij} \sum_{kcf} O_{icf}\, c_{ijk} T_{g(ij)+k,l(c),f}\, X_{jcf}
+
+Its derivative in O are sums of neighbours and that in X is the same sum over edges of opposite direction, so one loop
+serves both (``message_features``). Letters and layout are those of :mod:`torchmdnet.ops.kernels.loops.filters`.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false

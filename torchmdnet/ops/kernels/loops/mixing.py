@@ -1,4 +1,19 @@
-"""Mixing of channels, one matrix for each part."""
+r"""Mixing of channels, one matrix for each part of the tensors.
+
+.. math:: X'_{ncg} = \sum_f X_{ncf}\, W_{l(c), fg}
+
+===============  ====================  ===================================================================
+letters          shape                 meaning
+===============  ====================  ===================================================================
+``X``, ``out``   (N, 9, F), (N, 9, G)  features before and after
+``packed``       (3, blocks, F, 2 W)   matrices in blocks of two vectors; the last overlaps the one before
+``part``, ``c``                        l = 0, 1, 2 with c = 2 l + 1 components from l² on
+``r``                                  a row: one component of one atom; ``i0`` ... where six lie in X
+===============  ====================  ===================================================================
+
+Libraries have no product for rows that lie apart, as the components of a part do, and copies would cost as much as the
+arithmetic of small systems.
+"""
 
 # pyright: reportMissingTypeArgument=false, reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false
@@ -85,7 +100,7 @@ def mix(job, X, packed, out):
             last = min(CHUNK, num_atoms - atom) * c - 1
             for block in range(blocks):
                 g = fit(block * 2 * W, G, 2 * W)
-                for r in range(0, last + 1, 6):
+                for r in range(0, last + 1, 6):  # 6 rows × 2 vectors: 12 sums, 2 weights and 1 feature in 16 registers
                     i0, i1 = row_of(r, c, first, atom), row_of(min(r + 1, last), c, first, atom)
                     i2, i3 = row_of(min(r + 2, last), c, first, atom), row_of(min(r + 3, last), c, first, atom)
                     i4, i5 = row_of(min(r + 4, last), c, first, atom), row_of(min(r + 5, last), c, first, atom)
