@@ -197,7 +197,7 @@ def make_setup(dtype: type, channels: int, num_heads: int, C: int, shares: tuple
         blocks.pick(values.numpy().astype(dtype), plan.rows, out)
     place = edges.cell.numpy()[plan.rows].astype(np.int32)
     slot, start = plan.slot.astype(np.int32), edges.row_start.numpy()
-    where = (slot, plan.chunk, plan.first, start, plan.most, *shares)
+    where = (slot, plan.chunk, plan.first, start, plan.max_pairs, *shares)
     width = case.head_dim // lanes_of(np.dtype(dtype).itemsize)
     return Setup(case, dtype, shares, where, (*coefs, place), width, -(-len(reverse) // 8) * 8)
 

@@ -91,7 +91,7 @@ def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     case = make_case(channels, num_coefs)
     plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 0 if num_coefs == 2 else 31)
     assert len(plan.chunk) > 3
-    where = (case.sender.numpy(), plan.slot, plan.chunk, plan.first, case.row_start.numpy(), plan.most, *shares)
+    where = (case.sender.numpy(), plan.slot, plan.chunk, plan.first, case.row_start.numpy(), plan.max_pairs, *shares)
     coefs = [np.empty((len(plan.rows), num_coefs)) for _ in range(2)]
     for values, out in zip((case.coef, case.dcoef), coefs, strict=True):
         blocks.pick(values.numpy(), plan.rows, out)
@@ -113,7 +113,7 @@ def test_every_edge_finds_its_pair_and_chunks_hold_all_receivers(setup: Any) -> 
     assert plan.chunk[-1] == case.num_atoms
     chunk_of_edge = np.searchsorted(plan.chunk, case.receiver.numpy(), side="right") - 1
     assert np.array_equal(plan.rows[plan.first[chunk_of_edge] + plan.slot], case.row.numpy())
-    assert plan.most == np.diff(plan.first).max()
+    assert plan.max_pairs == np.diff(plan.first).max()
     for begin, end in zip(plan.first[:-1], plan.first[1:], strict=True):
         rows = plan.rows[begin:end]
         assert len(set(rows)) == len(rows)
@@ -126,7 +126,7 @@ def test_a_receiver_with_more_edges_than_a_chunk_has_room_for_is_a_chunk_of_its_
     monkeypatch.setattr(blocks, "PAIRS_PER_CHUNK", 2)
     case = make_case(8, 6)
     plan = blocks.schedule(case.cell.numpy(), case.row.numpy(), case.row_start.numpy(), 31)
-    assert plan.most == np.diff(case.row_start.numpy()).max()
+    assert plan.max_pairs == np.diff(case.row_start.numpy()).max()
 
 
 def test_messages_and_their_gradients_are_those_of_the_definition(setup: Any) -> None:
