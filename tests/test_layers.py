@@ -46,7 +46,7 @@ LAYERS = [
         "build",
         "checkpoint",
     },
-    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export"},
+    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export", "timing"},
     {"scripts"},
 ]
 NEIGHBOURS = {
@@ -85,6 +85,7 @@ NEIGHBOURS = {
     ("training", "data"),
     ("training", "calculators"),
     ("calculators", "export"),  # the file for metatomic is made of a recording of edges
+    ("timing", "calculators"),  # they are timed
 }
 #: Established addresses that only forward; nothing inside the package imports through one.
 FORWARDS = {"module", "loss", "utils", "extensions", "models.model", "models.output_modules", "models.utils"}

@@ -21,13 +21,15 @@ from ase.io import write
 
 from torchmdnet import memory
 from torchmdnet.calculators import TMDNETCalculator, speed
-from torchmdnet.calculators.speed import Measured, Memory, Route, Subject, measure, physical_cores, routes
 from torchmdnet.calculators.structures import default_structures, known_elements, water_box
 from torchmdnet.checkpoint import load_model, save_model
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import ConfigError
 from torchmdnet.scripts.main import main
 from torchmdnet.testing import tiny_model
+from torchmdnet.timing.machine import Memory, physical_cores
+from torchmdnet.timing.measure import Measured, Subject, measure
+from torchmdnet.timing.routes import Route, routes
 
 QUICK = ["--seconds", "0.02", "--threads", "1"]
 

@@ -48,7 +48,7 @@ def note_final_weights():
 
     from torchmdnet.training import run
 
-    evaluate = run._evaluate
+    evaluate = run.evaluate_split
 
     def noting(trainer, module, *args):
         result = evaluate(trainer, module, *args)
@@ -56,7 +56,7 @@ def note_final_weights():
         torch.save(weights, os.path.join(trainer.default_root_dir, f"weights{trainer.global_rank}.pt"))
         return result
 
-    run._evaluate = noting
+    run.evaluate_split = noting
 
 
 @pytest.fixture(scope="module")

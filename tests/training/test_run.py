@@ -17,7 +17,7 @@ from torchmdnet.checkpoint.load import load_model
 from torchmdnet.config.settings import read_saved_settings
 from torchmdnet.errors import CheckpointError, ConfigError, DivergenceError, ResultError
 from torchmdnet.options import OPTIONS
-from torchmdnet.training import run
+from torchmdnet.training import results, run
 from torchmdnet.training.files import SafeCheckpointIO
 from torchmdnet.training.lightning import LNNP
 
@@ -446,7 +446,7 @@ def test_a_missing_result_ends_the_program_with_a_status(tmp_path, monkeypatch, 
     from torchmdnet.scripts.train import main
 
     settings(tmp_path / "run", num_epochs=1)
-    monkeypatch.setattr(run, "write_potential", lambda *a: 1 / 0)
+    monkeypatch.setattr(results, "write_potential", lambda *a: 1 / 0)
     with pytest.raises(SystemExit) as ended:
         main(["--conf", str(tmp_path / "run.yaml")])
     assert ended.value.code == 1
@@ -455,7 +455,7 @@ def test_a_missing_result_ends_the_program_with_a_status(tmp_path, monkeypatch, 
 
 def test_results_are_named_when_they_are_there(tmp_path, monkeypatch):
     said = io.StringIO()
-    monkeypatch.setattr(run, "write_report", lambda *a: said.write("[the report is written]"))
+    monkeypatch.setattr(results, "write_report", lambda *a: said.write("[the report is written]"))
     with contextlib.redirect_stdout(said):
         train_toy(tmp_path / "run", num_epochs=1, report=True)
     moments = ["potential: ", "[the report is written]", "report: "]

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from torchmdnet.calculators.speed import Measured, Route, Subject
+    from torchmdnet.timing.measure import Measured, Subject
+    from torchmdnet.timing.routes import Route
 
 __all__ = ["get_parser", "main"]
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     request = _Request(args)
 
-    from torchmdnet.calculators.speed import about_machine
+    from torchmdnet.timing.machine import about_machine
 
     about = about_machine()
     found: list[dict[str, Any]] = []
@@ -126,7 +127,8 @@ class _Request:
 
         import torch
 
-        from torchmdnet.calculators.speed import THROUGH, physical_cores, routes
+        from torchmdnet.timing.machine import physical_cores
+        from torchmdnet.timing.routes import THROUGH, routes
 
         has_cuda = torch.cuda.is_available()
         devices = _choices("device", args.device, ("cpu", "cuda")) if args.device else ["cpu", *["cuda"] * has_cuda]
@@ -142,13 +144,13 @@ class _Request:
 
     def subject(self, atoms: Atoms) -> Subject:
         """The model with atoms."""
-        from torchmdnet.calculators.speed import Subject
+        from torchmdnet.timing.measure import Subject
 
         return Subject(self.args.model, atoms, units=self.args.units, differentiate=self.args.differentiate)
 
     def measure_all(self, subject: Subject, steps: Steps, name: str) -> list[Measured]:
         """All routes, one after the other."""
-        from torchmdnet.calculators.speed import measure
+        from torchmdnet.timing.measure import measure
 
         options = {"seconds": self.args.seconds, "timestep": self.args.timestep}
         rows = []
@@ -159,8 +161,8 @@ class _Request:
 
     def measure_growth(self, copies: list[Atoms], steps: Steps, name: str) -> tuple[list[Measured], str | None]:
         """The first route on more and more atoms; and why it ended early, if it did."""
-        from torchmdnet.calculators.speed import measure
         from torchmdnet.memory import available_memory
+        from torchmdnet.timing.measure import measure
 
         rows: list[Measured] = []
         options = {"seconds": self.args.seconds, "timestep": self.args.timestep, "compare": False}
@@ -317,7 +319,7 @@ def _print(args: argparse.Namespace, about: dict[str, Any], found: Sequence[dict
     from rich.console import Console
     from rich.text import Text
 
-    from torchmdnet.calculators.speed import THROUGH
+    from torchmdnet.timing.routes import THROUGH
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=80, no_color=True)
     for entry in found:

@@ -62,7 +62,7 @@ def _check(path: str, card: Mapping[str, Any]) -> str:
 
 def _grids(models: Sequence[Any]) -> str:
     """How the radial filters of models that have just been asked were evaluated."""
-    from torchmdnet.calculators.speed import radial_engines
+    from torchmdnet.timing.measure import radial_engines
 
     engines = [engine for model in models for engine in radial_engines(model)]
     grids = {(engine.spline.num_cells, engine.error or 0.0) for engine in engines if engine.spline is not None}

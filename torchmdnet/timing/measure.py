@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import itertools
-import os
-import platform
-import re
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +17,6 @@ from ase import units as ase_units
 from ase.md.verlet import VelocityVerlet
 from torch import nn
 
-from torchmdnet._version import __version__
 from torchmdnet.calculators.ase import TMDNETCalculator
 from torchmdnet.calculators.external import External
 from torchmdnet.calculators.loading import as_dtype, load, members_of, stated_units, trained_with, units_or_default
@@ -32,82 +25,17 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.nn.filters import RadialEngine
+from torchmdnet.timing.machine import Memory, matrix_products, num_threads
+from torchmdnet.timing.routes import DTYPES, Route
 
-__all__ = ["DTYPES", "THROUGH", "Measured", "Route", "Subject", "about_machine", "measure", "physical_cores", "routes"]
+__all__ = ["Measured", "Subject", "measure", "radial_engines"]
 
-Through = Literal["call", "ase", "external", "graph"]
-#: What each way to the forces is, in words.
-THROUGH: dict[str, str] = {
-    "call": "the model called from PyTorch",
-    "ase": "velocity Verlet in ASE with TMDNETCalculator",
-    "external": "External, as engines call it",
-    "graph": "External replaying a CUDA graph",
-}
-#: Precisions of a route, with PyTorch's word for what matrix products of float32 may round their factors to. Devices
-#: without such products, most CPUs among them, compute in plain float32.
-DTYPES = {"float32": "highest", "float64": "highest", "tf32": "high", "bf16": "medium"}
 #: Configurations that calls take turns with, so that none can be answered from memory; the first is as given.
 NUM_FRAMES = 3
 #: Å by which the coordinates of the others are moved, each way.
 AMPLITUDE = 0.02
 #: Steps of dynamics after which it starts again, so that a model that is not stable can be timed too.
 STRETCH = 20
-
-
-class Route(NamedTuple):
-    """One way from positions to forces."""
-
-    through: str
-    dtype: str = "float32"
-    radial: str = "grid"  # or "exact"
-    threads: int = 1
-    device: str = "cpu"
-
-    @property
-    def numbers(self) -> str:
-        """The type of the numbers themselves."""
-        return "float64" if self.dtype == "float64" else "float32"
-
-    def __str__(self) -> str:
-        where = self.device if self.device != "cpu" else f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{self.through}, {self.dtype}, {self.radial}, {where}"
-
-
-def routes(
-    through: Sequence[str],
-    dtypes: Sequence[str],
-    radial: Sequence[str],
-    threads: Sequence[int],
-    devices: Sequence[str],
-) -> list[Route]:
-    """All combinations that can be measured: numbers of threads apply to the CPU, CUDA graphs to CUDA.
-
-    Args:
-        through: Ways to call the model, of :data:`THROUGH`.
-        dtypes: Precisions, of :data:`DTYPES`.
-        radial: How radial filters are evaluated: ``"auto"``, ``"exact"``, ``"grid"``.
-        threads: Numbers of threads.
-        devices: Such as ``"cpu"`` and ``"cuda"``.
-
-    Raises:
-        ConfigError: If none is left, or CUDA is asked for and is not there.
-    """
-    if not torch.cuda.is_available():
-        if any(device.startswith("cuda") for device in devices):
-            raise ConfigError("device: cuda is not available here. Choose cpu.")
-        if "graph" in through:
-            raise ConfigError(
-                "through: graph needs CUDA, which is not available here. Choose from call, ase, external."
-            )
-    found = []
-    for device, way, dtype, filters in itertools.product(devices, through, dtypes, radial):
-        if way == "graph" and device == "cpu":
-            continue
-        for count in threads if device == "cpu" else (1,):
-            found.append(Route(way, dtype, filters, count, device))
-    if not found:
-        raise ConfigError("through: graph runs on CUDA alone. Add cuda to the devices, or another way.")
-    return found
 
 
 @dataclass
@@ -460,113 +388,3 @@ def _placed(inputs: Inputs, device: str, dtype: torch.dtype) -> Inputs:
         return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
     return Inputs(*map(place, inputs))
-
-
-# --------------------------------------------------------------------------------------------------------- machine
-
-
-@contextlib.contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    """Use as many threads for arithmetic."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def matrix_products(precision: str) -> Iterator[None]:
-    """Let matrix products of float32 be as precise as PyTorch's ``highest``, ``high`` or ``medium``."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-class Memory:
-    """What is held at the worst moment beyond what was held at the start: of the process, or of a GPU.
-
-    On the CPU the kernel keeps the highest resident size, and Linux allows it to be reset; elsewhere it is not known.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-        self.before: int | None = None
-
-    def start(self) -> None:
-        """Give back what can be given back, and start counting."""
-        gc.collect()
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-            return
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-            self.before = _status("VmRSS")
-        except OSError:
-            self.before = None
-
-    def used(self) -> int | None:
-        """In bytes; None where it is not known."""
-        if self.before is None:
-            return None
-        if self.device != "cpu":
-            return torch.cuda.max_memory_allocated(self.device) - self.before
-        peak = _status("VmHWM")
-        return None if peak is None else max(0, peak - self.before)
-
-
-def _status(name: str) -> int | None:
-    """A size that Linux keeps of this process, in bytes."""
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return 1024 * int(match[1]) if match else None
-
-
-def physical_cores() -> int:
-    """Cores this process may run on, hyper-threads not counted."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for block in _cpuinfo().split("\n\n"):
-        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in block.splitlines())}
-        if int(facts.get("processor", -1)) in allowed and "core id" in facts:
-            cores.add((facts.get("physical id"), facts["core id"]))
-    return len(cores) or len(allowed)
-
-
-def _cpuinfo() -> str:
-    """What Linux says of the processors; empty elsewhere."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def about_machine() -> dict[str, Any]:
-    """Hardware and versions that numbers depend on."""
-    import ase
-    import numba
-
-    model = re.search(r"^model name\s*: (.*)$", _cpuinfo(), re.MULTILINE)
-    return {
-        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
-        "physical_cores": physical_cores(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "versions": {
-            "torchmd-net": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numba": numba.__version__,
-            "numpy": np.__version__,
-            "ase": ase.__version__,
-        },
-    }
