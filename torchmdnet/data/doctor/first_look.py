@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from torchmdnet.data.doctor import checks
+from torchmdnet.data.doctor.checks import energies, geometry, labels
+from torchmdnet.data.doctor.checks import units as unit_checks
 from torchmdnet.data.doctor.diagnosis import Diagnosis
 from torchmdnet.data.doctor.findings import Finding
 from torchmdnet.data.doctor.samples import Samples, Stated
@@ -75,16 +76,16 @@ def by_statement(dataset: Any, rows: np.ndarray) -> Iterator[tuple[Stated, np.nd
 
 
 def _found(d: Diagnosis) -> Iterator[Finding]:
-    yield from checks.positions(d)
-    yield from checks.length_units(d)
+    yield from geometry.positions(d)
+    yield from unit_checks.length_units(d)
     if "energy" in d.samples.learnt and (d.samples.stated.is_given or d.samples.dataset.unit_advice("eV") is None):
-        yield from checks.energy_units(d)  # of a unit that is not stated, DataModule speaks
-        yield from checks.isolated_atoms(d)
+        yield from unit_checks.energy_units(d)  # of a unit that is not stated, DataModule speaks
+        yield from energies.isolated_atoms(d)
     if "forces" in d.samples.learnt and d.measured.has_forces:
-        yield from checks.zero_forces(d)
-        yield from (f for f in checks.force_units(d) if f.severity == "error" or _is_far(f))
+        yield from labels.zero_forces(d)
+        yield from (f for f in unit_checks.force_units(d) if f.severity == "error" or _is_far(f))
     if "stress" in d.samples.learnt:
-        yield from (finding for finding in checks.stress_units(d) if finding.severity == "error")
+        yield from (finding for finding in unit_checks.stress_units(d) if finding.severity == "error")
 
 
 def _is_far(finding: Finding) -> bool:
