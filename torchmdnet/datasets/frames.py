@@ -11,17 +11,16 @@ energies, and ``ptr``, which says where each system starts. A batch is then one 
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchmdnet.datasets.columns import HEADER, Column, Field, entry_of, npy_header, open_array, unpack
 from torchmdnet.errors import DataError
 from torchmdnet.parse import parse_json
 
@@ -37,14 +36,6 @@ FORMAT = 1
 _AT_ONCE = 2**22
 
 Indices = Sequence[int] | np.ndarray | Tensor
-
-
-class Field(NamedTuple):
-    """How one quantity is stored: one row per atom or per system, the shape of a row, and the type on disk."""
-
-    level: Literal["atom", "system"]
-    shape: tuple[int, ...]
-    dtype: str
 
 
 #: The quantities every data set shares. Positions, boxes and energies keep the precision of their source.
@@ -283,7 +274,7 @@ class Frames:
                 with open(path / f"{name}.npy", "wb") as file:
                     file.write(npy_header(data.dtype, data.shape))
                     file.write(data.data)
-                manifest["arrays"][name] = _entry(level, data.dtype, data.shape, zlib.crc32(data.data))
+                manifest["arrays"][name] = entry_of(level, data.dtype, data.shape, zlib.crc32(data.data))
         _write_manifest(path, manifest)
 
     @classmethod
@@ -313,7 +304,7 @@ class Frames:
         groups: dict[str, dict[str, np.ndarray]] = {"ptr": {}, "atom": {}, "system": {}}
         try:
             for name, entry in entries.items():
-                groups[entry["level"]][name] = _open_array(path / f"{name}.npy", entry, in_memory, verify)
+                groups[entry["level"]][name] = open_array(path / f"{name}.npy", entry, in_memory, verify)
             ptr = groups["ptr"]["ptr"]
         except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise DataError(f"{path}: frames.json describes no arrays ({error!r}).") from error
@@ -323,14 +314,14 @@ class Frames:
         if self.folder is not None:
             return {"folder": self.folder, "in_memory": self.in_memory}
         pack = {"atoms": self.atoms, "systems": self.systems, "shared": self.shared}
-        return {"ptr": self.ptr} | {k: {n: _pack(a) for n, a in v.items()} for k, v in pack.items()}
+        return {"ptr": self.ptr} | {k: {n: pack(a) for n, a in v.items()} for k, v in pack.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "folder" in state:
             opened = Frames.open(state["folder"], in_memory=state["in_memory"])
             self.__dict__.update(opened.__dict__)
             return
-        groups = [{n: _unpack(a) for n, a in state[k].items()} for k in ("atoms", "systems", "shared")]
+        groups = [{n: unpack(a) for n, a in state[k].items()} for k in ("atoms", "systems", "shared")]
         self.__init__(state["ptr"], groups[0], groups[1], shared=groups[2])
 
 
@@ -498,7 +489,7 @@ class FrameBuilder:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._columns: dict[str, _Column] = {}
+        self._columns: dict[str, Column] = {}
         self._counts: list[np.ndarray] = []
         self._pending: list[int] = []
         self.num_systems = 0
@@ -536,7 +527,7 @@ class FrameBuilder:
 
     def add_column(self, name: str, values: np.ndarray) -> None:
         """Add a quantity that is known only at the end, for all systems or atoms at once."""
-        column = self._columns[name] = _Column(name, self.known[name], self.folder)
+        column = self._columns[name] = self._column(name)
         column.write(values, self.num_atoms if column.field.level == "atom" else self.num_systems, 0)
 
     def change_level(self, name: str, field: Field) -> None:
@@ -581,7 +572,7 @@ class FrameBuilder:
         for name, column in self._columns.items():
             manifest["arrays"][name] = column.close()
         (self.folder / "ptr.npy").write_bytes(npy_header(ptr.dtype, ptr.shape) + ptr.tobytes())
-        manifest["arrays"]["ptr"] = _entry("ptr", ptr.dtype, ptr.shape, zlib.crc32(ptr.data))
+        manifest["arrays"]["ptr"] = entry_of("ptr", ptr.dtype, ptr.shape, zlib.crc32(ptr.data))
         _write_manifest(self.folder, manifest)
         return Frames.open(self.folder)
 
@@ -590,14 +581,14 @@ class FrameBuilder:
         for column in self._columns.values():
             column.release()
 
-    def _open_columns(self, values: Mapping[str, Any]) -> dict[str, _Column]:
+    def _open_columns(self, values: Mapping[str, Any]) -> dict[str, Column]:
         if not self._columns:
             for name in values:
                 if name not in self.known:
                     raise DataError(
                         f"{name!r} is not a known quantity. Describe it with fields={{{name!r}: Field(...)}}."
                     )
-                self._columns[name] = _Column(name, self.known[name], self.folder)
+                self._columns[name] = self._column(name)
         if values.keys() != self._columns.keys():
             missing = sorted(self._columns.keys() - values.keys())
             extra = sorted(values.keys() - self._columns.keys())
@@ -610,6 +601,10 @@ class FrameBuilder:
                 + ". Every system of a set needs the same quantities."
             )
         return self._columns
+
+    def _column(self, name: str) -> Column:
+        path = None if self.folder is None else self.folder / f"{name}.npy"
+        return Column(name, self.known[name], path, header=HEADER)
 
     def _flush_counts(self) -> None:
         if self._pending:
@@ -668,21 +663,6 @@ def checked_indices(indices: Indices, size: int) -> np.ndarray:
     return rows
 
 
-# --------------------------------------------------------------------------------------------------- arrays on disk
-
-_HEADER = 128
-
-
-def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """A version 1.0 ``.npy`` header of fixed length, so that the number of rows can be filled in afterwards."""
-    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
-
-
-def _entry(level: str, dtype: np.dtype, shape: tuple[int, ...], crc: int) -> dict[str, Any]:
-    return {"level": level, "dtype": dtype.str, "shape": list(shape), "crc32": crc}
-
-
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "frames.json").write_text(json.dumps({**manifest, "crc32": _sum(manifest)}, indent=1))
 
@@ -690,107 +670,3 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def _sum(manifest: dict[str, Any]) -> int:
     """Checksum of what a manifest says of the arrays."""
     return zlib.crc32(json.dumps(manifest["arrays"], sort_keys=True).encode())
-
-
-def _open_array(path: Path, entry: dict[str, Any], in_memory: bool, verify: bool) -> np.ndarray:
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    expected = _HEADER + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-    try:
-        found = os.path.getsize(path)
-    except OSError as error:
-        raise DataError(f"{path} is missing.") from error
-    if found != expected:
-        raise DataError(f"{path} has {found} bytes instead of {expected}: the file is incomplete.")
-    array: np.ndarray
-    if in_memory or 0 in shape:
-        with open(path, "rb") as file:
-            file.seek(_HEADER)
-            array = np.fromfile(file, dtype=dtype).reshape(shape)
-    else:
-        array = np.memmap(path, dtype=dtype, mode="r", offset=_HEADER, shape=shape)
-    if verify and zlib.crc32(np.asarray(array).data if array.size else b"") != entry["crc32"]:
-        raise DataError(f"{path} does not match its checksum: the file is damaged.")
-    return array
-
-
-class _MapReference(NamedTuple):
-    """Where a mapped array lies, in place of its content."""
-
-    filename: str
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-
-
-def _pack(array: np.ndarray) -> np.ndarray | _MapReference:
-    """A reference for an array mapped from a file, whole or a contiguous part of it; other arrays as they are."""
-    root = array
-    while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
-        root = root.base
-    if not (isinstance(root, np.memmap) and isinstance(root.base, mmap.mmap) and array.flags.c_contiguous):
-        return array
-    filename = getattr(root, "filename", None)
-    if not filename:
-        return array
-    shift = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-    return _MapReference(str(filename), array.dtype.str, int(root.offset) + shift, array.shape)
-
-
-def _unpack(packed: np.ndarray | _MapReference) -> np.ndarray:
-    if not isinstance(packed, _MapReference):
-        return packed
-    return np.memmap(packed.filename, dtype=packed.dtype, mode="r", offset=packed.offset, shape=packed.shape)
-
-
-class _Column:
-    """One growing array: bytes in memory or in a file."""
-
-    def __init__(self, name: str, field: Field, folder: Path | None) -> None:
-        self.name, self.field = name, field
-        self.dtype = np.dtype(field.dtype)
-        self.rows, self.crc = 0, 0
-        self.file: BinaryIO | None = None
-        self.memory = bytearray()
-        if folder is not None:
-            self.file = open(folder / f"{name}.npy", "wb")  # noqa: SIM115 (open until close())
-            self.file.write(bytes(_HEADER))
-
-    def write(self, value: Any, rows: int, first_system: int) -> None:
-        array = np.asarray(value.numpy() if isinstance(value, Tensor) else value)
-        size = rows * int(np.prod(self.field.shape, dtype=np.int64))
-        shape = (rows, *self.field.shape)
-        last = shape[-1:] if self.field.shape else ()
-        if array.size != size or (array.ndim and last and last != (1,) and array.shape[-1:] != last):
-            raise DataError(f"system {first_system}: {self.name} has shape {array.shape}, which does not fit {shape}.")
-        if array.dtype.kind in "OSU":
-            raise DataError(f"system {first_system}: {self.name} holds {array.dtype} instead of numbers.")
-        if self.dtype.kind in "iu" and array.size:
-            info = np.iinfo(self.dtype)
-            if array.min() < info.min or array.max() > info.max:
-                raise DataError(
-                    f"system {first_system}: {self.name} runs from {array.min()} to {array.max()}, "
-                    f"beyond {info.min} ... {info.max}."
-                )
-        with np.errstate(over="ignore"):  # becomes infinite, which is looked for where labels are checked
-            data = np.ascontiguousarray(array, dtype=self.dtype).tobytes()
-        if self.file is None:
-            self.memory += data
-        else:
-            self.file.write(data)
-            self.crc = zlib.crc32(data, self.crc)
-        self.rows += rows
-
-    def array(self) -> np.ndarray:
-        return np.frombuffer(self.memory, dtype=self.dtype).reshape(self.rows, *self.field.shape)
-
-    def close(self) -> dict[str, Any]:
-        assert self.file is not None
-        shape = (self.rows, *self.field.shape)
-        self.file.seek(0)
-        self.file.write(npy_header(self.dtype, shape))
-        self.file.close()
-        return _entry(self.field.level, self.dtype, shape, self.crc)
-
-    def release(self) -> None:
-        if self.file is not None:
-            self.file.close()

@@ -28,16 +28,17 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch_geometric.data import Dataset as GeometricDataset
 
 from torchmdnet.datasets.base import FramesDataset
+from torchmdnet.datasets.columns import Column, Field
 from torchmdnet.datasets.download import FULL, Remote, damaged, disk_full, fetch, locked, noted, sha256
 from torchmdnet.datasets.files import expand
-from torchmdnet.datasets.frames import Field, Frames, Indices, JoinedFrames
+from torchmdnet.datasets.frames import Frames, Indices, JoinedFrames
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
 from torchmdnet.parse import parse_json
 
@@ -462,13 +463,13 @@ class _Writer:
 
     def __init__(self, folder: Path, name: str, fields: Mapping[str, Field]) -> None:
         self.folder, self.name = folder, name
-        self.fields = {"z": Field("atom", (), "int8"), "pos": Field("atom", (3,), "float32"), **fields}
-        self.types = {name: np.dtype(field.dtype).newbyteorder("<") for name, field in self.fields.items()}
+        fields = {"z": Field("atom", (), "int8"), "pos": Field("atom", (3,), "float32"), **fields}
         self.num_systems = self.num_atoms = 0
-        self.files: dict[str, BinaryIO] = {}
-        for prop in ("idx", *self.fields):
-            self.files[prop] = open(self._path(prop, ".tmp"), "w+b")  # noqa: SIM115 (open until finish())
-        self.files["idx"].write(np.zeros(1, "<i8").tobytes())
+        files = {"idx": Field("system", (), "int64"), **fields}
+        self.columns = {
+            prop: Column(prop, field, self._path(prop, ".tmp"), widens=True) for prop, field in files.items()
+        }
+        self.columns["idx"].write(0, 1, 0)
 
     def _path(self, prop: str, suffix: str = "") -> Path:
         return self.folder / f"{self.name}.{prop}.mmap{suffix}"
@@ -477,52 +478,32 @@ class _Writer:
         num, num_atoms = len(block.counts), int(block.counts.sum())
         if not num:
             return
-        for name, field in self.fields.items():
-            values = (block.atoms if field.level == "atom" else block.systems).get(name)
-            if values is None:
-                raise DataError(f"{self.name}: system {self.num_systems} has no {name!r}.")
-            shape = (num_atoms if field.level == "atom" else num, *field.shape)
-            if values.size != int(np.prod(shape)):
-                raise DataError(
-                    f"{self.name}: {name} of systems {self.num_systems} to {self.num_systems + num - 1} has shape "
-                    f"{values.shape} instead of {shape}."
-                )
-            if self.types[name].kind == "i":
-                self._make_room(name, values)
-            self.files[name].write(np.ascontiguousarray(values, dtype=self.types[name]).tobytes())
-        self.files["idx"].write((self.num_atoms + np.cumsum(block.counts)).astype("<i8").tobytes())
+        values = {**block.systems, **block.atoms, "idx": self.num_atoms + np.cumsum(block.counts)}
+        for prop, column in self.columns.items():
+            if values.get(prop) is None:
+                raise DataError(f"{self.name}: system {self.num_systems} has no {prop!r}.")
+            try:
+                column.write(values[prop], num_atoms if column.field.level == "atom" else num, self.num_systems)
+            except DataError as error:
+                raise DataError(f"{self.name}: {error}") from error
         self.num_systems += num
         self.num_atoms += num_atoms
 
-    def _make_room(self, name: str, values: np.ndarray) -> None:
-        """Widen an integer array when a value does not fit."""
-        low, high = int(values.min()), int(values.max())
-        while low < np.iinfo(self.types[name]).min or high > np.iinfo(self.types[name]).max:
-            old = self.types[name]
-            self.types[name] = np.dtype(f"<i{2 * old.itemsize}")
-            file = self.files[name]
-            file.flush()
-            stored = np.fromfile(self._path(name, ".tmp"), old)
-            file.seek(0)
-            stored.astype(self.types[name]).tofile(file)
-
     def finish(self, notes: Mapping[str, Any]) -> None:
-        manifest = {"layout": LAYOUT, "types": {name: dtype.name for name, dtype in self.types.items()}, **notes}
+        types = {prop: column.dtype.name for prop, column in self.columns.items() if prop != "idx"}
+        manifest = {"layout": LAYOUT, "types": types, **notes}
         manifest |= {"num_systems": self.num_systems, "num_atoms": self.num_atoms}
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        for column in self.columns.values():
+            column.sync()
         path = self.folder / f"{self.name}.json"
         _write_manifest(path, {**manifest, "complete": False})  # until the last file has its name
-        for prop in self.files:
+        for prop in self.columns:
             os.replace(self._path(prop, ".tmp"), self._path(prop))
         _write_manifest(path, {**manifest, "complete": True})
 
     def discard(self) -> None:
-        for prop, file in self.files.items():
-            with contextlib.suppress(OSError):  # what waits in memory may find no room either
-                file.close()
+        for prop, column in self.columns.items():
+            column.release()
             self._path(prop, ".tmp").unlink(missing_ok=True)
 
 
