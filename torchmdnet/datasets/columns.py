@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchmdnet.errors import DataError
 
-__all__ = ["HEADER", "Column", "Field", "entry_of", "npy_header", "open_array", "pack", "unpack"]
+__all__ = ["HEADER", "Column", "Field", "as_reference", "entry_of", "from_reference", "npy_header", "open_array"]
 
 
 class Field(NamedTuple):
@@ -68,7 +68,7 @@ class _MapReference(NamedTuple):
     shape: tuple[int, ...]
 
 
-def pack(array: np.ndarray) -> np.ndarray | _MapReference:
+def as_reference(array: np.ndarray) -> np.ndarray | _MapReference:
     """A reference for an array mapped from a file, whole or a contiguous part of it; other arrays as they are."""
     root = array
     while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
@@ -82,7 +82,7 @@ def pack(array: np.ndarray) -> np.ndarray | _MapReference:
     return _MapReference(str(filename), array.dtype.str, int(root.offset) + shift, array.shape)
 
 
-def unpack(packed: np.ndarray | _MapReference) -> np.ndarray:
+def from_reference(packed: np.ndarray | _MapReference) -> np.ndarray:
     if not isinstance(packed, _MapReference):
         return packed
     return np.memmap(packed.filename, dtype=packed.dtype, mode="r", offset=packed.offset, shape=packed.shape)

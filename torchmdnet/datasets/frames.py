@@ -20,7 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchmdnet.datasets.columns import HEADER, Column, Field, entry_of, npy_header, open_array, unpack
+from torchmdnet.datasets.columns import (
+    HEADER,
+    Column,
+    Field,
+    as_reference,
+    entry_of,
+    from_reference,
+    npy_header,
+    open_array,
+)
 from torchmdnet.errors import DataError
 from torchmdnet.parse import parse_json
 
@@ -313,15 +322,15 @@ class Frames:
     def __getstate__(self) -> dict[str, Any]:
         if self.folder is not None:
             return {"folder": self.folder, "in_memory": self.in_memory}
-        pack = {"atoms": self.atoms, "systems": self.systems, "shared": self.shared}
-        return {"ptr": self.ptr} | {k: {n: pack(a) for n, a in v.items()} for k, v in pack.items()}
+        groups = {"atoms": self.atoms, "systems": self.systems, "shared": self.shared}
+        return {"ptr": self.ptr} | {k: {n: as_reference(a) for n, a in v.items()} for k, v in groups.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "folder" in state:
             opened = Frames.open(state["folder"], in_memory=state["in_memory"])
             self.__dict__.update(opened.__dict__)
             return
-        groups = [{n: unpack(a) for n, a in state[k].items()} for k in ("atoms", "systems", "shared")]
+        groups = [{n: from_reference(a) for n, a in state[k].items()} for k in ("atoms", "systems", "shared")]
         self.__init__(state["ptr"], groups[0], groups[1], shared=groups[2])
 
 

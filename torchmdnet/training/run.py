@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet._version import __version__
+from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 from torchmdnet.checkpoint.card import count_parameters
 from torchmdnet.config.rundir import claim_log_dir, companion, is_main_process, release_log_dir, undo_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
