@@ -20,13 +20,15 @@ from ase.build import molecule
 from ase.io import write
 
 from torchmdnet import memory
-from torchmdnet.calculators import TMDNETCalculator, speed
+from torchmdnet.calculators import TMDNETCalculator
 from torchmdnet.calculators.structures import default_structures, known_elements, water_box
 from torchmdnet.checkpoint import load_model, save_model
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import ConfigError
 from torchmdnet.scripts.main import main
 from torchmdnet.testing import tiny_model
+from torchmdnet.timing import machine
+from torchmdnet.timing import measure as measure_module
 from torchmdnet.timing.machine import Memory, physical_cores
 from torchmdnet.timing.measure import Measured, Subject, measure
 from torchmdnet.timing.routes import Route, routes
@@ -117,7 +119,7 @@ def test_the_reference_is_what_the_calculator_says_of_the_structure_in_ev(model)
 def test_a_wrong_answer_of_a_route_shows_as_its_deviation(model, through, monkeypatch) -> None:
     subject = Subject(model, molecule("H2O"))
     right = subject.reference()
-    subject._reference = [speed.Answer(a.energy + 0.3, a.forces + np.array([0.0, 0.5, 0.0])) for a in right]
+    subject._reference = [measure_module.Answer(a.energy + 0.3, a.forces + np.array([0.0, 0.5, 0.0])) for a in right]
     row = measure(subject, Route(through, "float64", "exact"), seconds=0.01)
     assert row.energy_error == pytest.approx(0.1)  # three atoms
     assert row.force_error == pytest.approx(0.5)
@@ -133,8 +135,8 @@ def test_dynamics_takes_one_evaluation_a_step_of_the_length_asked_for(model, mon
 
     subject = Subject(model, molecule("H2O"))
     monkeypatch.setattr(TMDNETCalculator, "calculate", listen)
-    trial = speed.Dynamics(subject, Route("ase", "float64"), timestep=0.1)
-    for _ in range(2 * speed.STRETCH):
+    trial = measure_module.Dynamics(subject, Route("ase", "float64"), timestep=0.1)
+    for _ in range(2 * measure_module.STRETCH):
         trial.prepare()
         before = len(seen)
         trial.step()
@@ -151,7 +153,7 @@ def test_ns_per_day_is_the_time_of_the_steps_of_a_day() -> None:
 
 def test_a_model_that_falls_apart_is_timed_up_to_there(model, monkeypatch) -> None:
     subject = Subject(model, molecule("H2O"))
-    step, count = speed.Dynamics.step, []
+    step, count = measure_module.Dynamics.step, []
 
     def fall(self):
         count.append(1)
@@ -159,7 +161,7 @@ def test_a_model_that_falls_apart_is_timed_up_to_there(model, monkeypatch) -> No
             raise ValueError("the structure has fallen apart")
         step(self)
 
-    monkeypatch.setattr(speed.Dynamics, "step", fall)
+    monkeypatch.setattr(measure_module.Dynamics, "step", fall)
     row = measure(subject, Route("ase"), seconds=5)
     assert len(row.wall) == 2
     assert row.note == "stopped after 2 steps: the structure has fallen apart"
@@ -175,8 +177,10 @@ def test_a_grid_that_is_not_used_is_said_instead_of_timed(model, monkeypatch) ->
 
 def test_threads_are_those_asked_for_and_are_put_back(model, monkeypatch) -> None:
     during = []
-    step = speed.ModelCall.step
-    monkeypatch.setattr(speed.ModelCall, "step", lambda self: (during.append(torch.get_num_threads()), step(self)))
+    step = measure_module.ModelCall.step
+    monkeypatch.setattr(
+        measure_module.ModelCall, "step", lambda self: (during.append(torch.get_num_threads()), step(self))
+    )
     before = torch.get_num_threads()
     measure(Subject(model, molecule("H2O")), Route("call", threads=3), seconds=0.01)
     assert set(during) == {3}
@@ -186,13 +190,13 @@ def test_threads_are_those_asked_for_and_are_put_back(model, monkeypatch) -> Non
 @pytest.mark.parametrize("dtype", ["tf32", "bf16"])
 def test_cheaper_matrix_products_are_asked_for_during_a_route_and_its_deviation_is_told(dtype, model, monkeypatch):
     during = []
-    step = speed.ModelCall.step
+    step = measure_module.ModelCall.step
 
     def note(self) -> None:
         during.append((torch.get_float32_matmul_precision(), next(self.model.parameters()).dtype))
         step(self)
 
-    monkeypatch.setattr(speed.ModelCall, "step", note)
+    monkeypatch.setattr(measure_module.ModelCall, "step", note)
     found = measure(Subject(model, molecule("H2O")), Route("call", dtype), seconds=0.01)
     assert set(during) == {({"tf32": "high", "bf16": "medium"}[dtype], torch.float32)}
     assert torch.get_float32_matmul_precision() == "highest"
@@ -202,7 +206,7 @@ def test_cheaper_matrix_products_are_asked_for_during_a_route_and_its_deviation_
 
 def test_time_is_bounded_for_slow_steps(model, monkeypatch) -> None:
     clock = iter(range(0, 1000, 10))  # every look at it takes 10 s
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(measure_module.time, "perf_counter", lambda: float(next(clock)))
     row = measure(Subject(model, molecule("H2O")), Route("call"), seconds=1)
     assert row.wall == [10.0]
 
@@ -222,10 +226,10 @@ def test_memory_of_a_step_is_what_it_holds_at_its_worst() -> None:
 
 def test_physical_cores_count_threads_of_a_core_once(monkeypatch) -> None:
     blocks = [f"processor : {n}\nphysical id : 0\ncore id : {n // 2}\n" for n in range(8)]
-    monkeypatch.setattr(speed, "_cpuinfo", lambda: "\n".join(blocks))
-    monkeypatch.setattr(speed.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: "\n".join(blocks))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert physical_cores() == 3
-    monkeypatch.setattr(speed, "_cpuinfo", lambda: "")
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: "")
     assert physical_cores() == 6
 
 
@@ -239,7 +243,7 @@ def test_growth_repeats_along_the_periodic_vectors(model, crystal, capsys) -> No
 
 def test_growth_ends_where_memory_would(model, crystal, capsys, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    monkeypatch.setattr(speed.Memory, "used", lambda self: 900)
+    monkeypatch.setattr(machine.Memory, "used", lambda self: 900)
     words = ["--through", "call", "--dtype", "float32", "--radial", "exact", "--replicate", "1,2,3"]
     found = bench(capsys, model, crystal, *words)
     assert [row["num_atoms"] for row in found["structures"][0]["growth"]] == [2]
@@ -266,14 +270,16 @@ def test_the_table_fits_a_narrow_terminal_and_a_pipe_without_a_word_cut(model, c
     """On 80 columns ``steps/s`` goes; progress is written to standard error, a line for each route."""
     words = ["bench", model, crystal, *QUICK, "--through", "call,external", "--timestep", "0.25", "--radial", "exact"]
     rows: list[Measured] = []
-    monkeypatch.setattr(speed, "measure", lambda *args, **options: rows.append(measure(*args, **options)) or rows[-1])
+    monkeypatch.setattr(
+        measure_module, "measure", lambda *args, **options: rows.append(measure(*args, **options)) or rows[-1]
+    )
     main(words)
     printed = capsys.readouterr()
     assert re.findall(r"^(\d) of 4: .*(float32|float64), exact, 1 thread$", printed.err, re.MULTILINE)[-1][0] == "4"
     assert " of 4: " not in printed.out
     assert "…" not in printed.out
     replay = iter(2 * rows)
-    monkeypatch.setattr(speed, "measure", lambda *args, **options: next(replay))  # only the width changes
+    monkeypatch.setattr(measure_module, "measure", lambda *args, **options: next(replay))  # only the width changes
     assert re.search(r"through +dtype +radial +threads .*ns/day", " ".join(printed.out.split()))
     assert max(len(line) for line in printed.out.splitlines() if crystal not in line) <= 80
     for width in (80, 60):
