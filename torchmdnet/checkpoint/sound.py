@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchmdnet.errors import CheckpointError
+from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.heads import named_head
+from torchmdnet.options import OPTIONS, Option
 
 __all__ = ["check_finite", "check_kinds", "check_weights"]
-
-_SWITCHES = (
-    *("derivative", "remove_ref_energy", "trainable_rbf", "neighbor_embedding"),
-    *("charge", "spin", "static_shapes"),
-)
-_SIZES = ("embedding_dimension", "num_layers", "num_rbf", "num_heads", "num_filters", "max_z", "q_dim")
-_COUNTS = (*_SIZES, "output_mlp_num_layers", "atom_filter", "max_num_neighbors", "coulomb_max_num_neighbors")
-_REALS = ("cutoff_lower", "cutoff_upper", "coulomb_cutoff")
-_TEXTS = (
-    *("model", "output_model", "activation", "attn_activation", "rbf_type", "aggr", "distance_influence"),
-    *("reduce_op", "system_embedding", "equivariance_invariance_group"),
-)
 
 
 def check_kinds(options: Mapping[str, Any], path: str | Path) -> None:
@@ -37,32 +27,53 @@ def check_kinds(options: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         CheckpointError: Naming the key, its value and what it takes.
     """
-    for keys, what, holds in (
-        (_SWITCHES, "true or false", lambda value: value in (0, 1)),
-        (_SIZES, "a whole number from 0 on", lambda value: value >= 0),
-        (_COUNTS, "a whole number", lambda value: True),
-        (_REALS, "a finite number", math.isfinite),
-        (_TEXTS, "text", lambda value: True),
-        (("prior_args",), "a mapping, or a list of them", lambda value: True),
-    ):
-        for key in keys:
-            value = options.get(key)
-            if value is not None and not (_is_of(value, keys) and holds(value)):
-                raise CheckpointError(
-                    f"{path}: hyper_parameters, {key}: {str(value)[:40]!r} is not valid. It takes {what}."
-                )
+    for key, value in options.items():
+        option = OPTIONS.get(key)
+        if option is None or value is None or not (option.group == "Architecture" or "model" in option.read_by.split()):
+            continue
+        what, holds = _KINDS.get("size" if _is_size(option) else option.type, _ANY)
+        if not holds(value):
+            raise CheckpointError(
+                f"{path}: hyper_parameters, {key}: {str(value)[:40]!r} is not valid. It takes {what}."
+            )
 
 
-def _is_of(value: Any, keys: tuple[str, ...]) -> bool:
-    """Whether a value is of the kind that these keys take."""
-    if keys is _TEXTS:
-        return isinstance(value, str)
-    if keys is _SWITCHES:
-        return isinstance(value, int)
-    if keys == ("prior_args",):
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        return all(part is None or isinstance(part, Mapping) for part in parts)
-    return isinstance(value, (int, float) if keys is _REALS else int) and not isinstance(value, bool)
+def _is_size(option: Option) -> bool:
+    """Whether an option is a number from 0 on; of neighbours any number has been accepted."""
+    return option.type == "int" and option.ge is not None and option.ge >= 0 and "neighbors" not in option.key
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_head(value: Any) -> bool:
+    try:
+        return bool(named_head(value))
+    except ConfigError:
+        return False
+
+
+def _are_mappings(value: Any) -> bool:
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return all(part is None or isinstance(part, Mapping) for part in parts)
+
+
+_ANY: tuple[str, Callable[[Any], bool]] = ("anything", lambda value: True)
+#: What values of each type of option are, and whether one is.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("true or false", lambda value: isinstance(value, int) and value in (0, 1)),
+    "size": ("a whole number from 0 on", lambda value: _is_whole(value) and value >= 0),
+    "int": ("a whole number", _is_whole),
+    "float": ("a finite number", _is_finite_number),
+    "text": ("text", lambda value: isinstance(value, str)),
+    "head": ("text, or a mapping of one name to arguments", _is_head),
+    "prior_args": ("a mapping, or a list of them", _are_mappings),
+}
 
 
 def check_weights(state: Mapping[str, Any], own: Mapping[str, Tensor], path: str | Path) -> None:
