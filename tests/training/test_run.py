@@ -431,13 +431,13 @@ def test_a_result_that_cannot_be_written_costs_no_other_and_is_an_error(tmp_path
         "summary.json": "write_summary",
         "report.html": "write_report",
     }.get(name)
-    owner = run if writer else importlib.import_module("torchmdnet.training.plots")
+    owner = results if writer else importlib.import_module("torchmdnet.training.plots")
     monkeypatch.setattr(owner, writer or "draw_learning_curves", lambda *a: 1 / 0)
-    results = {"potential.safetensors", "summary.json", "learning_curves.png", "parity.png", "report.html"}
+    files = {"potential.safetensors", "summary.json", "learning_curves.png", "parity.png", "report.html"}
     said = io.StringIO()
     with pytest.raises(ResultError, match=rf"{name} \(ZeroDivisionError.*best\.ckpt"), contextlib.redirect_stdout(said):
         train_toy(tmp_path / "run", num_epochs=1, report=True)
-    assert {path.name for path in (tmp_path / "run").iterdir()} & results == results - {name}
+    assert {path.name for path in (tmp_path / "run").iterdir()} & files == files - {name}
     assert ("report: " in said.getvalue()) == (name != "report.html")
     assert ("potential: " in said.getvalue()) == (name != "potential.safetensors")
 
