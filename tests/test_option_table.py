@@ -11,6 +11,8 @@ import pytest
 
 import torchmdnet
 from torchmdnet.config import OPTIONS, get_argparse
+from torchmdnet.config.values import coerce
+from torchmdnet.errors import ConfigError
 from torchmdnet.heads import HEADS
 from torchmdnet.options import (
     RENAMED,
@@ -123,6 +125,36 @@ def test_lists_in_the_table_are_not_shared_between_runs():
     assert get_argparse().parse_args([]).q_weights == []
 
 
+NUMBERS = {key: option for key, option in OPTIONS.items() if option.type in ("int", "float") and not option.choices}
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_bounds_beyond_which_it_is_refused_with_them(key):
+    """Nothing else is asked of what lies within; beyond them a run would train nothing, or never begin."""
+    option = NUMBERS[key]
+    least = option.ge if option.ge is not None else option.gt
+    most = option.most if option.most is not None else option.lt
+    assert least is not None
+    assert most is not None
+    assert -1 <= least <= most <= 1e12
+    assert option.default is None or least <= option.default <= most
+    beyond = [least - 1, most * 1.01 if option.type == "float" else most + 1, 10**400, -(10**400)]
+    small = [1e-300, *((option.least / 2,) if option.least else ())]
+    beyond += small if option.type == "float" and (least > 0 or option.least) else []
+    for value in [*beyond, *([] if option.type == "int" else [float("nan"), float("inf")])]:
+        with pytest.raises(ConfigError, match=rf"^conf\.yaml: {key}=.* is not valid.*It takes a (whole )?number"):
+            coerce(key, value, "conf.yaml")
+    for value in (least, most, *((option.least,) if option.least else ())):
+        if value not in (option.gt, option.lt):
+            assert coerce(key, value, "conf.yaml") == value
+
+
+def test_no_split_has_more_samples_than_data_have():
+    for key in ("train_size", "val_size", "test_size"):
+        with pytest.raises(ConfigError, match=f"{key}=.*1,000,000,000"):
+            coerce(key, 10**30, "conf.yaml")
+
+
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
 def test_options_are_described(option):
     assert option.help.endswith(".")
@@ -150,10 +182,11 @@ def test_choices_come_from_the_catalogues():
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("lr_factor", "a number between 0 and 1 (exclusive)"),
-        ("coulomb_epsilon_solvent", "a number above 0, up to 1000000000"),
+        ("lr_factor", "a number between 1e-06 and 1 (exclusive)"),
+        ("coulomb_epsilon_solvent", "a number between 1 and 1000000000"),
         ("save_interval", "a whole number of 1 or more"),
-        ("ema_alpha_y", "a number between 0 and 1"),
+        ("ema_alpha_y", "a number between 1e-06 and 1"),
+        ("y_weight", "a number between 1e-12 and 1e+12, or 0"),
         ("precision", "one of 32, 64"),
         ("derivative", "true or false"),
         (

@@ -10,8 +10,11 @@ import torch
 from ase import Atoms
 
 from torchmdnet.calculators import External, TMDNETCalculator
+from torchmdnet.compiled import CompiledPotential
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import DataError
+from torchmdnet.export import recorded
+from torchmdnet.graph import Inputs
 from torchmdnet.models import ARCHITECTURES
 from torchmdnet.nn.distance import OptimizedDistance
 from torchmdnet.optimize import optimize
@@ -196,6 +199,51 @@ def test_a_scripted_model_returns_nan() -> None:
     energy, forces = script(Z, PLACES, BATCH, flat)
     assert energy.isnan()[:, 0].tolist() == [False, True]
     assert forces.isnan().all(dim=1).tolist() == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_was_compiled_returns_nan_for_that_system_alone(name: str, unchecked, monkeypatch) -> None:
+    monkeypatch.setattr("torchmdnet.compiled.device_kind", lambda _: "cuda")
+    model = tiny(name).eval()
+    quick = CompiledPotential(model, backend="aot_eager")
+    expected = quick.evaluate(Inputs(Z, PLACES, BATCH))
+    for value in (math.nan, 1e30):
+        found = quick.evaluate(Inputs(Z, moved(4, value), BATCH))
+        assert not quick.is_given_up
+        assert found.energy[1].isnan().all()
+        assert found.forces[3:].isnan().all()
+        torch.testing.assert_close(found.energy[0], expected.energy[0])
+        torch.testing.assert_close(found.forces[:3], expected.forces[:3])
+
+
+def test_what_was_compiled_refuses_them_and_stays_compiled() -> None:
+    quick = CompiledPotential(tiny("graph-network").eval(), backend="aot_eager")
+    with pytest.raises(DataError, match="pos of atom 4 is"):
+        quick.evaluate(Inputs(Z, moved(4, math.nan), BATCH))
+    quick.evaluate(Inputs(Z, PLACES, BATCH))
+    assert not quick.is_given_up
+
+
+@pytest.mark.parametrize("entry", ["edges", "positions"])
+def test_what_is_exported_returns_nan_for_that_system_alone(entry: str) -> None:
+    model = tiny("graph-network", num_layers=1).requires_grad_(False).eval()
+    graph, _ = recorded(model, entry)
+    index = torch.tensor([[0, 1, 1, 2, 3, 4, 4, 5], [1, 0, 2, 1, 4, 3, 5, 4]])
+    nothing = torch.zeros(2, dtype=torch.float64)
+
+    def answer(pos: torch.Tensor):
+        vec = pos[index[0]] - pos[index[1]]
+        places = (index, vec) if entry == "edges" else (pos, index, torch.zeros_like(vec))
+        return graph(Z, *places, BATCH, nothing, nothing)
+
+    energy, forces, *_ = answer(PLACES)
+    assert energy.isfinite().all()
+    for value in NOWHERE:
+        found, pushes, *_ = answer(moved(4, value))
+        assert found[1].isnan()
+        assert pushes[3:].isnan().all()
+        torch.testing.assert_close(found[0], energy[0])
+        torch.testing.assert_close(pushes[:3], forces[:3])
 
 
 # ------------------------------------------------------------------------------------------ almost the same place

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchmdnet.errors import DataError
 from torchmdnet.forces import Slopes, derivatives_of, forces_of, with_leaves
 from torchmdnet.graph import Graph, Inputs, Pairs, sum_to_systems
 from torchmdnet.models.base import Representation
@@ -99,6 +100,8 @@ class CompiledPotential(TorchMD_Net):
                 self._expect_no_obstacle()
                 with torch.inference_mode(False), torch.set_grad_enabled(keep):
                     found = self._evaluate(inputs, **options)
+            except DataError:  # of the structure, which the plain model refuses too
+                raise
             except Exception as error:  # whatever the compiler raises, the plain model is there
                 self.is_given_up = True
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -89,7 +89,7 @@ class Option:
     @property
     def most(self) -> float | None:
         """The largest value: every whole number has one."""
-        return LARGEST_COUNT if self.le is None and self.lt is None and self.type == "int" else self.le
+        return LARGEST_COUNT if self.le is None and self.lt is None and self.type in ("int", "size") else self.le
 
     @property
     def takes_none(self) -> bool:
@@ -116,7 +116,8 @@ class Option:
             words = f"one of {', '.join(map(str, self.names))}"
             words += " or 'my_package.module:Class'" if self.takes_address else ""
             return words + (f", or {TYPES['head']}" if self.type == "head" else "")
-        low, high = self.ge if self.ge is not None else self.gt, self.le if self.le is not None else self.lt
+        low = next((bound for bound in (self.least, self.ge, self.gt) if bound is not None), None)
+        high = self.le if self.le is not None else self.lt
         if low is not None and high is not None:
             bounds = f" between {low:.10g} and {high:.10g}" + ("" if self.lt is None else " (exclusive)")
             bounds = bounds if self.gt is None or self.lt is not None else f" above {low:.10g}, up to {high:.10g}"
@@ -124,7 +125,7 @@ class Option:
             bounds = f" of {low:g} or more" if self.ge is not None else f" above {low:g}"
         else:
             bounds = ""
-        return TYPES[self.type] + (bounds if self.least is None else f" of {self.least:g} or more, or 0")
+        return TYPES[self.type] + bounds + ("" if self.least is None else ", or 0")
 
 
 #: How a value of each type is described to people.
@@ -147,6 +148,9 @@ TYPES: dict[str, str] = {
 
 #: Bounds of numbers that have no natural one: a learning rate, a weight, a batch beyond them is a slip of the pen.
 MOST_RATE, MOST_DECAY, MOST_WEIGHT, MOST_SYSTEMS, MOST_PROCESSES = 100, 10_000, 1e12, 1_000_000, 1024
+#: A term that weighs less, a loss smoothed with less, a rate reduced to less would not train in single precision, and
+#: so many nodes or steps of warm-up would not be there before a run ends.
+LEAST_WEIGHT, LEAST_FACTOR, MOST_NODES, MOST_WARMUP = 1e-12, 1e-6, 65_536, 10_000_000
 
 _ACTIVATIONS = ("ssp", "silu", "tanh", "sigmoid", "swish", "mish")
 
@@ -178,7 +182,8 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Devices per node. -1 takes every visible GPU, or one process on a machine without. "
                "CUDA_VISIBLE_DEVICES chooses among them.", ge=-1, le=MOST_PROCESSES),
         Option("num_nodes", "int", 1,
-               "Nodes of a distributed run; NODE_RANK, MASTER_ADDR and MASTER_PORT tell each its place.", ge=1),
+               "Nodes of a distributed run; NODE_RANK, MASTER_ADDR and MASTER_PORT tell each its place.", ge=1,
+               le=MOST_NODES),
         Option("precision", "int", 32, "Bits of a floating point number in the model. 16 are too few for forces.",
                choices=(32, 64), read_by="model training", free=True),
         Option("compile", "bool", False,
@@ -212,14 +217,14 @@ _GROUPS: dict[str, Sequence[Option]] = {
                read_by="training"),
         Option("lr_min", "float", 1e-6, "The learning rate is not reduced below this. Training goes on there.",
                ge=0, le=MOST_RATE, read_by="training", in_card=True),
-        Option("lr_factor", "float", 0.8, "Each reduction multiplies the learning rate by this.", gt=0, lt=1,
-               read_by="training", in_card=True),
+        Option("lr_factor", "float", 0.8, "Each reduction multiplies the learning rate by this.", ge=LEAST_FACTOR,
+               lt=1, read_by="training", in_card=True),
         Option("lr_warmup_steps", "int", 0, "Steps over which the learning rate grows to lr. 0 for no warm-up.", ge=0,
-               read_by="training", in_card=True),
+               le=MOST_WARMUP, read_by="training", in_card=True),
         Option("weight_decay", "float", 0.0, "Weight decay of AdamW.", ge=0, le=MOST_DECAY,
                read_by="training", in_card=True),
-        Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0, least=1e-9,
-               in_card=True),
+        Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0, le=MOST_WEIGHT,
+               least=1e-9, in_card=True),
         Option("early_stopping_patience", "int", 30, "Stop after this many epochs without improvement.", ge=0),
         Option("early_stopping_monitor", "text", "val_total_mse_loss",
                "Metric that early stopping follows, {train,val}_total_<loss>. Left alone it follows train_loss; null "
@@ -229,22 +234,22 @@ _GROUPS: dict[str, Sequence[Option]] = {
                nullable=True),
         Option("ema_alpha_y", "float", 1.0,
                "Exponential smoothing of the loss of y: 1 for none. Values below 1 also scale its gradient.",
-               ge=0, le=1, read_by="training"),
-        Option("ema_alpha_neg_dy", "float", 1.0, "The same for the loss of the forces.", ge=0, le=1,
+               ge=LEAST_FACTOR, le=1, read_by="training"),
+        Option("ema_alpha_neg_dy", "float", 1.0, "The same for the loss of the forces.", ge=LEAST_FACTOR, le=1,
                read_by="training"),
         Option("y_weight", "float", 1.0, "Weight of y (the energy) in the loss.", ge=0, le=MOST_WEIGHT,
-               read_by="training", in_card=True),
+               least=LEAST_WEIGHT, read_by="training", in_card=True),
         Option("y_loss_per_atom", "bool", False,
                "Divide predicted and reference energies by the number of atoms before they enter the loss (training, "
                "validation and test), so that one y_weight suits systems of every size. Recommended.",
                established=False, read_by="training", in_card=True),
         Option("neg_dy_weight", "float", 1.0,
                "Weight of the forces in the loss. Without derivative there are none.", ge=0, le=MOST_WEIGHT,
-               read_by="training", in_card=True),
+               least=LEAST_WEIGHT, read_by="training", in_card=True),
         Option("stress_weight", "float", 0.0,
                "Weight of the stress in the loss. Needs derivative and periodic data with stress labels; samples "
                "without one count for the other terms.", ge=0, established=False, le=MOST_WEIGHT,
-               read_by="data training", in_card=True),
+               least=LEAST_WEIGHT, read_by="data training", in_card=True),
         Option("train_loss", "text", "mse_loss", "Loss to train with.", choices="torchmdnet.losses:LOSSES",
                read_by="training", in_card=True),
         Option("train_loss_arg", "mapping", None, 'Arguments of the loss, e.g. {"delta": 0.5} for huber_loss.',
@@ -268,7 +273,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "With split_by: time, leave out this many samples before each cut.", ge=0, established=False,
                read_by="data"),
         Option("test_interval", "int", -1, "Epochs between evaluations of the test set; -1 for only at the end.",
-               read_by="data"),
+               ge=-1, read_by="data"),
         Option("save_interval", "int", 10, "Epochs between ranked checkpoints.", ge=1),
         Option("keep_checkpoints", "int", 10,
                "Number of ranked checkpoints that stay beside best.ckpt and last.ckpt; 0 for none.",
@@ -350,7 +355,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "Cutoff of the Coulomb head in Å, with a reaction field. None takes all pairs and no box.",
                ge=NARROWEST, established=False, read_by="model head"),
         Option("coulomb_epsilon_solvent", "float", 78.3,
-               "Relative permittivity beyond coulomb_cutoff.", gt=0, established=False, read_by="model head"),
+               "Relative permittivity beyond coulomb_cutoff.", ge=1, established=False, read_by="model head"),
         Option("coulomb_max_num_neighbors", "int", None,
                "Neighbours to expect within coulomb_cutoff.", ge=1, established=False, read_by="model head"),
         Option("coulomb_neighbor_strategy", "text", "brute",

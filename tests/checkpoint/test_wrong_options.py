@@ -162,6 +162,47 @@ def test_weights_to_start_from_are_read_before_data(tmp_path, monkeypatch):
         training.train(resolve(words))
 
 
+def test_weights_that_are_no_numbers_are_refused_before_data_are_read(content, tmp_path, monkeypatch):
+    from torchmdnet.config import resolve
+    from torchmdnet.training import run as training
+
+    state = {name: _with_nan(value) if "emb.weight" in name else value for name, value in content["state_dict"].items()}
+    torch.save({**content, "state_dict": state}, tmp_path / "nan.ckpt")
+    monkeypatch.setattr(training, "DataModule", lambda *_: pytest.fail("data were asked for"))
+    words = ["--dataset", "TinyQM", "--load-weights", str(tmp_path / "nan.ckpt"), "--log-dir", str(tmp_path / "run")]
+    with pytest.raises(CheckpointError, match=r"nan\.ckpt: the tensor state_dict\..*emb\.weight holds NaN"):
+        training.train(resolve(words))
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer_states", "ema"])
+def test_a_run_does_not_continue_from_numbers_that_are_none(part):
+    from torchmdnet.training.lightning import LNNP
+
+    module = LNNP(dict(tiny_model("tensornet").hyper_parameters))
+
+    def checkpoint():
+        return {
+            "state_dict": {f"model.{name}": value.clone() for name, value in module.model.state_dict().items()},
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+            "torchmdnet": {"state": {"ema": {"train": {"y": torch.ones(1)}}}},
+        }
+
+    module.on_load_checkpoint(checkpoint())
+    assert float(module.ema["train"]["y"]) == 1
+    damaged = checkpoint()
+    inside = {
+        "weights": next(value for name, value in damaged["state_dict"].items() if name.endswith("emb.weight")),
+        "optimizer_states": damaged["optimizer_states"][0]["state"][0]["exp_avg"],
+        "ema": damaged["torchmdnet"]["state"]["ema"]["train"]["y"],
+    }[part]
+    inside.view(-1)[-1] = float("nan")
+    name = {"weights": r"\S*emb\.weight", "optimizer_states": r"optimizer_states\.0\.state\.0\.exp_avg"}.get(
+        part, r"ema\.train\.y"
+    )
+    with pytest.raises(CheckpointError, match=rf"the tensor {name} holds NaN"):
+        module.on_load_checkpoint(damaged)
+
+
 def test_a_misspelt_device_comes_with_the_right_name():
     with pytest.raises(ConfigError, match=r"device: 'cdua' is not available\. Did you mean 'cuda'\?"):
         usable_device("cdua")

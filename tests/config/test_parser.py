@@ -57,6 +57,8 @@ def test_both_spellings_are_accepted(option, tmp_path):
     if option.key in ("load_model", "prior_args"):
         return  # these need more than a word to make sense
     value = str(option.names[0]) if option.choices else samples[option.type]
+    if option.type == "float" and (option.ge or 0) > 0.5:
+        value = str(option.ge)
     if option.key == "conf":
         value = str(tmp_path / "x.yaml")
     if option.key.endswith("monitor"):
@@ -101,6 +103,10 @@ def test_dictionaries_are_accepted_on_the_command_line():
     assert (args.dataset_arg, args.train_loss_arg) == ({"label": "energy_U0"}, {"delta": 0.5})
     assert parse("--dataset-arg", "label=homo", "version=1.1.4").dataset_arg == {"label": "homo", "version": "1.1.4"}
     assert parse("--dataset-arg", "null").dataset_arg is None
+    values = ("label=homo", '{"version": "1.1.4", "size": 3}', "size=4")
+    twice = [word for value in values for word in ("--dataset-arg", value)]
+    assert parse(*twice).dataset_arg == {"label": "homo", "version": "1.1.4", "size": 4}
+    assert parse("--dataset-arg", "a=b", "--dataset-arg", "null").dataset_arg is None
     args = parse("--prior-model", "ZBL", "--prior-args", '{"cutoff_distance": 4}')
     assert args.prior_model == [{"ZBL": {"cutoff_distance": 4}}]
 

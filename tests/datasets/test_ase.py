@@ -556,6 +556,46 @@ def test_more_atoms_than_bytes_are_refused_in_other_formats(tmp_path, name):
     refused(tmp_path / name, r"line \d states .*99999999999 atoms, more than the file has bytes")
 
 
+CIF = """data_é
+_cell_length_a 9
+_cell_length_b 9
+_cell_length_c 9
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_symmetry_equiv_pos_as_xyz
+{operations}
+loop_
+_atom_site_label
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+{atoms}
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_symmetry_that_would_take_hours_is_refused_with_the_number_of_sites(tmp_path, suffix):
+    def cif(number, operations):
+        return CIF.format(
+            operations="\n".join(f"'x+{k}/{operations},y,z'" for k in range(operations)),
+            atoms="\n".join(f"C{k} 0 {k / number:.4f} 0" for k in range(number)),
+        ).encode("latin-1")
+
+    def write_file(content):
+        path = tmp_path / f"a.cif{suffix}"
+        path.write_bytes(gzip.compress(content) if suffix else content)
+        return path
+
+    small, large = cif(3, 2), cif(2000, 192)
+    refused(write_file(large), r"2,000 x 192 = 384,000 sites\. At most 4,000 are read.*extended XYZ")
+    refused(write_file(small + large), r"2,000 x 192 = 384,000 sites")
+    ((_, atoms),) = read_structures(write_file(small), ALL)
+    assert len(atoms) == 6
+
+
 @pytest.mark.parametrize("name", ["a.vasp", "a.gro", "a.gen", "a.xsf"])
 def test_counts_of_atoms_that_are_right_are_accepted(tmp_path, name):
     atoms = Atoms("OH2", [[0, 0, 0], [0, 0.7, 0.5], [0, -0.7, 0.5]], cell=[5, 6, 7], pbc=True)

@@ -525,3 +525,28 @@ def test_a_call_may_be_computed_again_for_its_gradient(name: str) -> None:
 
     for new, old in zip(found(True), found(False), strict=True):
         torch.testing.assert_close(new, old)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_call_in_evaluation_may_be_computed_again_for_its_gradient(name: str) -> None:
+    """The first call makes grids and tables, which the repetition finds; they are none of its saved tensors."""
+    systems = SYSTEMS["molecules"]
+
+    def found(again: bool) -> list[torch.Tensor]:
+        model = tiny_model(name, derivative=False, embedding_dimension=16, num_heads=2).eval()
+        q = systems.q if "charge" in model.representation_model.reads else None
+        place = systems.pos.clone().requires_grad_()
+        call = lambda where: model(systems.z, where, systems.batch, q=q).energy  # noqa: E731
+        results = []
+        for _ in range(2):  # with tables that this call makes, and with those that it finds
+            energy = checkpoint(call, place, use_reentrant=False) if again else call(place)
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            gradients = torch.autograd.grad(energy.square().sum(), [place, *weights], allow_unused=True)
+            results += [energy, *(gradient for gradient in gradients if gradient is not None)]
+        assert model.representation_model.radial.tables
+        return results
+
+    plain = found(False)
+    assert any(gradient.abs().sum() > 0 for gradient in plain[2:])
+    for new, old in zip(found(True), plain, strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0)

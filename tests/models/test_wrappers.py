@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from torchmdnet.checkpoint import load_model
+from torchmdnet.errors import DataError
 from torchmdnet.models.wrappers import AtomFilter
 from torchmdnet.testing import cell_of_atoms, small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
@@ -67,7 +68,7 @@ def test_its_graph_holds_the_edges_among_heavy_atoms() -> None:
 
 def test_a_system_without_heavy_atoms_is_refused_by_number() -> None:
     z = torch.tensor([6, 1, 1])
-    with pytest.raises(ValueError, match="atom_filter=1 leaves no atom of system 1"):
+    with pytest.raises(DataError, match="atom_filter=1 leaves no atom of system 1"):
         filtered()(z, torch.rand(3, 3, dtype=torch.float64), torch.tensor([0, 0, 1]))
 
 

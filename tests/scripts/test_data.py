@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.io import read, write
 
+from torchmdnet.scripts.data import get_parser
 from torchmdnet.scripts.main import main
 
 
@@ -113,6 +114,13 @@ def test_arguments_of_the_data_set_are_named_with_the_nearest(clusters: Path, ca
     assert "'root' of ASE is given twice" in capsys.readouterr().err
     assert run("--dataset", "MD17", "--dataset-arg", "{mol: aspirin}") == 2
     assert "MD17 has no argument 'mol'. Did you mean 'molecules'?" in capsys.readouterr().err
+
+
+def test_arguments_that_are_given_one_after_the_other_all_count() -> None:
+    words = ["a.xyz", "--dataset-arg", "energy_key=a", "--dataset-arg", "{forces_key: b}"]
+    assert get_parser().parse_args(words).dataset_arg == {"energy_key": "a", "forces_key": "b"}
+    assert get_parser().parse_args(words[:1]).dataset_arg == {}  # of no parser before
+    assert get_parser().parse_args([*words, "--dataset-arg", "[1]"]).dataset_arg == [1]  # and refused for it
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path, clusters: Path, capsys: pytest.CaptureFixture[str]) -> None:

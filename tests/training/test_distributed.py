@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -343,24 +344,77 @@ def test_a_node_that_dies_is_named_by_the_other_which_says_how_to_go_on(tmp_path
     nodes = _stepping(tmp_path)
     os.kill(nodes[1].pid, signal.SIGKILL)
     assert [finish(node) for node in nodes] == [1, -signal.SIGKILL]
-    said = (tmp_path / "said0").read_text()
-    assert "Process 0 of 2 lost its connection to the others: process 1 is gone" in said
-    assert "tart all of them again" in said
-    assert "Traceback" not in said
+    _expect_lost(tmp_path / "said0", 0, r"process 1 is gone or has stopped\. Processes wait 120 s")
+
+
+def _expect_lost(said, rank, message):
+    """One line in our own words: who is missing, after how long, and what to do."""
+    told = said.read_text()
+    assert re.search(rf"Process {rank} of 2 lost its connection to the others \d+ s after the start .*{message}", told)
+    assert "tart all of them again" in told
+    for foreign in ("Traceback", "gloo", "third_party", "127.0.0.1:"):
+        assert foreign not in told.replace(str(said.parent), "")
 
 
 @pytest.mark.slow
-def test_a_node_that_stops_without_dying_is_given_up_in_time(tmp_path):
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_node_that_stops_without_dying_is_given_up_in_time(tmp_path, stopped):
     nodes = _stepping(tmp_path, TORCHMDNET_RENDEZVOUS_TIMEOUT="10")
-    os.kill(nodes[1].pid, signal.SIGSTOP)
+    os.kill(nodes[stopped].pid, signal.SIGSTOP)
     began = time.monotonic()
     try:
-        assert finish(nodes[0]) == 1
+        assert finish(nodes[1 - stopped]) == 1
     finally:
-        os.kill(nodes[1].pid, signal.SIGKILL)
-        nodes[1].join()
+        os.kill(nodes[stopped].pid, signal.SIGKILL)
+        nodes[stopped].join()
     assert time.monotonic() - began < 60
-    assert "process 1 is gone or has stopped" in (tmp_path / "said0").read_text()
+    message = f"process {stopped} is gone or has stopped\\. Processes wait 10 s"
+    _expect_lost(tmp_path / f"said{1 - stopped}", 1 - stopped, message)
+
+
+def stop_in_the_rendezvous():
+    """Let a process stop where the environment says: before it compares settings, or after."""
+    import os
+
+    place = os.environ["STOPS"]
+    agree = distributed._agree
+
+    def stopping(*args):
+        if place == "before":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        agree(*args)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    if os.environ["NODE_RANK"] == os.environ["STOPPED"]:
+        distributed._agree = stopping
+    keep_what_is_said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stopped", "place"), [(0, "before"), (0, "after"), (1, "before"), (1, "after")])
+def test_a_node_that_stops_in_the_rendezvous_is_given_up_in_time(tmp_path, stopped, place):
+    settings(tmp_path / "run", num_epochs=1)
+    port, more = _free_port(), {"TORCHMDNET_RENDEZVOUS_TIMEOUT": "10", "STOPS": place, "STOPPED": str(stopped)}
+    nodes = [
+        start(
+            ["--conf", tmp_path / "run.yaml", "--num-nodes", 2],
+            _node(rank, port, STDERR_TO=str(tmp_path / f"said{rank}"), **more),
+            fault=stop_in_the_rendezvous,
+        )
+        for rank in (0, 1)
+    ]
+    began = time.monotonic()
+    try:
+        assert finish(nodes[1 - stopped]) == 2
+    finally:
+        os.kill(nodes[stopped].pid, signal.SIGKILL)
+        nodes[stopped].join()
+    assert time.monotonic() - began < 90
+    told = (tmp_path / f"said{1 - stopped}").read_text()
+    who = "could not reach process 0" if stopped == 0 else r"waited for the other 1\b"
+    assert re.search(rf"Process {1 - stopped} of 2 {who}.*MASTER_PORT", told)
+    for foreign in ("Traceback", "gloo", "third_party"):
+        assert foreign not in told.replace(str(tmp_path), "")
 
 
 # ------------------------------------------------------------------------------------------------------ launchers

@@ -329,11 +329,16 @@ def test_standardising_takes_mean_and_deviation_of_the_training_labels(tmp_path)
         ({"charge": True, "dataset_arg": {"fields": ["y", "neg_dy"]}}, r"charge.*'q'"),
         ({"spin": True}, r"spin.*'s'"),
         ({"max_z": 8}, r"max_z: 8 is too small.*atomic number 8.*9"),
+        (
+            {"atom_filter": 8, "derivative": False},
+            r"atom_filter: 8 leaves no atom of 24 of 24 .* atomic number 8",
+        ),
+        ({"atom_filter": 99, "derivative": False}, r"atom_filter=99 hides every atom: .* max_z=100"),
         ({"precision": 16}, r"precision.*16"),
         ({"dataset_arg": {"fields": ["neg_dy"]}, "derivative": False}, "derivative: true"),
         ({"ngpus": 0}, "ngpus"),
     ],
-    ids=["charge", "spin", "max_z", "half precision", "forces unused", "no device"],
+    ids=["charge", "spin", "max_z", "no heavy atom", "no atom", "half precision", "forces unused", "no device"],
 )
 def test_options_the_data_cannot_serve_are_refused_before_training(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):

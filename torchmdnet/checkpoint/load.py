@@ -18,7 +18,7 @@ from torchmdnet.build import box_from_config, create_model, precision_of, repres
 from torchmdnet.checkpoint.golden import check_golden
 from torchmdnet.checkpoint.migrations import RETIRED_KEYS, fill_boxes, migrate, representation_prefix
 from torchmdnet.checkpoint.read import as_model_file, check_sizes, hyper_parameters_of, read_checkpoint
-from torchmdnet.checkpoint.sound import check_kinds, check_weights
+from torchmdnet.checkpoint.sound import check_finite, check_kinds, check_weights
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
 from torchmdnet.files import expanded
@@ -28,7 +28,7 @@ from torchmdnet.options import OPTIONS, keys_read_by
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.atomref import Atomref
 
-__all__ = ["load_ensemble", "load_model", "load_weights", "usable_device"]
+__all__ = ["check_start", "load_ensemble", "load_model", "load_weights", "usable_device"]
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,21 @@ def load_weights(
         if "handedness" in args:  # an SO(3) model of an old layout, or trained on from one
             model.representation_model.tensor_embedding.handedness = args["handedness"]
             model.hyper_parameters["handedness"] = args["handedness"]
+
+
+def check_start(filepath: str | Path) -> None:
+    """Refuse a file from whose weights no training can start, before data are read and a model is made.
+
+    Args:
+        filepath: A checkpoint or native file.
+
+    Raises:
+        CheckpointError: If it is damaged, has no hyper-parameters, or weights of its network are not finite.
+    """
+    checkpoint = read_checkpoint(filepath)
+    hyper_parameters_of(checkpoint, filepath)
+    state = checkpoint["state_dict"]
+    check_finite({k: v for k, v in state.items() if _is_of_network(k.removeprefix("model."))}, "state_dict", filepath)
 
 
 def _is_of_network(name: str) -> bool:

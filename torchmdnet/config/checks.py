@@ -226,6 +226,11 @@ def _architecture(args: argparse.Namespace, settings: Settings) -> None:
             f"atom_filter={args.atom_filter} cannot be combined with derivative: forces need every atom. Set "
             "atom_filter to -1, or derivative to false."
         )
+    if args.atom_filter >= args.max_z - 1:
+        raise ConfigError(
+            f"{settings.source('atom_filter')}: atom_filter={args.atom_filter} hides every atom: atomic numbers are "
+            f"below max_z={args.max_z}. Make it smaller than the atomic number of the heaviest atom of every system."
+        )
     check_range(args.cutoff_lower, args.cutoff_upper)
     if args.model in ("transformer", "equivariant-transformer") and args.embedding_dimension % args.num_heads:
         raise ConfigError(

@@ -75,7 +75,10 @@ class Settings:
         return setting.source if setting else "default"
 
     def add_flag(self, key: str, value: Any, flag: str) -> None:
-        self.flags[key] = Setting(coerce(key, value, flag), flag)
+        setting, before = Setting(coerce(key, value, flag), flag), self.flags.get(key)
+        if OPTIONS[key].type == "mapping" and before is not None and before.value and setting.value:
+            setting = setting._replace(value={**before.value, **setting.value})
+        self.flags[key] = setting
         if key == "conf":
             self._add_file(read_yaml(self.flags[key].value), "config file")
         elif key == "load_model" and self.flags[key].value is not None:

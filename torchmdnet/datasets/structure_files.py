@@ -99,9 +99,9 @@ def count_structures(paths: Sequence[Path]) -> int | None:
     return None
 
 
-def _open_text(path: Path) -> TextIO:
+def _open_text(path: Path, encoding: str | None = None) -> TextIO:
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rt")
+    return opener(path, "rt", encoding=encoding)
 
 
 def _extxyz_texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -425,6 +425,38 @@ def _check_count(path: Path, kind: str) -> None:
                 )
 
 
+#: Sites that symmetry operations may make of the atoms of a CIF. ASE compares each with all others, which takes a
+#: minute or more for as many as these.
+MOST_SITES = 4_000
+
+
+def _check_sites(path: Path) -> None:
+    """Refuse a CIF whose symmetry operations make more sites of its atoms than ASE can compare with one another."""
+    atoms = symmetries = rows = 0
+    names: list[str] = []
+    with _open_text(path, "latin-1") as file:
+        for line in itertools.chain(_lines(file, path), ["data_"]):
+            word = line.strip().lower()
+            if word and not word.startswith(("loop_", "_", "data_", "#")):
+                rows += 1
+                continue
+            if rows and "_atom_site_fract_x" in names:
+                atoms = rows
+            elif rows and any("symmetry_equiv_pos" in name or "space_group_symop" in name for name in names):
+                symmetries = rows
+            if word.startswith("data_"):
+                sites = atoms * max(symmetries, 1)
+                if sites > MOST_SITES:
+                    raise DataError(
+                        f"{path}: atoms times symmetry operations are {atoms:,} x {max(symmetries, 1):,} = {sites:,} "
+                        f"sites. At most {MOST_SITES:,} are read from a CIF, as ASE compares each with all others. "
+                        "Write the whole cell as extended XYZ with another program, and read that."
+                    )
+                atoms = symmetries = 0
+            names = [*([] if rows else names), word.split()[0]] if word.startswith("_") else []
+            rows = 0
+
+
 def _read_other(path: Path, kind: str, index: Index) -> Iterator[tuple[int, Atoms]]:
     from ase.io import iread
 
@@ -432,9 +464,13 @@ def _read_other(path: Path, kind: str, index: Index) -> Iterator[tuple[int, Atom
         _check_count(path, kind)
     number = -1
     try:
+        if kind == "cif":
+            _check_sites(path)
         text = index_text(index)
         start, step = (0, 1) if isinstance(index, int) else (index[0] or 0, index[2] or 1)
         for number, atoms in enumerate(iread(str(path), index=text, format=kind, do_not_split_by_at_sign=True)):
             yield (index if isinstance(index, int) else start + step * number), atoms
+    except DataError:
+        raise
     except Exception as error:  # as above: any kind of error for any kind of file
         raise DataError(f"{path}, frame {number + 1}: {_reason(error)}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchmdnet.errors import DataError
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features, Representation
 from torchmdnet.neighbors import Search
@@ -125,7 +126,7 @@ class AtomFilter(BaseWrapper):
         """Features and graph of the atoms above the threshold; the edges among them stay, pairs do not.
 
         Raises:
-            ValueError: If a system would lose all of its atoms.
+            DataError: If a system would lose all of its atoms.
         """
         features, graph = super().select(features, graph)
         is_kept = graph.z > self.remove_threshold
@@ -136,7 +137,7 @@ class AtomFilter(BaseWrapper):
             torch._assert_async(~((before > 0) & (after == 0)).any(), "atom_filter leaves no atom of a system")
         elif bool(((before > 0) & (after == 0)).any()):
             system = int(((before > 0) & (after == 0)).nonzero()[0, 0])
-            raise ValueError(
+            raise DataError(
                 f"atom_filter={self.remove_threshold} leaves no atom of system {system}. Set it below the atomic "
                 "number of the heaviest atom of every system."
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -278,7 +279,8 @@ class RadialEngine:
                 return None
             if self.dtype != r.dtype or self.uses >= STEPS_BETWEEN_FITS:
                 self.forget()
-                self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype] / 10)
+                with _unseen():
+                    self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype] / 10)
                 self.dtype = r.dtype
             self.uses += 1
             if self.spline is None or (self.mode == "auto" and r.shape[0] <= self.spline.num_rows):
@@ -292,9 +294,10 @@ class RadialEngine:
             return None
         if stamp != self.stamp:
             self.forget()
-            self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype])
-            if self.spline is not None:
-                self.tables = _tables(self.spline, basis, functions, r)
+            with _unseen():
+                self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype])
+                if self.spline is not None:
+                    self.tables = _tables(self.spline, basis, functions, r)
             self.held = _Held(owners)
             self.stamp = self.held.stamp(r)
         return self.spline
@@ -329,6 +332,18 @@ class _Held:
         except RuntimeError:  # made in inference mode: versions are not counted
             return None
         return r.dtype, r.device, weights, [id(child) for inside in self.children for child in inside.values()]
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[None]:
+    """Keep tensors that autograd saves in here from the hooks around a call.
+
+    ``torch.utils.checkpoint`` counts the tensors of a call and of its repetition; only the first makes a grid.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RuntimeError):  # the transforms of torch.func allow no hooks, so there are none
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda x: x))
+        yield
 
 
 def fit(

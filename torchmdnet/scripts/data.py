@@ -100,8 +100,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="a data set by name, such as QM9, with --dataset-root")
     parser.add_argument("--dataset-root", help="its folder or files")
     parser.add_argument(
-        "--dataset-arg", type=_dataset_arg, default={}, metavar="JSON",
-        help='arguments of the data set: \'{"energy_key": "scf_energy", "energy_unit": "Hartree"}\'',
+        "--dataset-arg", action=_DatasetArg, type=_dataset_arg, default={}, metavar="JSON",
+        help='arguments of the data set: \'{"energy_key": "scf_energy", "energy_unit": "Hartree"}\', or '
+        "energy_key=scf_energy; may be given more than once",
     )  # fmt: skip
     parser.add_argument(
         "--fix", metavar="FILE", help="write a cleaned copy (.extxyz, .xyz, .h5, .hdf5); the original stays"
@@ -111,6 +112,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="end with status 1 if there are warnings")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser
+
+
+class _DatasetArg(argparse.Action):
+    """Mappings that are given one after the other count together; what is no mapping is refused later."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if isinstance(before, Mapping):
+            setattr(namespace, self.dest, {**before, **values} if isinstance(values, Mapping) else values)
 
 
 def _dataset_arg(text: str) -> Any:

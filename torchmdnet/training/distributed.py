@@ -202,7 +202,8 @@ class BoundedDDPStrategy(DDPStrategy):
         # under torchrun its agent serves the store
         is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         prefix = f"torchmdnet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        until = time.monotonic() + self.wait
+        began = time.monotonic()
+        until = began + self.wait
 
         def connect(serve: bool) -> Any:
             wait = timedelta(seconds=max(0.5, until - time.monotonic()))
@@ -211,23 +212,29 @@ class BoundedDDPStrategy(DDPStrategy):
             return PrefixStore(prefix, store)
 
         try:
-            store = _bounded(lambda: connect(rank == 0 and not is_served), until)
-            _agree(store, rank, size, {"number of processes": size, **self.facts}, until)
-            torch.distributed.init_process_group(
-                backend,
-                store=PrefixStore("group", store),
-                rank=rank,
-                world_size=size,
-                timeout=timedelta(seconds=self.wait),
+            store = _bounded(lambda: connect(rank == 0 and not is_served), until, _NO_RUN)
+            facts = {"number of processes": size, **self.facts}
+            _bounded(lambda: _agree(store, rank, size, facts, until), until + 15, _NO_ANSWER)
+            until = max(until, time.monotonic() + 10)
+            _bounded(
+                lambda: torch.distributed.init_process_group(
+                    backend,
+                    store=PrefixStore("group", store),
+                    rank=rank,
+                    world_size=size,
+                    timeout=timedelta(seconds=self.wait),
+                ),
+                until,
+                _NO_ANSWER,
             )
-            self.beat = _Heartbeat(_bounded(lambda: connect(False), until + 5), rank, size)
+            self.beat = _Heartbeat(_bounded(lambda: connect(False), until, _NO_ANSWER), rank, size)
         except ConfigError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
             role = f"waited for the other {size - 1}" if rank == 0 else "could not reach process 0"
             raise ConfigError(
-                f"Process {rank} of {size} {role} at {address}:{port} for up to {self.wait:g} s "
-                f"({_first_line(error)}). {_ADVICE}"
+                f"Process {rank} of {size} {role} at {address}:{port} for {time.monotonic() - began:.0f} s"
+                f"{_reason(error)}. {_ADVICE}"
             ) from error
 
     def explained(self, error: BaseException) -> BaseException:
@@ -237,14 +244,17 @@ class BoundedDDPStrategy(DDPStrategy):
         """
         if self.beat is None or not _is_connection_error(error):
             return error
-        rank, size = self.beat.rank, self.beat.size
-        missing = self.beat.missing()
+        beat, after = self.beat, time.monotonic() - self.beat.began
+        missing = beat.missing()
         who = (
             f"process {', '.join(map(str, missing))} is gone or has stopped"
             if missing
-            else f"a message did not arrive within {self.wait:g} s"
+            else f"a message did not arrive within {self.wait:g} s, although all still answer"
         )
-        return PeerError(f"Process {rank} of {size} lost its connection to the others: {who} ({_first_line(error)}).")
+        return PeerError(
+            f"Process {beat.rank} of {beat.size} lost its connection to the others {after:.0f} s after the start of "
+            f"training: {who}. Processes wait {self.wait:g} s for each other."
+        )
 
     def teardown(self) -> None:
         """Stop the signs of life."""
@@ -252,6 +262,19 @@ class BoundedDDPStrategy(DDPStrategy):
             self.beat.stop()
         super().teardown()
 
+
+#: What may be wrong where an answer does not come.
+_NO_RUN = "something answers there, but it is no run of torchmd-train"
+_NO_ANSWER = "it has stopped, or ended, while the processes were meeting"
+
+#: What libraries say of a port or an address, and what to say of it.
+_REASONS = {
+    "in use": "another program holds the port",
+    "eaddrinuse": "another program holds the port",
+    "permission denied": "ports below 1024 are not open to users",
+    "resolve": "the address is not known",
+    "not known": "the address is not known",
+}
 
 _ADVICE = (
     "Start the same command on every node, with the same MASTER_ADDR (node 0), MASTER_PORT (free and open there) and "
@@ -317,8 +340,12 @@ def _wait_for(is_true: Callable[[], bool], until: float) -> None:
         time.sleep(0.05)
 
 
-def _bounded(call: Callable[[], _T], until: float) -> _T:
-    """The result of a call that may wait for longer than it was told to; the thread it hangs in is left behind."""
+def _bounded(call: Callable[[], _T], until: float, told: str) -> _T:
+    """The result of a call that may wait for longer than it was told to; the thread it hangs in is left behind.
+
+    Raises:
+        TimeoutError: With ``told``, if there is no result a second after ``until``.
+    """
     result: list[Any] = []
 
     def run() -> None:
@@ -331,7 +358,7 @@ def _bounded(call: Callable[[], _T], until: float) -> _T:
     thread.start()
     thread.join(max(0.0, until - time.monotonic()) + 1)
     if not result:
-        raise TimeoutError("something answers there, but it is no run of torchmd-train")
+        raise TimeoutError(told)
     value, error = result[0]
     if error is not None:
         raise error
@@ -346,6 +373,7 @@ class _Heartbeat:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
+        self.began = time.monotonic()
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -363,13 +391,15 @@ class _Heartbeat:
         with self._lock:
             return [self.store.add(f"beats/{rank}", 0) for rank in range(self.size)]
 
+    def _counts_after(self, seconds: float) -> list[int]:
+        time.sleep(seconds)
+        return _bounded(self._counts, time.monotonic() + 4 * BEAT_SECONDS, _NO_ANSWER)
+
     def missing(self) -> list[int]:
         """Processes without a sign of life for some seconds. Process 0 answers for a while longer, for the others."""
         try:
-            before = self._counts()
-            time.sleep(4 * BEAT_SECONDS)
-            after = self._counts()
-        except Exception:
+            before, after = (self._counts_after(seconds) for seconds in (0, 4 * BEAT_SECONDS))
+        except Exception:  # process 0, which holds the counts, has ended, or does not answer because it has stopped
             return [0]
         silent = [rank for rank in range(self.size) if before[rank] == after[rank] and rank != self.rank]
         if self.rank == 0 and len(silent) < self.size - 1:
@@ -389,6 +419,10 @@ def _is_connection_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """What went wrong, in brackets, where that is known here; the library's own words are in the traceback alone."""
+    text = str(error)
+    if text in (_NO_RUN, _NO_ANSWER):
+        return f" ({text})"
+    known = (word for sign, word in _REASONS.items() if sign in text.lower())
+    return f" ({word})" if (word := next(known, "")) else ""

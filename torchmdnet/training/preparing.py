@@ -106,6 +106,14 @@ def check_data(args: Namespace, data: DataModule, facts: SplitFacts | None) -> N
             f"max_z: {args.max_z} is too small, the data hold atomic number {max(elements)}. "
             f"Set max_z to {max(elements) + 1} or more."
         )
+    hidden = np.flatnonzero(~facts.counts[:, max(0, args.atom_filter + 1) :].any(axis=1) & facts.counts.any(axis=1))
+    if len(hidden):
+        heaviest = int(np.flatnonzero(facts.counts[hidden[0]])[-1])
+        raise ConfigError(
+            f"atom_filter: {args.atom_filter} leaves no atom of {len(hidden):,} of {len(facts.counts):,} training "
+            f"systems, e.g. of one whose heaviest atom has atomic number {heaviest}. Set it below the atomic number of "
+            "the heaviest atom of every system."
+        )
 
 
 def look_at_cutoffs(args: Namespace, data: DataModule) -> None:

@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from torchmdnet._version import __version__
-from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 from torchmdnet.checkpoint.card import count_parameters
+from torchmdnet.checkpoint.load import check_start
 from torchmdnet.config.rundir import claim_log_dir, companion, is_main_process, release_log_dir, undo_log_dir
 from torchmdnet.config.settings import add_reference_prior, hyper_parameters
 from torchmdnet.config.stopping import Stopped, stop_signals
@@ -192,7 +192,7 @@ def _load_data(args: Namespace, resumed: Resumed | None) -> tuple[DataModule, Sp
     if args.remove_ref_energy:
         args.prior_model = add_reference_prior(args.prior_model)
     for start in filter(None, (args.load_weights, args.load_model)):
-        hyper_parameters_of(read_checkpoint(start), start)  # a file that cannot be used is refused before data are read
+        check_start(start)
     data = DataModule(hyper_parameters(args))
     data.prepare_data()
     if resumed is not None:
