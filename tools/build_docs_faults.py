@@ -36,6 +36,8 @@ FAULTS: dict[str, list[Fault]] = {
                     "test_where_values_are_not_looked_at_such_a_system_is_nan_and_no_other",
                     "test_vectors_of_edges_that_are_not_finite_are_refused",
                     "test_total_charges_and_spins_that_are_not_finite_are_refused_by_system",
+                    "test_what_was_compiled_returns_nan_for_that_system_alone",
+                    "test_what_is_exported_returns_nan_for_that_system_alone",
                     "test_boxes_that_are_not_finite_are_refused",
                     "test_calculators_refuse_positions_that_are_not_finite_and_go_on_afterwards",
                     "test_atoms_that_all_but_coincide_are_refused",
@@ -258,6 +260,7 @@ FAULTS: dict[str, list[Fault]] = {
                 "training/test_distributed.py": [
                     "test_a_node_that_dies_is_named_by_the_other_which_says_how_to_go_on",
                     "test_a_node_that_stops_without_dying_is_given_up_in_time",
+                    "test_a_node_that_stops_in_the_rendezvous_is_given_up_in_time",
                 ]
             },
         ),
@@ -312,7 +315,7 @@ FAULTS: dict[str, list[Fault]] = {
                     "test_tables_of_elements_have_a_size",
                     "test_types_of_atoms_are_elements",
                 ],
-                "training/test_losses.py": ["test_a_loss_that_gives_no_number_is_refused"],
+                "test_losses.py": ["test_a_loss_that_gives_no_number_is_refused"],
             },
         ),
         Fault(
