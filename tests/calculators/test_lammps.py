@@ -227,7 +227,12 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="does not state them"):
         MLIAPModel(unknown)
     with pytest.raises(ValueError, match="ZBL needs the positions"):
-        MLIAPModel(model_of("tensornet", prior_model=[{"ZBL": {"cutoff_distance": 4.0, "max_num_neighbors": 50}}]))
+        MLIAPModel(
+            model_of(
+                "tensornet",
+                prior_model=[{"ZBL": {"cutoff_distance": 4.0, "distance_scale": 1e-10, "energy_scale": 1.6e-19}}],
+            )
+        )
 
 
 def test_a_sum_over_ranks_needs_mpi4py(monkeypatch):

@@ -106,7 +106,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     model = model_of("tensornet")
     with pytest.raises(ValueError, match=r"Name it model\.pt"):
         export_metatomic(model, tmp_path / "model.pt2")
-    with_pairs = model_of("tensornet", prior_model=[{"ZBL": {"cutoff_distance": 4.0, "max_num_neighbors": 50}}])
+    with_pairs = model_of(
+        "tensornet", prior_model=[{"ZBL": {"cutoff_distance": 4.0, "distance_scale": 1e-10, "energy_scale": 1.6e-19}}]
+    )
     with pytest.raises(ValueError, match="ZBL needs the positions"):
         export_metatomic(with_pairs, tmp_path / "model.pt")
     model.provenance = {}

@@ -48,7 +48,7 @@ class MLIAPModel:
     Pickled, it is this class with the bytes of a native file, which are read as any model file is.
 
     Args:
-        model: The potential, a sum over atoms without parts that look beyond its edges.
+        model: The potential, a sum over atoms without parts that look beyond its edges; it is copied.
         style: Units of the simulation, ``metal`` or ``real``.
         units: Units of the model.
         dtype: Precision of the calculation; None is that of the model.
@@ -86,7 +86,7 @@ class MLIAPModel:
             raise ConfigError(f"spin: the model was trained with spin. Pass {spin_wanted(model)}.")
         self.style, self.units, self.charge, self.spin = style, units, float(charge), spin
         self.dtype = model.dtype if dtype is None else as_dtype(dtype)
-        self.model = model.to(self.dtype).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).to(self.dtype).eval().requires_grad_(False)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -309,7 +309,7 @@ def export_lammps(
     if path.suffix != ".pkl":
         raise ConfigError(f"{path}: LAMMPS tells models by their names. Name it {path.with_suffix('.pkl').name}.")
     known = None if units is None else Units.parse(units)
-    written = MLIAPModel(copy.deepcopy(model), style=style, units=known, dtype=dtype, charge=charge, spin=spin)
+    written = MLIAPModel(model, style=style, units=known, dtype=dtype, charge=charge, spin=spin)
     with draft_of(path) as draft:
         draft.write_bytes(pickle.dumps(written))
     return written
