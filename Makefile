@@ -9,6 +9,10 @@ VENV ?= .venv
 # how long `make fuzz` tries odd settings, structures and model files
 FUZZ_SECONDS ?= 300
 REFERENCE_PYTHON ?=
+# folders of the check for GPUs: what it brings along, and where its results go
+GPU_PACK ?= gpu-pack
+GPU_OUT ?= gpu-check
+GPU_PYTHON ?= 3.12
 
 BIN := $(VENV)/bin
 # one worker a core, one thread a worker, and each with neighbouring tests, which share what they have trained
@@ -16,7 +20,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow fuzz lint bench interop docs clean
+.PHONY: help quickstart test test-slow fuzz lint bench gpu-pack gpu-check interop docs clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
@@ -49,6 +53,14 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/codespell torchmdnet tests docs examples tools benchmarks README.md CHANGELOG.md
+
+# what the check needs on a machine that can fetch nothing, for Python GPU_PYTHON there
+gpu-pack: $(VENV)/installed
+	OMP_NUM_THREADS=2 $(BIN)/python tools/gpu_pack.py $(GPU_PACK) --python $(GPU_PYTHON)
+
+# on the machine with the GPU, with the interpreter that has PyTorch for it: make gpu-check PYTHON=python3
+gpu-check:
+	$(PYTHON) tools/gpu_check.py --out $(GPU_OUT) $(if $(wildcard $(GPU_PACK)),--pack $(GPU_PACK) --install)
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run.py $(if $(REFERENCE_PYTHON),--reference $(REFERENCE_PYTHON))

@@ -127,6 +127,13 @@ def all_jobs(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def device_found() -> str:
+    """The GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -180,7 +187,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--reference", metavar="PYTHON", help="interpreter of an environment with the reference package")
     add("--others", metavar="PYTHON", help="interpreter of an environment with other packages: mace-torch, torchani")
-    add("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
+    add("--device", choices=["cpu", "cuda"], help="default: cuda where PyTorch finds a GPU, else cpu")
     add(
         "--threads",
         metavar="N,...",
@@ -197,6 +204,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--memory", metavar="GIB", type=float, help="limit of each side (default: three quarters of what is free)")
     add("--out", type=Path, default=BENCHMARKS / "results", help="folder for the results (default: benchmarks/results)")
     args = parser.parse_args(argv)
+    args.device = args.device or device_found()
     args.only = [pattern for pattern in args.only.split(",") if pattern]
     if args.threads is not None:
         try:

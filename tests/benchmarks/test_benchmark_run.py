@@ -375,6 +375,13 @@ def test_one_command_for_each_device_holds_every_comparison(device, capsys):
         assert any(name.startswith(f"{architecture}/") and name.endswith("/train") for name in found)
 
 
+@pytest.mark.parametrize(("is_there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_that_is_found_is_timed(is_there, device, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: is_there)
+    assert run.parse_arguments([]).device == device
+    assert run.parse_arguments(["--device", "cpu"]).device == "cpu"
+
+
 def test_listing_leaves_the_optional_workloads_to_those_who_ask(capsys):
     assert run.main(["--list"]) == 0
     usual = capsys.readouterr().out.split()

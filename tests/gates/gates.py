@@ -97,10 +97,14 @@ class System(NamedTuple):
     def num_systems(self) -> int:
         return int(self.batch.max()) + 1
 
-    def to(self, dtype: torch.dtype) -> System:
-        values = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self)
-        found = System(*values)
-        return found if self.edges is None else found._replace(edges=(self.edges[0], self.edges[1].to(dtype)))
+    def to(self, dtype: torch.dtype, device: Any = "cpu") -> System:
+        found = System(*(x if not isinstance(x, Tensor) else _moved(x, dtype, device) for x in self))
+        edges = self.edges
+        return found if edges is None else found._replace(edges=tuple(_moved(x, dtype, device) for x in edges))
+
+
+def _moved(x: Tensor, dtype: torch.dtype, device: Any) -> Tensor:
+    return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype)
 
 
 def uniform(name: str, *shape: int) -> np.ndarray:
@@ -172,8 +176,15 @@ SYSTEMS: dict[str, System] = {
 
 
 def model_of(name: str, mode: str, dtype: torch.dtype) -> TorchMD_Net:
-    """A model with the weights of a hash of their names and places."""
-    model = create_model({**_SIZE, **MODELS[name]}).to(torch.float64)
+    """A model with fixed weights."""
+    model = with_fixed_weights(create_model({**_SIZE, **MODELS[name]}))
+    set_radial_mode(model, mode)
+    return model.to(dtype).eval()
+
+
+def with_fixed_weights(model: TorchMD_Net) -> TorchMD_Net:
+    """The model in double precision with weights from a hash of their names and places."""
+    model = model.to(torch.float64)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "distance_expansion" in key or "prior_model" in key:
@@ -189,8 +200,7 @@ def model_of(name: str, mode: str, dtype: torch.dtype) -> TorchMD_Net:
         for number, prior in enumerate(model.prior_model or ()):
             for key, weight in prior.named_parameters():
                 weight.copy_(_tensor(uniform(f"prior {number} {key}", *weight.shape)))
-    set_radial_mode(model, mode)
-    return model.to(dtype).eval()
+    return model
 
 
 def can_compute(name: str, system: str) -> bool:
@@ -200,13 +210,13 @@ def can_compute(name: str, system: str) -> bool:
 
 
 def numbers(model: TorchMD_Net, system: System) -> dict[str, np.ndarray]:
-    """Energies, forces, stress and gradients of all weights.
+    """Energies, forces, stress and gradients of all weights, computed where the model is.
 
     The gradients are those of a mixture of energies and squared errors of forces: one row for each weight in the order
     of their names, its norm and its products with some directions.
     """
-    dtype = model.dtype
-    system = system.to(dtype)
+    dtype, device = model.dtype, model.mean.device
+    system = system.to(dtype, device)
     model.eval()
     found = _asked(model, system)
     result = {"energy": found.energy, "forces": found.forces}
@@ -214,20 +224,20 @@ def numbers(model: TorchMD_Net, system: System) -> dict[str, np.ndarray]:
         result["stress"] = found.stress
     model.train()
     found = _asked(model, system)
-    c = torch.as_tensor(uniform("c", system.num_systems, 1)).to(dtype)
-    target = torch.as_tensor(uniform("target", *found.forces.shape)).to(dtype)
+    c = _tensor(uniform("c", system.num_systems, 1)).to(found.energy)
+    target = _tensor(uniform("target", *found.forces.shape)).to(found.forces)
     loss = (c * found.energy).sum() + (found.forces - target).square().mean()
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     rows = []
     for (name, weight), gradient in sorted(zip(weights.items(), gradients, strict=True), key=lambda item: item[0][0]):
         flat = torch.zeros_like(weight) if gradient is None else gradient
-        flat = flat.detach().double().reshape(-1)
+        flat = flat.detach().cpu().double().reshape(-1)
         directions = _tensor(uniform(f"direction {name}", NUM_DIRECTIONS, flat.numel()))
         rows.append(torch.cat([flat.norm()[None], directions @ flat]))
     model.eval()
     return {
-        **{name: value.detach().double().numpy() for name, value in result.items()},
+        **{name: value.detach().cpu().double().numpy() for name, value in result.items()},
         "gradients": torch.stack(rows).numpy(),
     }
 
@@ -255,10 +265,10 @@ def deviation(name: str, found: np.ndarray, frozen: np.ndarray) -> float:
 
 
 def all_numbers(
-    name: str, mode: str, dtype: torch.dtype, systems: Iterable[str] = tuple(SYSTEMS)
+    name: str, mode: str, dtype: torch.dtype, systems: Iterable[str] = tuple(SYSTEMS), device: Any = "cpu"
 ) -> dict[str, np.ndarray]:
     """:func:`numbers` of every system, under the names of the arrays that are frozen."""
-    model = model_of(name, mode, dtype)
+    model = model_of(name, mode, dtype).to(device)
     return {
         f"{name}/{mode}/{system}/{quantity}": value
         for system in systems
