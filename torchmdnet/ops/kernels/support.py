@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
-import logging
 import os
 
 import torch
 from torch import Tensor
 
 from torchmdnet.ops.kernels.forms import TWINS
+from torchmdnet.ops.kernels.triton_found import has_triton
 from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.tracing import device_kind, is_traced, records_operators
 
 __all__ = ["has_cpu_loops", "has_edge_kernel", "has_kernel", "has_triton"]
 
-#: The release that comes with the oldest PyTorch we run on.
-OLDEST_TRITON = (3, 2)
-
-_log = logging.getLogger(__name__)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.get("TORCHMDNET_PLAIN_OPS")
 
 
@@ -31,7 +25,7 @@ def has_kernel(x: Tensor) -> bool:
     """
     if device_kind(x) not in TWINS:
         return has_cpu_loops(x, x.shape[-1])
-    return x.dtype in (torch.float32, torch.float64) and not is_traced() and has_triton()
+    return x.dtype in (torch.float32, torch.float64) and not is_traced() and has_triton(x.device)
 
 
 def has_edge_kernel(x: Tensor) -> bool:
@@ -39,7 +33,7 @@ def has_edge_kernel(x: Tensor) -> bool:
     if not records_operators():
         return has_kernel(x)
     if device_kind(x) in TWINS:
-        return x.dtype in (torch.float32, torch.float64) and has_triton()
+        return x.dtype in (torch.float32, torch.float64) and has_triton(x.device)
     return _fits_loops(x, x.shape[-1])
 
 
@@ -62,19 +56,3 @@ def _fits_loops(x: Tensor, *channels: int) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and min(channels) >= lanes_of(x.element_size())
     )
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether the twins of other devices can be used; it is said once if they cannot."""
-    if os.environ.get("TORCHMDNET_PLAIN_OPS"):
-        return False
-    try:
-        found = importlib.import_module("triton").__version__
-    except (ImportError, AttributeError):  # a folder of that name on the path has no version
-        found = "none"
-    is_recent = found != "none" and tuple(int(number) for number in found.split(".")[:2]) >= OLDEST_TRITON
-    if not is_recent:
-        oldest = ".".join(map(str, OLDEST_TRITON))
-        _log.warning("Triton %s or later is needed on the GPU, found: %s. Plain PyTorch runs, slower.", oldest, found)
-    return is_recent
