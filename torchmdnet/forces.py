@@ -9,7 +9,7 @@ architecture, and :func:`forces_of` adds them up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch import Tensor
 from torchmdnet.graph import Graph, as_boxes, in_pairs, sum_to_atoms
 from torchmdnet.neighbors import can_check, length, not_a_number, pull_back
 from torchmdnet.neighbors.vectors import has_loops
-from torchmdnet.tracing import is_abstract
+from torchmdnet.ops import kernels
+from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.typing import Boxes, EdgeVectors, PairScalars, Positions, SystemIndex
 
 __all__ = [
@@ -166,12 +167,18 @@ def _of_edges(graph: Graph, slopes: Slopes, strained: bool) -> tuple[Tensor, Ten
         nothing = graph.edge_vec.new_zeros(graph.num_systems, 3, 3) if strained else None
         return torch.zeros_like(graph.pos), nothing
     is_paired = in_pairs(graph)
-    if pairs is not None and is_paired and _has_loops(graph, of_vec, of_dist):
-        of_vec = torch.zeros_like(graph.edge_vec) if of_vec is None else of_vec
-        of_dist = torch.zeros_like(pairs.dist) if of_dist is None else of_dist
-        systems = (graph.batch, graph.num_systems) if strained else None
-        geometry = (graph.edge_vec, pairs.dist)
-        return pull_back(pairs.row_start, pairs.of_edge, pairs.reverse, geometry, (of_vec, of_dist), systems)
+    if pairs is not None and is_paired and _is_final(graph, of_vec, of_dist):
+        kind = device_kind(graph.edge_vec)
+        has_loops_here = can_check(graph.edge_vec) and has_loops(graph.edge_vec)
+        if has_loops_here or (kind in kernels.TWINS and kernels.has_kernel(graph.edge_vec)):
+            slopes = (
+                torch.zeros_like(graph.edge_vec) if of_vec is None else of_vec,
+                torch.zeros_like(pairs.dist) if of_dist is None else of_dist,
+            )
+            edges = (pairs.row_start, pairs.of_edge, pairs.reverse, (graph.edge_vec, pairs.dist), slopes)
+            if has_loops_here:
+                return pull_back(*edges, (graph.batch, graph.num_systems) if strained else None)
+            return _by_kernel(graph, edges, strained)
     (i, j), vec = graph.edge_index, graph.edge_vec
     slope = torch.zeros_like(vec) if of_vec is None else of_vec  # (E, 3)
     if of_dist is not None:
@@ -191,12 +198,21 @@ def _of_edges(graph: Graph, slopes: Slopes, strained: bool) -> tuple[Tensor, Ten
     return forces, slope.new_zeros(graph.num_systems, 3, 3).index_add(0, systems, symmetrised(virial))
 
 
-def _has_loops(graph: Graph, *slopes: Tensor | None) -> bool:
-    """Whether a compiled loop does it, which cannot be differentiated."""
+def _is_final(graph: Graph, *slopes: Tensor | None) -> bool:
+    """Whether the result will not be differentiated, which it cannot be where a loop or a kernel makes it."""
     tensors = (graph.edge_vec, graph.pairs.dist if graph.pairs else None, *slopes)
     is_followed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    is_usual = graph.edge_vec.dtype in (torch.float32, torch.float64)
-    return can_check(graph.edge_vec) and has_loops(graph.edge_vec) and is_usual and not is_followed
+    return graph.edge_vec.dtype in (torch.float32, torch.float64) and not is_followed
+
+
+def _by_kernel(graph: Graph, edges: tuple[Any, ...], strained: bool) -> tuple[Tensor, Tensor | None]:
+    from torchmdnet.ops.triton import passes
+
+    forces, of_atoms = passes.forces_of_slopes(*edges, strained=strained)
+    if of_atoms is None:
+        return forces, None
+    virial = forces.new_zeros(graph.num_systems, 3, 3)
+    return forces, virial.index_add(0, graph.batch, symmetrised(of_atoms))
 
 
 def symmetrised(tensor: Tensor) -> Tensor:

@@ -23,13 +23,12 @@ from torchmdnet.forces import (
 from torchmdnet.graph import Graph, Inputs, as_boxes, graph_of_edges, in_pairs
 from torchmdnet.heads.base import OutputModel
 from torchmdnet.models.base import Features, Pullback, Representation
-from torchmdnet.neighbors import can_check
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.inference import outside_modes
 from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.predictions import EdgePrediction, Evaluation, Outputs, Prediction, Values
 from torchmdnet.priors.base import BasePrior
-from torchmdnet.tracing import is_abstract
+from torchmdnet.tracing import is_abstract, is_traced
 from torchmdnet.typing import AtomicNumbers, Boxes, EdgeIndex, EdgeVectors, Positions, SystemIndex, SystemScalars
 from torchmdnet.whole_calls import evaluate_abstractly, evaluate_without_graph
 
@@ -235,7 +234,7 @@ class TorchMD_Net(EnergyModel):
         given = (graph.pos, graph.edge_vec, graph.box, graph.q, graph.s, *graph.extra.values())
         is_followed = keep and any(x is not None and x.requires_grad for x in given)
         is_known = isinstance(self.representation_model, Representation) and graph.num_atoms > 0 and in_pairs(graph)
-        if self.training or is_followed or not is_known or not can_check(graph.pos):
+        if self.training or is_followed or not is_known or is_traced():
             return None
         return self.representation_model.direct(graph.pos)
 

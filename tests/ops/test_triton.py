@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmdnet.graph import Graph, build_graph, graph_of_edges
 from torchmdnet.ops import irreps, kernels, messages
 from torchmdnet.ops.attention import attend, attend_plain
-from torchmdnet.ops.kernels import algebra, forms, support
+from torchmdnet.ops.kernels import algebra, forms, support, triton_found
 from torchmdnet.ops.messages import EdgeRows, RadialFilter, RadialPoints
 from torchmdnet.testing import derivatives
 from torchmdnet.testing.tiny import tiny_model
@@ -231,6 +231,44 @@ def test_algebra_of_matrices(n: int) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_channels_of_all_parts_are_mixed_in_one_product() -> None:
+    X, weights = random(3, 9, 5, seed=1), [random(4, 5, seed=seed) for seed in (2, 3, 4)]
+
+    def of(function):
+        return lambda X, *weights: function(X, weights)
+
+    tensors = [X, *weights]
+    for ours, theirs in zip(
+        derivatives(of(irreps.mix_channels), tensors, 2),
+        derivatives(of(irreps.mix_channels_plain), tensors, 2),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_edges_are_sorted_by_cell_once_for_all_tables_that_pairs_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmdnet.ops.triton import operators as twins
+
+    sorts, sort = [], torch.sort
+    monkeypatch.setattr(twins.torch, "sort", lambda *args, **options: (sorts.append(args), sort(*args, **options))[1])
+    graph = graph_of("cell with loops")
+    edges, parts, cell = setup(graph, "pairs", 2, 3, 4)
+    O, X = (random(graph.num_atoms, 9, 4, seed=seed).detach() for seed in (0, 1))
+    coef, shape = parts["coef"].detach(), tuple(parts["table"].shape)
+
+    def of_table(cell: Tensor) -> Tensor:
+        where = edges.layout(RadialPoints(coef, cell), 9)
+        return twins.message.derivative("table", {"O": O, "coef": coef, "X": X}, shape, where)
+
+    assert torch.equal(of_table(cell), of_table(cell))
+    assert len(sorts) == 1
+    before = of_table(cell.clone())
+    assert len(sorts) == 2
+    cell.zero_()
+    assert not torch.equal(of_table(cell), before)
+    assert len(sorts) == 3
+
+
 def test_attention_and_its_twin_agree() -> None:
     graph = graph_of("cell with loops")
     edges, parts, cell = setup(graph, "pairs", 2, 4, 6)
@@ -295,7 +333,7 @@ def test_networks_train_on_forces(
     model = tiny_model(architecture, derivative=True, **shape, **options).to(DEVICE).train()
     ours = answers(model)
     assert launched >= set(kernels.split())
-    monkeypatch.setattr(support, "has_triton", lambda: False)
+    monkeypatch.setattr(support, "has_triton", lambda device: False)
     theirs = answers(model)
     torch.testing.assert_close(ours.energy, theirs.energy, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.forces, theirs.forces, rtol=1e-10, atol=1e-10)
@@ -310,14 +348,14 @@ def test_without_triton_the_definitions_run_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("triton.__version__", "3.1.0")
-    support.has_triton.cache_clear()
+    triton_found.forget()
     with caplog.at_level("WARNING"):
         assert not kernels.has_kernel(torch.zeros(1, 16, device=DEVICE))
         assert not kernels.has_kernel(torch.zeros(1, 16, device=DEVICE))
     assert [record.message for record in caplog.records] == [
         "Triton 3.2 or later is needed on the GPU, found: 3.1.0. Plain PyTorch runs, slower."
     ]
-    support.has_triton.cache_clear()
+    triton_found.forget()
 
 
 def test_the_loops_of_the_cpu_leave_tensors_of_triton_alone() -> None:

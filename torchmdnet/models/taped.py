@@ -21,6 +21,7 @@ from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.filters import Tables as StoredTables
+from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
 from torchmdnet.ops.batched import is_within_batch, one_by_one
 from torchmdnet.ops.kernels.work import lanes_of
@@ -28,6 +29,7 @@ from torchmdnet.ops.workspace import Buffer, Workspace
 from torchmdnet.tape.geometry import Geometry
 from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
 from torchmdnet.tape.tape import Definitions, Tables, Tape, unhooked
+from torchmdnet.tracing import device_kind
 from torchmdnet.typing import AtomFeatures
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class TapedRepresentation(Representation):
 
     #: Whether loops take edges that stand alone, without one of opposite direction.
     takes_single_edges = False
+    #: Whether every step that reads the geometry has passes in :mod:`torchmdnet.tape.device`.
+    has_device_passes = False
 
     distance_expansion: nn.Module
     embedding: nn.Embedding
@@ -86,6 +90,11 @@ class TapedRepresentation(Representation):
         channels: Any = self.hidden_channels
         return kernels.has_cpu_loops(weight, channels) and channels % lanes_of(weight.element_size()) == 0
 
+    @property
+    def handedness_of_edges(self) -> float:
+        """Sign of the antisymmetric components of directions, for networks of tensors."""
+        return 1.0
+
     def added_energy(self, graph: Graph) -> Tensor | None:
         """Known physics beside the features, the energy of each atom (N, 1); None for nothing."""
         return None
@@ -108,11 +117,14 @@ class TapedRepresentation(Representation):
     def direct(self, like: Tensor) -> Callable[[Graph], tuple[Features, Pullback]] | None:
         """See :class:`torchmdnet.models.base.Representation`."""
         is_usual = type(self).encode is TapedRepresentation.encode and type(self).select is Representation.select
-        if self.training or not is_usual or self.adds_energy or not self._has_loops:
+        on_device = self._runs_on_device(like)
+        if self.training or not is_usual or self.adds_energy or not (on_device or self._has_loops):
             return None
         spline = self.radial.ready(like, *self._of_radial)
         if spline is None:
             return None
+        if on_device:
+            return lambda graph: self._on_device(graph, spline)
 
         def encode(graph: Graph) -> tuple[Features, Pullback]:
             assert graph.pairs is not None
@@ -129,6 +141,28 @@ class TapedRepresentation(Representation):
             return features, pull_back
 
         return encode
+
+    def _runs_on_device(self, like: Tensor) -> bool:
+        """Whether the program runs on a tape of :mod:`torchmdnet.tape.device`."""
+        return self.has_device_passes and device_kind(like) in kernels.TWINS and kernels.has_kernel(like)
+
+    def _on_device(self, graph: Graph, spline: Spline) -> tuple[Features, Pullback]:
+        """:meth:`direct` of a graph on a GPU."""
+        from torchmdnet.tape.device import DeviceGeometry, DeviceTape
+
+        assert graph.pairs is not None
+        radial = Radial(graph.pairs.dist, self.distance_expansion, self.envelope, spline, self.radial.tables)
+        tape = DeviceTape(
+            DeviceGeometry(spline, self.envelope, graph, self.handedness_of_edges), self._kept_tables(radial)
+        )
+        made: Any = self.program(tape, graph)
+        values = {name: value for name, value in made._asdict().items() if value is not None}
+
+        def pull_back(of_x: Tensor, of_v: Tensor | None = None, of_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            known = {"x": of_x, "v": of_v, "S": of_S}
+            return tape.backward([(value, known.get(name)) for name, value in values.items()], self.hidden_channels)
+
+        return Features(**{name: value.tensor for name, value in values.items()}), pull_back
 
     def first_features(self, graph: Graph) -> AtomFeatures:
         """What atoms start from: the embedding of their element and, if there is one, that of their system, (N, F)."""

@@ -29,7 +29,7 @@ from torchmdnet.ops.cartesian import (
 from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.geometry import TensorGeometry
 from torchmdnet.tape.steps import Concatenate, Plain, activation, linear, norm
-from torchmdnet.tape.tape import Run, Step
+from torchmdnet.tape.tape import Run, Step, Tables
 from torchmdnet.tape.tensors import (
     EmbedEdges,
     Interact,
@@ -72,8 +72,13 @@ class TensorRepresentation(TapedRepresentation):
 
     def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        handedness = self.tensor_embedding.sign
-        return TensorGeometry(radial.spline, self.envelope, graph, vec, dist, self._workspace, handedness)
+        edges = (graph, vec, dist, self._workspace, self.handedness_of_edges)
+        return TensorGeometry(radial.spline, self.envelope, *edges)
+
+    @property
+    def handedness_of_edges(self) -> float:
+        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
+        return self.tensor_embedding.sign
 
     def outputs(self, tape: Any, X: Any, *charges: Any) -> Features:
         """Features of tensors (N, 9, F): invariants (N, F), followed by charges if there are any, and parts of X."""
@@ -114,6 +119,7 @@ class TensorNet(TensorRepresentation):
     """
 
     takes_single_edges = True
+    has_device_passes = True
 
     def __init__(
         self,
@@ -323,15 +329,21 @@ class _PairFactors(Plain):
         self.embedding, self.graph, self.model = embedding, graph, model
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
-        if run.tape.keeps:
-            return super().value(run, *inputs)
+        return super().value(run, *inputs) if run.tape.keeps else Buffer(self.evaluated(run.tape.tables))
+
+    def evaluated(self, tables: Tables) -> Tensor:
+        """See :class:`torchmdnet.tape.steps.Plain`."""
         embedding, graph = self.embedding, self.graph
-        every = torch.arange(embedding.emb.num_embeddings)
-        table = run.tape.tables.kept((embedding, "elements"), lambda: embedding.element_factors(every).detach())
+
+        def of_elements() -> Tensor:
+            every = torch.arange(embedding.emb.num_embeddings, device=graph.z.device)
+            return embedding.element_factors(every).detach()
+
+        table = tables.kept((embedding, "elements"), of_elements)
         factors, of_systems = table.index_select(0, graph.z), self.model.system_features(graph)
         if of_systems is not None:
             factors += embedding.system_factors(of_systems, graph.batch)
-        return Buffer(factors)
+        return factors
 
 
 class Interaction(nn.Module):

@@ -15,7 +15,7 @@ from torchmdnet.nn.modules import is_plain, layer_norm
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.messages import RadialPoints, gather_weight_sum
 from torchmdnet.ops.workspace import Buffer
-from torchmdnet.tape.tape import Definitions, Run, Step, unhooked
+from torchmdnet.tape.tape import Definitions, Run, Step, Tables, unhooked
 
 __all__ = ["Add", "Concatenate", "Message", "Plain", "activation", "linear", "norm", "pack", "unpacked"]
 
@@ -35,6 +35,10 @@ class Plain(Step):
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
+
+    def evaluated(self, tables: Tables) -> Tensor:
+        """Its value where it has no inputs and nothing is differentiated; a subclass may keep parts of it."""
+        return self.function()
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         run.inputs = inputs  # their memory

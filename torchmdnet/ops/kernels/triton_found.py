@@ -60,8 +60,7 @@ def _is_recent() -> bool:
 
 
 def _runs_on(device: torch.device) -> bool:
-    from torchmdnet.ops.triton import probe
-
+    probe = importlib.import_module("torchmdnet.ops.triton.probe")  # by name: kernels of a device need this module
     try:
         with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             probe.probe(device)

@@ -72,7 +72,7 @@ def interpolate(
     return w0, w1, w2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"], do_not_specialize_on_alignment=["sender", "rows", "row_start", "cell"])
 def message(
     coef, cell, table, here, there, S, sender, rows, row_start, out, out_edge, num_edges, F,
     C, L: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SUMS: tl.constexpr, SLOPES: tl.constexpr,
@@ -143,7 +143,7 @@ def put(out, mask, F, a0, a1, a2, a3, a4, a5, a6, a7, a8, L: tl.constexpr):
         tl.store(out + 8 * F, tl.sum(a8, 0), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"], do_not_specialize_on_alignment=["sender", "rows", "row_start", "cell"])
 def embed(
     coef, cell, table, O, Y, Z, sender, rows, row_start, out, out_Y, out_edge, num_edges, F,
     C, L: tl.constexpr, K: tl.constexpr, SUMS: tl.constexpr, DIRECTIONS: tl.constexpr, SLOPES: tl.constexpr,
@@ -230,7 +230,7 @@ def along(O, Y, i, e, f, is_edge, mask, zero, F, C: tl.constexpr, L: tl.constexp
     return s0, s1, s2
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sender", "row", "back", "reverse", "row_start", "cell"])
 def embed_factor(
     coef, cell, table, O, Y, sender, row, back, reverse, row_start, out, F,
     C: tl.constexpr, L: tl.constexpr, K: tl.constexpr, IS_SHARED: tl.constexpr,
@@ -269,7 +269,7 @@ def embed_factor(
     tl.store(out + (2 * i + 1) * F + f, tl.sum(sent, 0), f < F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sender", "rows", "row_start", "cell"])
 def contract_edges(
     coef, cell, table, q, k, sender, rows, row_start, out, F,
     D, K: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -298,7 +298,10 @@ def contract_edges(
 # the same order. Adding straight to the table would take E K L F atomic additions, in an order that changes.
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["SIZE"],
+    do_not_specialize_on_alignment=["order", "receiver", "sender", "row", "item_cell", "item_start", "edge_start"],
+)
 def table_items(
     coef, O, X, Y, Z, S, order, receiver, sender, row, item_cell, item_start, edge_start, out, F, SIZE,
     C: tl.constexpr, L: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -349,9 +352,9 @@ def table_items(
         tl.store(put_at + 2 * F, a2, inside)
 
 
-@triton.jit
-def table_sum(items, item_start, out, num_cells, size, K: tl.constexpr, BLOCK: tl.constexpr):
-    """out[r] = Σ_k of the items of cell r - k, their k-th row; a row has ``size`` numbers."""
+@triton.jit(do_not_specialize=["num_cells"], do_not_specialize_on_alignment=["item_start"])
+def table_sum(items, item_start, out, num_cells, width, K: tl.constexpr, BLOCK: tl.constexpr):
+    """out[r] = Σ_k of the items of cell r - k, their k-th row; a row has ``width`` numbers."""
     r = tl.program_id(0)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], out.dtype.element_ty)
@@ -361,5 +364,5 @@ def table_sum(items, item_start, out, num_cells, size, K: tl.constexpr, BLOCK: t
         first = tl.load(item_start + g, is_cell, 0)
         last = tl.load(item_start + g + 1, is_cell, 0)
         for item in range(first, last):
-            total += tl.load(items + (item * K + k) * size + f, f < size, 0)
-    tl.store(out + r.to(tl.int64) * size + f, total, f < size)
+            total += tl.load(items + (item * K + k) * width + f, f < width, 0)
+    tl.store(out + r.to(tl.int64) * width + f, total, f < width)

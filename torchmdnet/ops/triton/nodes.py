@@ -23,6 +23,10 @@ __all__ = [
     "part_norms_backward",
     "refine",
     "refine_backward",
+    "scale",
+    "scale_backward",
+    "square_norm",
+    "square_norm_backward",
 ]
 
 _R2, _R3, _R6 = tl.constexpr(2**-0.5), tl.constexpr(3**-0.5), tl.constexpr(6**-0.5)
@@ -154,7 +158,7 @@ def put_sum(x, k, F, mask, s, a0, a1, a2, a3, a4, a5, a6, a7, a8, t, b0, b1, b2,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def matrix_product(
     X, Y, out, size, F,
     X_IS_TURNED: tl.constexpr, Y_IS_TURNED: tl.constexpr, BOTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -169,7 +173,7 @@ def matrix_product(
     put(out, k, F, mask, v0, v1, v2, v3, v4, v5, v6, v7, v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def part_norms(X, out, size, F, BLOCK: tl.constexpr):
     """out = |I|², |A|², |S|² of each channel: (N, 9, F) -> (N, 3 F)."""
     k, n, f, mask = block(size, F, BLOCK)
@@ -180,7 +184,7 @@ def part_norms(X, out, size, F, BLOCK: tl.constexpr):
     tl.store(at + 2 * F, v4 * v4 + v5 * v5 + v6 * v6 + v7 * v7 + v8 * v8, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def part_norms_backward(X, grad, out, size, F, BLOCK: tl.constexpr):
     """out = 2 X times the gradient of each part, the gradient of :func:`part_norms`."""
     k, n, f, mask = block(size, F, BLOCK)
@@ -190,7 +194,7 @@ def part_norms_backward(X, grad, out, size, F, BLOCK: tl.constexpr):
     put(out, k, F, mask, g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def normalize(X, out, size, F, BLOCK: tl.constexpr):
     """out = X / (|X|² + 1)."""
     k, _, _, mask = block(size, F, BLOCK)
@@ -199,7 +203,7 @@ def normalize(X, out, size, F, BLOCK: tl.constexpr):
     put(out, k, F, mask, s * v0, s * v1, s * v2, s * v3, s * v4, s * v5, s * v6, s * v7, s * v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def normalize_backward(X, grad, out, size, F, BLOCK: tl.constexpr):
     """Gradient of :func:`normalize` in X."""
     k, _, _, mask = block(size, F, BLOCK)
@@ -210,7 +214,7 @@ def normalize_backward(X, grad, out, size, F, BLOCK: tl.constexpr):
     put_sum(out, k, F, mask, s, g0, g1, g2, g3, g4, g5, g6, g7, g8, t, v0, v1, v2, v3, v4, v5, v6, v7, v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def normalize_twice(X, inner, grad, out_X, out_inner, size, F, BLOCK: tl.constexpr):
     """Gradients of :func:`normalize_backward` in X and in the gradient it was given, ``inner``."""
     k, _, _, mask = block(size, F, BLOCK)
@@ -232,7 +236,7 @@ def normalize_twice(X, inner, grad, out_X, out_inner, size, F, BLOCK: tl.constex
     put_sum(out_inner, k, F, mask, s, b0, b1, b2, b3, b4, b5, b6, b7, b8, ta, v0, v1, v2, v3, v4, v5, v6, v7, v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def interact(Y, M, factor, out, size, F, BOTH: tl.constexpr, BLOCK: tl.constexpr):
     """out = P / (|P|² + 1) of P = factor (Y M + M Y), or without BOTH P = 2 factor Y M."""
     k, n, _, mask = block(size, F, BLOCK)
@@ -249,7 +253,7 @@ def interact(Y, M, factor, out, size, F, BOTH: tl.constexpr, BLOCK: tl.constexpr
     put(out, k, F, mask, s * v0, s * v1, s * v2, s * v3, s * v4, s * v5, s * v6, s * v7, s * v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def interact_backward(Y, M, factor, grad, out_Y, out_M, size, F, BOTH: tl.constexpr, BLOCK: tl.constexpr):
     """Gradients of :func:`interact` in Y and M."""
     k, n, _, mask = block(size, F, BLOCK)
@@ -279,7 +283,7 @@ def interact_backward(Y, M, factor, grad, out_Y, out_M, size, F, BOTH: tl.conste
     put(out_M, k, F, mask, v0, v1, v2, v3, v4, v5, v6, v7, v8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def refine(X, D, factor, out, size, F, BLOCK: tl.constexpr):
     """out = X + D + factor D²."""
     k, n, _, mask = block(size, F, BLOCK)
@@ -296,7 +300,7 @@ def refine(X, D, factor, out, size, F, BLOCK: tl.constexpr):
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def refine_backward(D, factor, grad, out, size, F, BLOCK: tl.constexpr):
     """Gradient of :func:`refine` in D."""
     k, n, _, mask = block(size, F, BLOCK)
@@ -311,3 +315,45 @@ def refine_backward(D, factor, grad, out, size, F, BLOCK: tl.constexpr):
         g0 + s * v0, g1 + s * v1, g2 + s * v2, g3 + s * v3, g4 + s * v4,
         g5 + s * v5, g6 + s * v6, g7 + s * v7, g8 + s * v8,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["size"])
+def scale(X, gate, out, size, F, BLOCK: tl.constexpr):
+    """out = X with each part times its own factor for each channel, gate (N, 3 F)."""
+    k, n, f, mask = block(size, F, BLOCK)
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(X, k, F, mask)
+    at = gate + n * (3 * F) + f
+    g0, g1, g2 = tl.load(at, mask, 0), tl.load(at + F, mask, 0), tl.load(at + 2 * F, mask, 0)
+    put(out, k, F, mask, g0 * v0, g1 * v1, g1 * v2, g1 * v3, g2 * v4, g2 * v5, g2 * v6, g2 * v7, g2 * v8)
+
+
+@triton.jit(do_not_specialize=["size"])
+def scale_backward(X, gate, grad, out_X, out_gate, size, F, BLOCK: tl.constexpr):
+    """Gradients of :func:`scale` in X and gate."""
+    k, n, f, mask = block(size, F, BLOCK)
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(X, k, F, mask)
+    h0, h1, h2, h3, h4, h5, h6, h7, h8 = components(grad, k, F, mask)
+    at = gate + n * (3 * F) + f
+    g0, g1, g2 = tl.load(at, mask, 0), tl.load(at + F, mask, 0), tl.load(at + 2 * F, mask, 0)
+    put(out_X, k, F, mask, g0 * h0, g1 * h1, g1 * h2, g1 * h3, g2 * h4, g2 * h5, g2 * h6, g2 * h7, g2 * h8)
+    to = out_gate + n * (3 * F) + f
+    tl.store(to, h0 * v0, mask)
+    tl.store(to + F, h1 * v1 + h2 * v2 + h3 * v3, mask)
+    tl.store(to + 2 * F, h4 * v4 + h5 * v5 + h6 * v6 + h7 * v7 + h8 * v8, mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def square_norm(X, out, size, F, BLOCK: tl.constexpr):
+    """out = |X|² of each channel: (N, 9, F) -> (N, F)."""
+    k, n, f, mask = block(size, F, BLOCK)
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(X, k, F, mask)
+    tl.store(out + n * F + f, dot(v0, v1, v2, v3, v4, v5, v6, v7, v8, v0, v1, v2, v3, v4, v5, v6, v7, v8), mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def square_norm_backward(X, grad, out, size, F, BLOCK: tl.constexpr):
+    """out = 2 X times the gradient of each channel, the gradient of :func:`square_norm`."""
+    k, n, f, mask = block(size, F, BLOCK)
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = components(X, k, F, mask)
+    g = 2 * tl.load(grad + n * F + f, mask, 0)
+    put(out, k, F, mask, g * v0, g * v1, g * v2, g * v3, g * v4, g * v5, g * v6, g * v7, g * v8)

@@ -5,12 +5,15 @@ Nothing here waits for the device or depends on the values of a tensor, so all o
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from torchmdnet.ops.constants import Constant
 from torchmdnet.ops.kernels import EdgeLayout, algebra
 from torchmdnet.ops.kernels.attention import ContractionForm
 from torchmdnet.ops.kernels.embedding import EmbeddingForm
@@ -86,19 +89,58 @@ def _gather(
     sums: bool = True,
     slopes: bool = False,
     num_reads: int = 0,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`torchmdnet.ops.triton.edges.message`: (N, C, F) and (B, E, K), empty where it is not asked for."""
+    """See :func:`torchmdnet.ops.triton.edges.message`: (N, C, F) and (B, E, K), empty where it is not asked for.
+
+    The latter is written ``into`` a tensor that is given.
+    """
     N, C, F = there.shape
     L, K, E = _num_parts(at), num_reads or coef.shape[1], at.sender.shape[0]
     blocks, tile = _tile(there, is_lean=not slopes)
     grid = (N, blocks, C if L == 1 else 1)
     out = torch.empty_like(there) if sums else there.new_empty(0)
-    out_edge = there.new_empty(grid[1] * grid[2] if slopes else 0, E, K)
+    out_edge = there.new_empty(grid[1] * grid[2] if slopes else 0, E, K) if into is None else into
     features = (there if here is None else here, there, there if S is None else S)
     heads = {"D": 0 if S is None else F // S.shape[1]}
     arguments = (coef, at.cell, table, *features, at.sender, rows, at.row_start, out, out_edge, E, F, C)
     _launch(edges.message, grid, *arguments, L=L, K=K, SUMS=sums, SLOPES=slopes, **heads, **tile)
     return out, out_edge
+
+
+class _Items(NamedTuple):
+    """Edges sorted by the cell of a table that they read, cut into items of one cell and at most ``size`` edges."""
+
+    order: Tensor  # (E,) edges by cell
+    receiver: Tensor  # (E,) of each edge
+    edge_start: Tensor  # (G + 1,) where the edges of each cell begin
+    item_start: Tensor  # (G + 1,) where its items do
+    item_cell: Tensor  # (I,)
+    size: int
+
+
+#: Those of the last graphs, by what they were made of: every table of a training step has its gradient in them.
+_items_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _items(at: EdgeLayout, num_cells: int) -> _Items:
+    """The edges by cell, sorted once for all tables that the same pairs read."""
+    key = (num_cells, ITEM_SIZE, ITEMS)
+    kept = _items_of.get(at.cell)
+    if kept is not None and kept[0] == key and kept[1] is at.row and kept[2] == at.cell._version:
+        return kept[3]
+    E, device = at.sender.shape[0], at.cell.device
+    size = max(ITEM_SIZE, E // ITEMS)
+    ordered, order = torch.sort(at.cell.index_select(0, at.row), stable=True)
+    edge_start = torch.searchsorted(ordered, torch.arange(num_cells + 1, device=device))  # (G + 1,)
+    num_items = (edge_start.diff() + (size - 1)) // size
+    item_start = torch.cat([num_items.new_zeros(1), num_items.cumsum(0)])
+    every = torch.arange(num_cells + E // size, device=device)  # an upper bound of the items
+    item_cell = torch.searchsorted(item_start, every, right=True).sub_(1).clamp_(max=num_cells - 1)
+    receiver = torch.searchsorted(at.row_start, torch.arange(E, device=device), right=True).sub_(1)
+    made = _Items(order, receiver, edge_start, item_start, item_cell, size)
+    _items_of[at.cell] = (key, at.row, at.cell._version, made)
+    return made
 
 
 def _of_table(
@@ -116,27 +158,28 @@ def _of_table(
     R, L = shape[:2]
     if E == 0:
         return O.new_zeros(shape)
-    G = R - K + 1  # cells
-    size = max(ITEM_SIZE, E // ITEMS)
-    cells = at.cell.index_select(0, at.row)
-    ordered, order = torch.sort(cells, stable=True)
-    edge_start = torch.searchsorted(ordered, torch.arange(G + 1, device=ordered.device))  # (G + 1,)
-    num_items = (edge_start.diff() + (size - 1)) // size
-    item_start = torch.cat([num_items.new_zeros(1), num_items.cumsum(0)])
-    count = G + E // size  # at most
-    every = torch.arange(count, device=ordered.device)
-    item_cell = torch.searchsorted(item_start, every, right=True).sub_(1).clamp_(max=G - 1)
-
+    items_of = _items(at, R - K + 1)
+    count, size = items_of.item_cell.shape[0], items_of.size
     width = min(triton.next_power_of_2(F), WIDTH // O.element_size() // 2)
     items = O.new_empty(count, K, L, F)
-    receiver = torch.searchsorted(at.row_start, torch.arange(E, device=ordered.device), right=True).sub_(1)
     options = {"D": 0 if S is None else F // S.shape[1], "ROWS": triton.next_power_of_2(K), "CHANNELS": width}
-    arguments = (order, receiver, at.sender, at.row, item_cell, item_start, edge_start, items, F, size)
+    indices = (items_of.order, items_of.receiver, at.sender, at.row)
+    arguments = (*indices, items_of.item_cell, items_of.item_start, items_of.edge_start, items, F, size)
     grid = (count, triton.cdiv(F, width))
     features = (coef, O, X, Y, Z, S)
     _launch(edges.table_items, grid, *features, *arguments, C=C, L=L, K=K, **options, num_warps=1)
     out = O.new_empty(shape)
-    _launch(edges.table_sum, (R, triton.cdiv(L * F, BLOCK)), items, item_start, out, G, L * F, K=K, BLOCK=BLOCK)
+    _launch(
+        edges.table_sum,
+        (R, triton.cdiv(L * F, BLOCK)),
+        items,
+        items_of.item_start,
+        out,
+        R - K + 1,
+        L * F,
+        K=K,
+        BLOCK=BLOCK,
+    )
     return out
 
 
@@ -248,8 +291,39 @@ class _Contraction(ContractionForm):
 
 
 message, embedding, contraction = _Message(), _Embedding(), _Contraction()
-#: Batched matrix products, which PyTorch does on every device.
-mixing = MixingForm()
+
+
+class _Mixing(MixingForm):
+    """One batched product of matrices over all components, with the matrix of its part for each."""
+
+    def derivative(self, slot: str, known: dict[str, Tensor], shape: tuple[int, ...], where: Any) -> Tensor:
+        X = known["X" if slot == "O" else "O"]
+        if slot == "W":
+            each = torch.bmm(known["O"].permute(1, 2, 0), known["X"].transpose(0, 1))  # (C, G, F)
+            return torch.mm(_parts(where)(each), each.flatten(1)).unflatten(1, each.shape[1:])
+        matrices = known["W"].mT if slot == "O" else known["W"]
+        parts = zip(matrices, _sizes(where), strict=True)
+        matrices = torch.cat([matrix.expand(size, *matrix.shape) for matrix, size in parts])
+        out = X.new_empty(shape)
+        torch.bmm(X.transpose(0, 1), matrices, out=out.transpose(0, 1))
+        return out
+
+
+def _sizes(ends: tuple[int, ...]) -> list[int]:
+    """Components of each part, from where the parts end."""
+    return [last - first for first, last in zip((0, *ends[:-1]), ends, strict=True)]
+
+
+@functools.cache
+def _parts(ends: tuple[int, ...]) -> Constant:
+    """Ones where a component belongs to a part, (L, C)."""
+    sizes = _sizes(ends)
+    return Constant(
+        [[float(k == part) for k, size in enumerate(sizes) for _ in range(size)] for part in range(len(sizes))]
+    )
+
+
+mixing = _Mixing()
 
 
 # ----------------------------------------------------------------------------------------------- atoms and channels
