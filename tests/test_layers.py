@@ -28,6 +28,7 @@ LAYERS = [
         "text",
         "tracing",
         "typing",
+        "viewer",
     },
     {"arguments", "catalogue", "options", "units"},
     {"losses", "neighbors", "ops", "graph"},
@@ -46,7 +47,19 @@ LAYERS = [
         "build",
         "checkpoint",
     },
-    {"config", "data", "training", "calculators", "labelling", "testing", "optimize", "export", "timing"},
+    {
+        "config",
+        "data",
+        "training",
+        "calculators",
+        "labelling",
+        "testing",
+        "optimize",
+        "export",
+        "timing",
+        "simulation",
+        "evaluation",
+    },
     {"scripts"},
 ]
 NEIGHBOURS = {
@@ -86,6 +99,10 @@ NEIGHBOURS = {
     ("training", "calculators"),
     ("calculators", "export"),  # the file for metatomic is made of a recording of edges
     ("timing", "calculators"),  # they are timed
+    ("evaluation", "data"),
+    ("evaluation", "calculators"),
+    ("simulation", "calculators"),
+    ("labelling", "simulation"),  # whether dynamics have exploded
 }
 #: Established addresses that only forward; nothing inside the package imports through one.
 FORWARDS = {"module", "loss", "utils", "extensions", "models.model", "models.output_modules", "models.utils"}

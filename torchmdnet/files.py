@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
+import math
 import os
 import select
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from torchmdnet.errors import ConfigError, WriteError
 from torchmdnet.text import check_text
@@ -23,8 +25,10 @@ __all__ = [
     "draft_of",
     "ensure_home",
     "expanded",
+    "plain",
     "private_temporary_folder",
     "reader_may_end",
+    "write_json",
 ]
 
 log = logging.getLogger(__name__)
@@ -102,6 +106,25 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of a folder that went or is read-only
             draft.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numbers that are not finite become null, arrays lists, and what is unknown text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # of NumPy and PyTorch
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON, whole or not at all; see :func:`plain` for what becomes of values that it cannot hold."""
+    with draft_of(path) as draft:
+        draft.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _storage_error(error: OSError | RuntimeError, path: Path, draft: Path) -> int | None:

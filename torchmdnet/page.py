@@ -13,9 +13,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "CSS", "GREY", "ORANGE", "STYLE", "document", "escape", "image", "new_figure", "table"]
+__all__ = [
+    "BLUE",
+    "CSS",
+    "GREY",
+    "ORANGE",
+    "STYLE",
+    "cards",
+    "cloud",
+    "document",
+    "escape",
+    "grid",
+    "image",
+    "new_figure",
+    "table",
+]
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#8a8f98"
+
+#: Above this many points a cloud is drawn as its density.
+MANY_POINTS = 3_000
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -91,7 +108,59 @@ def table(rows: Iterable[tuple[Any, Any]]) -> str:
     return f'<div class="scroll"><table>{body}</table></div>'
 
 
+def grid(header: Iterable[Any], rows: Iterable[Iterable[Any]], numbers_from: int | None = None) -> str:
+    """A table with a row of headings; columns from ``numbers_from`` on are aligned to the right."""
+
+    def cell(tag: str, number: int, value: Any) -> str:
+        kind = ' class="n"' if numbers_from is not None and number >= numbers_from else ""
+        return f"<{tag}{kind}>{escape(value)}</{tag}>"
+
+    head = "".join(cell("th", number, word) for number, word in enumerate(header))
+    body = "".join(
+        "<tr>" + "".join(cell("td", number, value) for number, value in enumerate(row)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def cards(pairs: Iterable[tuple[Any, Any]]) -> str:
+    """Large numbers with what they are."""
+    inside = "".join(
+        f'<div class="card"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in pairs
+    )
+    return f'<div class="cards">{inside}</div>'
+
+
 def image(png: bytes, title: str) -> str:
     """A picture inside the page."""
     data = base64.b64encode(png).decode()
     return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+
+
+def cloud(axis: Axes, reference: np.ndarray, predicted: np.ndarray) -> None:
+    """Predictions against references on equal axes: points, or their density where there are many.
+
+    Args:
+        axis: Where to draw.
+        reference: (P,).
+        predicted: (P,); pairs that are no numbers are left out.
+    """
+    fine = np.isfinite(reference) & np.isfinite(predicted)
+    reference, predicted = reference[fine], predicted[fine]
+    if not len(reference):
+        return
+    low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
+    margin = 0.03 * (high - low) or 1.0
+    limits = (float(low - margin), float(high + margin))
+    if len(reference) > MANY_POINTS:
+        cloud = axis.hexbin(
+            reference, predicted, gridsize=90, extent=(*limits, *limits), bins="log", mincnt=1, cmap="viridis",
+            linewidths=0.1,
+        )  # fmt: skip
+        axis.figure.colorbar(cloud, ax=axis, label="number of points", shrink=0.7, pad=0.02)
+    else:
+        axis.scatter(reference, predicted, s=12, alpha=0.5, color=BLUE, edgecolors="none")
+    axis.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=3)
+    axis.set_xlim(limits)
+    axis.set_ylim(limits)
+    axis.set_aspect("equal")
+    axis.locator_params(nbins=6)

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 from toy_runs import finished_run, one_thread, rows, train_toy  # noqa: F401 (fixtures)
 
+from torchmdnet.page import MANY_POINTS
 from torchmdnet.training import run, terminal
 from torchmdnet.training.evaluate import Baseline, Evaluation
 from torchmdnet.training.metrics import Errors
-from torchmdnet.training.plots import MANY_POINTS, draw_learning_curves, draw_parity
+from torchmdnet.training.plots import draw_learning_curves, draw_parity
 from torchmdnet.training.terminal import Terminal, Units, duration, significant
 
 EV = Units("eV", "Å")

@@ -42,7 +42,7 @@ from torchmdnet.options import keys_read_by
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.tracing import device_kind
 
-__all__ = ["TMDNETCalculator"]
+__all__ = ["TMDNETCalculator", "stated"]
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class TMDNETCalculator(Calculator):
         is_same = self.atoms is not None and _is_same(self.atoms, atoms)  # at two of three questions in a step
         changes = [] if is_same else super().check_state(atoms, tol=tol)
         if self.atoms is not None and any(
-            _stated(name, self.atoms) != _stated(name, atoms) for name in ("charge", "spin")
+            stated(name, self.atoms) != stated(name, atoms) for name in ("charge", "spin")
         ):
             changes.append("info")
         return changes
@@ -216,7 +216,7 @@ class TMDNETCalculator(Calculator):
         return torch.from_numpy(values).to(device=self.device, dtype=self.dtype)
 
     def _charge(self, atoms: Atoms) -> Tensor | None:
-        charge = _stated("charge", atoms)
+        charge = stated("charge", atoms)
         is_read = self._is_read["charge"]
         if charge is None and is_read:
             charge = float(atoms.get_initial_charges().sum())
@@ -233,7 +233,7 @@ class TMDNETCalculator(Calculator):
         return None if charge is None else self._state("charge", charge)
 
     def _spin(self, atoms: Atoms) -> Tensor | None:
-        spin = _stated("spin", atoms)
+        spin = stated("spin", atoms)
         is_read = self._is_read["spin"]
         if spin is None and is_read:
             raise ConfigError(
@@ -356,7 +356,7 @@ def _has_a_box(model: nn.Module) -> bool:
     return getattr(distance, "stored_box", None) is not None
 
 
-def _stated(kind: Literal["charge", "spin"], atoms: Atoms) -> float | None:
+def stated(kind: Literal["charge", "spin"], atoms: Atoms) -> float | None:
     """Total charge or spin in ``atoms.info``, under its own name or one that data sets use; None if there is none."""
     for name in (kind, *USUAL_NAMES[kind]):
         value = atoms.info.get(name)

@@ -145,10 +145,15 @@ def release_log_dir(folder: str | os.PathLike[str]) -> None:
         file.close()
 
 
-def claim_log_dir(folder: str | os.PathLike[str]) -> None:
+def claim_log_dir(folder: str | os.PathLike[str], option: str = "log_dir", flag: str = "--log-dir") -> None:
     """Hold ``folder/.lock`` until :func:`release_log_dir`, or until this process ends, however it ends.
 
     Only the main process of a run holds it, and a forked child does not.
+
+    Args:
+        folder: Made if it is not there.
+        option: What names it; it opens the message of an error.
+        flag: What chooses another.
 
     Raises:
         ConfigError: Another process holds it.
@@ -171,9 +176,9 @@ def claim_log_dir(folder: str | os.PathLike[str]) -> None:
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ConfigError(
-                    f"log_dir: {str(folder)!r} belongs to a run that is still going "
+                    f"{option}: {str(folder)!r} belongs to a run that is still going "
                     f"({holder or 'of an unknown process'}). Wait for it or end it, or choose "
-                    "another folder with --log-dir."
+                    f"another folder with {flag}."
                 ) from None
             logger.warning("%s cannot be locked (%s): take care that no two runs write to it.", folder, error)
             return

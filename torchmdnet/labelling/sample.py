@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchmdnet.datasets.labels import FARTHEST
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.files import check_target
 from torchmdnet.labelling.label import Summary, collect, failures, key_of, open_journal, read_all, told, without_labels
@@ -24,6 +23,8 @@ from torchmdnet.labelling.methods import Calculators, Method
 from torchmdnet.labelling.output import writer_for
 from torchmdnet.labelling.sound import check_structure
 from torchmdnet.labelling.workers import run
+from torchmdnet.simulation.modes import normal_modes_of
+from torchmdnet.simulation.sanity import CLOSEST, explosion
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -38,9 +39,8 @@ ATTEMPTS = 200
 SOFTEST = 10.0
 #: Steps of dynamics, and structures, for one start; more would never end.
 MOST_STEPS = 1e9
-#: Bounds of structures of a dynamics: the closest two atoms, as a share of the sum of their covalent radii; how many
-#: times the temperature asked for they may have, where more atoms fluctuate less; and the energy of motion in eV.
-CLOSEST, HOTTEST, FASTEST = 0.45, 3.0, 10.0
+#: How many times the temperature asked for structures of a dynamics may have, where more atoms fluctuate less.
+HOTTEST = 3.0
 #: Steps between two looks at a dynamics.
 LOOK = 5
 #: Displacement for finite differences of forces, in Å.
@@ -312,16 +312,9 @@ class _Explosion(Exception):
 
 
 def _stop_explosion(atoms: Atoms, kelvin: float) -> None:
-    from ase import units
-
-    momenta = atoms.get_momenta()
-    energy = (momenta**2).sum(axis=1) / (2 * atoms.get_masses())  # (N,) eV
-    if not (np.isfinite(atoms.positions).all() and np.isfinite(energy).all()):
-        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: a position is not finite")
-    if np.abs(atoms.positions).max(initial=0.0) > FARTHEST or atoms.get_temperature() > 20 * kelvin + 1000:
-        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: it reached {atoms.get_temperature():.3g} K")
-    if energy.max(initial=0.0) > FASTEST + 60 * units.kB * kelvin:
-        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: an atom reached {energy.max():.3g} eV")
+    reason = explosion(atoms, kelvin, 20 * kelvin + 1000)
+    if reason:
+        raise _Explosion(f"the dynamics exploded at {kelvin:g} K: {reason}")
 
 
 def _centred(atoms: Atoms) -> Atoms:
@@ -379,26 +372,9 @@ def harmonic_modes(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
             sides.append(atoms.get_forces(apply_constraint=False).ravel())
         hessian[row] = (sides[1] - sides[0]) / (2 * STEP)
     atoms.positions = start
-    root = np.sqrt(np.repeat(atoms.get_masses(), 3))
-    weighted = (hessian + hessian.T) / 2 / np.outer(root, root)
-    free = _rigid_motions(atoms)  # (3N, K)
-    inside = np.eye(size) - free @ free.T
-    squares, vectors = np.linalg.eigh(inside @ weighted @ inside)
+    squares, vectors = normal_modes_of(hessian, atoms)
     keep = squares > (SOFTEST * units.invcm / (units._hbar * units.J * units.second)) ** 2
-    return np.sqrt(squares[keep]), vectors.T[keep]
-
-
-def _rigid_motions(atoms: Atoms) -> np.ndarray:
-    """Mass-weighted translations and, in open space, rotations: orthonormal columns (3N, K)."""
-    masses = np.sqrt(atoms.get_masses())[:, None]
-    centred = atoms.positions - atoms.get_center_of_mass()
-    axes = np.eye(3)
-    motions = [np.broadcast_to(axis, centred.shape) for axis in axes]
-    if not atoms.pbc.any():
-        motions += [np.cross(axis, centred) for axis in axes]
-    columns = np.stack([(masses * motion).ravel() for motion in motions], axis=1)
-    left, sizes, _ = np.linalg.svd(columns, full_matrices=False)
-    return left[:, sizes > 1e-6 * sizes[0]]  # a linear molecule has two rotations
+    return np.sqrt(squares[keep]), vectors[keep]
 
 
 def displaced(atoms: Atoms, omega: np.ndarray, modes: np.ndarray, kelvin: float, rng: np.random.Generator) -> Atoms:

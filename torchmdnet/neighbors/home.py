@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +31,17 @@ class Home:
     def __init__(self) -> None:
         self._counts: Tensor | None = None  # (N, 3) lattice vectors, or Å along open directions
         self._is_open: Tensor | None = None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What later calls depend on, as arrays by name; empty before anything was moved."""
+        if self._counts is None or self._is_open is None:
+            return {}
+        return {"counts": self._counts.cpu().numpy().copy(), "is_open": self._is_open.cpu().numpy().copy()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self._counts = torch.from_numpy(state["counts"].copy()) if state else None
+        self._is_open = torch.from_numpy(state["is_open"].copy()) if state else None
 
     @torch.no_grad()
     def __call__(self, pos: Positions, batch: SystemIndex, box: Boxes | None, num_systems: int) -> Positions:

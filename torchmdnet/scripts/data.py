@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import ConfigError, DataError
-from torchmdnet.files import check_target, draft_of
+from torchmdnet.files import check_target, draft_of, plain
 from torchmdnet.parse import parse_yaml
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json:
             print(
                 json.dumps(
-                    _plain({**diagnosis.as_dict(), "fix": lines, "left": _short(left)}), indent=2, ensure_ascii=False
+                    plain({**diagnosis.as_dict(), "fix": lines, "left": _short(left)}), indent=2, ensure_ascii=False
                 )
             )
         else:
@@ -188,17 +187,6 @@ def _sources(samples: Samples) -> list[Path]:
 
 def _short(findings: Sequence[Finding]) -> list[dict[str, str]]:
     return [{"check": f.check, "severity": f.severity, "text": f.text} for f in findings]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN, and NumPy's numbers are not Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------------------------ terminal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from torchmdnet.checkpoint import read_checkpoint
-from torchmdnet.files import draft_of
+from torchmdnet.files import draft_of, write_json
 
 __all__ = ["SafeCheckpointIO", "copy_file", "draft_of", "read_table", "write_json", "write_table", "write_text"]
 
@@ -26,21 +25,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write text, UTF-8."""
     with draft_of(path) as draft:
         draft.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON; numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def write_table(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, new_figure
+from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, cloud, new_figure
 from torchmdnet.training.evaluate import Evaluation
 from torchmdnet.training.files import draft_of
 from torchmdnet.training.terminal import Units
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_learning_curves", "draw_parity"]
-
-#: Above this many points a cloud is drawn as its density.
-MANY_POINTS = 3_000
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -149,7 +146,7 @@ def draw_parity(path: Path, evaluation: Evaluation, units: Units, *, relative: b
     with mpl.rc_context(STYLE):
         figure, axes = new_figure(len(panels), width=4.8, height=4.6)
         for axis, (term, title, unit, words) in zip(axes, panels, strict=False):
-            _cloud(axis, *evaluation.points[term])
+            cloud(axis, *evaluation.points[term])
             axis.set_title(title)
             axis.set_xlabel(_with_unit("reference", unit))
             axis.set_ylabel(_with_unit("predicted", unit))
@@ -188,26 +185,3 @@ def _with_unit(words: str, unit: str) -> str:
 
 def _plain_force(units: Units) -> str:
     return f"{units.energy}/{units.length or 'Å'}" if units.energy else units.of_force
-
-
-def _cloud(axis: Axes, reference: np.ndarray, predicted: np.ndarray) -> None:
-    fine = np.isfinite(reference) & np.isfinite(predicted)
-    reference, predicted = reference[fine], predicted[fine]
-    if not len(reference):
-        return
-    low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
-    margin = 0.03 * (high - low) or 1.0
-    limits = (float(low - margin), float(high + margin))
-    if len(reference) > MANY_POINTS:
-        cloud = axis.hexbin(
-            reference, predicted, gridsize=90, extent=(*limits, *limits), bins="log", mincnt=1, cmap="viridis",
-            linewidths=0.1,
-        )  # fmt: skip
-        axis.figure.colorbar(cloud, ax=axis, label="number of points", shrink=0.7, pad=0.02)
-    else:
-        axis.scatter(reference, predicted, s=12, alpha=0.5, color=BLUE, edgecolors="none")
-    axis.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=3)
-    axis.set_xlim(limits)
-    axis.set_ylim(limits)
-    axis.set_aspect("equal")
-    axis.locator_params(nbins=6)
