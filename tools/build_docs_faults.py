@@ -226,6 +226,16 @@ FAULTS: dict[str, list[Fault]] = {
             {"labelling/test_label.py": ["test_a_run_that_was_killed_goes_on_where_it_was"]},
         ),
         Fault(
+            "`torchmd-net md` is killed",
+            "`--resume` goes on, and every file is as if it had not been",
+            {"scripts/test_md.py": ["test_a_simulation_that_was_killed_gives_the_same_files"]},
+        ),
+        Fault(
+            "dynamics explode in `torchmd-net md`",
+            "they stop with what is wrong, status 1, the last good state saved",
+            {"scripts/test_md.py": ["test_what_the_structure_leaves_ends_it_with_a_reason"]},
+        ),
+        Fault(
             "two runs in one folder, two processes with one cache",
             "the second run is refused; caches are filled once",
             {

@@ -159,7 +159,7 @@ class Reader:
             from torchmdnet.scripts.main import main
 
             if "--help" not in arguments:
-                main(arguments)
+                main(arguments + (block.extra if block.wish == "run" and "torchmd-train" not in block.text else []))
         elif program == "pip":
             check_pip(arguments)
         elif program == "make":

@@ -25,6 +25,11 @@ COMMANDS = {
         "torchmdnet.scripts.sample:main",
     ),
     "label": ("compute energies and forces for structures with any ASE calculator", "torchmdnet.scripts.label:main"),
+    "md": ("run molecular dynamics that can be killed and goes on", "torchmdnet.scripts.md:main"),
+    "relax": ("bring structures to their minimum of energy", "torchmdnet.scripts.relax:main"),
+    "vib": ("vibrations, infrared spectra, thermochemistry, phonons", "torchmdnet.scripts.vib:main"),
+    "scan": ("energies of pairs of atoms, along distances, angles and torsions", "torchmdnet.scripts.scan:main"),
+    "eval": ("compare models with reference data, on a page that shows structures", "torchmdnet.scripts.eval:main"),
     "export": ("write a file for C++, OpenMM-Torch, GROMACS or LAMMPS", "torchmdnet.scripts.export:main"),
     "bench": (
         "time a model on every route to its forces, each compared with exact float64",

@@ -1,0 +1,1 @@
+"""How far the predictions of models are from reference data: what the command ``eval`` does."""
