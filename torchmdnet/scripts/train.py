@@ -7,7 +7,9 @@ import atexit
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torchmdnet._version import __version__
@@ -16,7 +18,7 @@ from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError, shown
 from torchmdnet.files import ensure_home
 
-__all__ = ["fix_state_dict", "get_argparse", "get_args", "main"]
+__all__ = ["fix_state_dict", "get_argparse", "get_args", "main", "train"]
 
 
 def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,6 +48,45 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.redirect and is_main_process():
         atexit.register(redirect(args.log_dir))
     return args
+
+
+def train(settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any) -> Path:
+    """Train a potential, as ``torchmd-train`` does.
+
+    .. code-block:: python
+
+        folder = torchmdnet.train("my.yaml", log_dir="out", num_epochs=50)
+        folder = torchmdnet.train(dataset="TinyQM", model="tensornet", derivative=True, log_dir="out")
+
+    Args:
+        settings: A YAML file, or a mapping of options to values; None for defaults.
+        **options: Options that win over ``settings``.
+
+    Returns:
+        The folder of the run, with ``potential.safetensors`` and ``report.html``.
+
+    Raises:
+        ConfigError: If settings cannot work together or with the data; nothing is trained then.
+        DataError: If the data cannot be used.
+        CheckpointError: If a checkpoint to start from cannot be used.
+        SystemExit: After Ctrl-C or SIGTERM, with the status that shells expect.
+    """
+    from torchmdnet.config.reader import write_yaml
+    from torchmdnet.parse import parse_yaml_mapping, read_text
+    from torchmdnet.training import run
+
+    given: Mapping[str, Any] = {}
+    if isinstance(settings, Mapping):
+        given = settings
+    elif settings is not None:
+        name = os.fspath(settings)
+        given, _ = parse_yaml_mapping(read_text(name, name), name, "Write dataset: TinyQM, for example.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.yaml"
+        write_yaml(path, {**given, **options})
+        args = get_args(["--conf", str(path)])
+    args.conf = None
+    return run.train(args)
 
 
 def fix_state_dict(ckpt: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ensure_home()
             args = get_args(words)
 
-            from torchmdnet.training.run import train
+            from torchmdnet.training import run
 
-            train(args)
+            run.train(args)
     except (ConfigError, DataError, CheckpointError, PeerError, ResultError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
