@@ -25,11 +25,15 @@ from workloads import OPTIONS
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.graph import Inputs
 from torchmdnet.models.model import create_model
+from torchmdnet.neighbors import device
 from torchmdnet.testing.launches import Counts, counting
 
 #: Atoms of each molecule of the batch for training, and their number.
 MOLECULES = (32, 20)
 BOXES = 64
+
+
+device.TILES.update(atoms=256, candidates=16, edges=4096, block=4096)  # the interpreter's time is that of programs
 
 
 def inputs_of(system: System, copies: int = 1) -> Inputs:

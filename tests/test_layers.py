@@ -74,6 +74,7 @@ NEIGHBOURS = {
     ("loop_cache", "files"),
     ("graph", "neighbors"),
     ("neighbors", "ops"),  # loops are compiled in one place
+    ("graph", "ops"),  # sums over the atoms of a system
     ("heads", "models"),  # heads read Features
     ("energy", "predictions"),
     ("whole_calls", "energy"),

@@ -80,6 +80,8 @@ class CompiledPotential(TorchMD_Net):
         self.beyond = [prior for prior in model.prior_model or () if prior.needs_positions]
         self.operators, self.backend = operators, backend
         self.programs: dict[_Kind, Any] = {}
+        #: Weights that programs for evaluation hold on to, whose addresses no other weights may come to have.
+        self.kept: list[Tensor] = []
         self.is_given_up = False
         self.__dict__["plain"] = model  # no part, but what this is another form of
 
@@ -154,6 +156,7 @@ class CompiledPotential(TorchMD_Net):
             if self.backend == "inductor" and kind.device.type == "cpu":
                 needs_compiler("compile")
             self.programs[kind] = self._program(kind, arguments, graph)
+            self.kept.extend(() if training else [x.detach() for x in self._weights().values()])
         weights = (self._weights(),) if training else ()
         energy, slope, slope_of_pos, values, atomic = self.programs[kind](*weights, *arguments.values())
         names = list(self.property_heads) if properties else []

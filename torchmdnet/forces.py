@@ -18,6 +18,7 @@ from torchmdnet.graph import Graph, as_boxes, in_pairs, sum_to_atoms
 from torchmdnet.neighbors import can_check, length, not_a_number, pull_back
 from torchmdnet.neighbors.vectors import has_loops
 from torchmdnet.ops import kernels
+from torchmdnet.ops.sums import sum_by_index
 from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.typing import Boxes, EdgeVectors, PairScalars, Positions, SystemIndex
 
@@ -211,8 +212,7 @@ def _by_kernel(graph: Graph, edges: tuple[Any, ...], strained: bool) -> tuple[Te
     forces, of_atoms = passes.forces_of_slopes(*edges, strained=strained)
     if of_atoms is None:
         return forces, None
-    virial = forces.new_zeros(graph.num_systems, 3, 3)
-    return forces, virial.index_add(0, graph.batch, symmetrised(of_atoms))
+    return forces, sum_by_index(symmetrised(of_atoms), graph.batch, graph.num_systems)
 
 
 def symmetrised(tensor: Tensor) -> Tensor:

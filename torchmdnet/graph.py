@@ -10,8 +10,11 @@ from torch import Tensor
 from torchmdnet.domains import Domain, totalled
 from torchmdnet.neighbors import (
     CLOSEST,
+    DeviceEdges,
+    FixedSearch,
     Listed,
     Search,
+    VerletList,
     apart,
     by_receiver,
     can_check,
@@ -19,12 +22,16 @@ from torchmdnet.neighbors import (
     check_finite,
     edge_geometry,
     edges_of_pairs,
+    edges_on_device,
+    in_bounds,
     length,
     measured_edges,
     not_a_number,
     pairs_within,
+    searches_on_device,
 )
 from torchmdnet.neighbors.lattice import is_too_flat
+from torchmdnet.ops.sums import sum_by_index
 from torchmdnet.tracing import device_kind, is_abstract
 from torchmdnet.typing import (
     AtomicNumbers,
@@ -55,6 +62,10 @@ __all__ = [
     "sum_to_atoms",
     "sum_to_systems",
 ]
+
+
+#: More than there are rows in any embedding.
+MOST_ELEMENTS = 1 << 30
 
 
 class Inputs(NamedTuple):
@@ -203,6 +214,9 @@ def edges_within(
     Raises:
         ValueError: Naming the first pair that is too close.
     """
+    found = _on_device(pos, batch, box, num_systems, cutoff_upper, cutoff_lower, loop, search, closest)
+    if found is not None:
+        return found
     i, j, shifts = (search or pairs_within)(pos, batch, box, num_systems, cutoff_upper, cutoff_lower)
     measured = measured_edges(pos, batch, box, (i, j, shifts), loop)
     if measured is not None:
@@ -214,6 +228,41 @@ def edges_within(
     edge_dist = dist.index_select(0, of_edge)
     check_apart(index, vec, edge_dist, closest, dist[: i.shape[0]])
     return Edges(index, vec, edge_dist, Pairs(torch.stack([i, j]), dist, of_edge, reverse, row_start))
+
+
+def _on_device(
+    pos: Positions,
+    batch: SystemIndex,
+    box: Boxes | None,
+    num_systems: int,
+    cutoff: float,
+    lower: float,
+    loop: bool,
+    search: Search | None,
+    closest: float,
+) -> Edges | None:
+    """:func:`edges_within` by the kernels of a GPU; None where these do not search."""
+    if isinstance(search, FixedSearch):
+        find: Any = search.edges
+    elif search is None or isinstance(search, VerletList):  # which keeps lists on the CPU
+        find = edges_on_device
+    else:
+        return None
+    if pos.shape[0] == 0 or not searches_on_device(pos):
+        return None
+    is_followed = torch.is_grad_enabled() and (pos.requires_grad or (box is not None and box.requires_grad))
+    options = {"loop": loop, "closest": closest, "lists": is_followed}
+    found: DeviceEdges = find(pos, batch, box, num_systems, cutoff, lower, **options)
+    vec, dist, edge_dist = found.vec, found.dist, found.edge_dist
+    if is_followed:
+        i, j = found.atoms
+        listed = Listed(
+            found.edge_index, found.of_edge, found.sign, i, j, None if box is None else found.shifts, batch, closest
+        )
+        vec, dist = edge_geometry(pos, box, listed, loop)
+        edge_dist = dist.index_select(0, found.of_edge)
+    pairs = Pairs(found.atoms, dist, found.of_edge, found.reverse, found.row_start)
+    return Edges(found.edge_index, vec, edge_dist, pairs)
 
 
 def in_pairs(graph: Graph) -> bool:
@@ -235,6 +284,7 @@ def build_graph(
     num_systems: int | None = None,
     extra: dict[str, Tensor] | None = None,
     search: Search | None = None,
+    max_z: int = MOST_ELEMENTS,
 ) -> Graph:
     """Turn the established call ``z, pos, batch, box, q, s`` into a graph.
 
@@ -251,6 +301,8 @@ def build_graph(
         num_systems: Number of systems S; None reads it from ``batch``.
         extra: Per-atom or per-system tensors for heads and priors, by name.
         search: Who finds neighbours, here and for parts that look further; None starts afresh.
+        max_z: Atomic numbers are below this. On a GPU, where looking would wait for the device, one that is not, like a
+            system that is none of S, makes the results of a system NaN.
 
     Raises:
         ValueError: If a shape does not fit the others, a number is not finite, or two atoms all but coincide; the
@@ -275,6 +327,12 @@ def build_graph(
     box = as_boxes(box, num_systems, pos.dtype, pos.device)
     q, s = _per_system(q, "q", num_systems, pos), _per_system(s, "s", num_systems, pos)
     check_finite("pos", pos, "atom")
+    z, guard = z.long(), None
+    if not can_check(pos):
+        if is_abstract() or device_kind(pos) == "cpu":
+            guard = _guard(pos, batch, num_systems, box, cutoff_upper, (q, s))
+        else:
+            z, batch, guard = in_bounds(z, pos, batch, num_systems, max_z, box, q, s)
     edges = edges_within(
         pos,
         batch,
@@ -287,7 +345,7 @@ def build_graph(
         closest=CLOSEST * cutoff_upper,
     )
     return Graph(
-        z=z.long(),
+        z=z,
         pos=pos,
         batch=batch,
         num_systems=num_systems,
@@ -300,7 +358,7 @@ def build_graph(
         extra=extra or {},
         pairs=edges.pairs,
         search=search,
-        guard=None if can_check(pos) else _guard(pos, batch, num_systems, box, cutoff_upper, (q, s)),
+        guard=guard,
         cutoff=float(cutoff_upper) if cutoff_lower <= 0 else 0.0,
     )
 
@@ -318,6 +376,7 @@ def graph_of_edges(
     loop: bool = False,
     num_systems: int | None = None,
     extra: dict[str, Tensor] | None = None,
+    max_z: int = MOST_ELEMENTS,
 ) -> Graph:
     """A graph of edges that somebody else found; it has no positions, so ``pos`` is not a number.
 
@@ -334,6 +393,7 @@ def graph_of_edges(
         loop: Whether atoms receive from themselves; such edges are added, and edges (i, i) of no length left out.
         num_systems: See :func:`build_graph`.
         extra: See :func:`build_graph`.
+        max_z: See :func:`build_graph`.
 
     Raises:
         ValueError: If a shape does not fit the others, an edge joins an atom that is not there, or two systems, a
@@ -370,6 +430,11 @@ def graph_of_edges(
     check_apart(edge_index, edge_vec, dist, closest)
     guard = None
     if not can_check(edge_vec):
+        if not is_abstract() and device_kind(device) != "cpu":  # as in build_graph
+            known, elements = edge_index.clamp(0, max(num_atoms - 1, 0)), graph.z.clamp(0, max_z - 1)
+            is_out = (known != edge_index).any(dim=0) | (elements != graph.z).index_select(0, known[0])
+            edge_vec = torch.where(is_out[:, None], torch.nan, edge_vec)
+            edge_index, graph = known, graph._replace(z=elements)
         guard = guard_of_edges(edge_index, edge_vec, graph.batch, graph.num_systems, q, s)
     is_within = (dist < cutoff_upper) & (dist >= cutoff_lower) & ((edge_index[0] != edge_index[1]) | (dist > 0))
     kept = is_within.nonzero()[:, 0]
@@ -467,5 +532,5 @@ def sum_to_atoms(x: Tensor, graph: Graph) -> Tensor:
 
 def sum_to_systems(x: Tensor, graph: Graph) -> Tensor:
     """Sum atoms to the systems they belong to, over all domains: (N, ...) -> (S, ...)."""
-    total = x.new_zeros(graph.num_systems, *x.shape[1:]).index_add(0, graph.batch, x)
+    total = sum_by_index(x, graph.batch, graph.num_systems)
     return total if graph.domain is None else totalled(total, graph.domain)

@@ -326,6 +326,7 @@ class TorchMD_Net(EnergyModel):
                 loop=architecture.distance.loop,
                 num_systems=num_systems,
                 extra=extra_args,
+                max_z=architecture.max_z,
             )
         asked: dict[str, Any] = {"properties": properties, "by_atom": self.is_sum_of_atoms}
         with torch.inference_mode(False), torch.set_grad_enabled(keep):

@@ -88,9 +88,10 @@ class Stack:
 
     def _refresh(self) -> None:
         tensors = [tensor for model in self.models for tensor in (*model.parameters(), *model.buffers())]
-        stamp = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors]
+        stamp = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if stamp == self.stamp:
             return
+        self.kept = [tensor.detach() for tensor in tensors]  # so that no other comes to have its address
         weights, self.buffers = stack_module_state([_Encoder(model) for model in self.models])  # type: ignore[arg-type]
         self.weights = {name: weight.detach() for name, weight in weights.items()}
         self.base = copy.deepcopy(_Encoder(self.models[0])).to("meta").eval()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmdnet.calculators import External
-from torchmdnet.calculators.fixed import FixedStep, with_ghosts
+from torchmdnet.calculators.fixed import FixedStep, _Recording, with_ghosts
 from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.ensemble import Ensemble
 from torchmdnet.graph import Inputs
@@ -18,6 +18,7 @@ from torchmdnet.models import ARCHITECTURES
 from torchmdnet.neighbors import FixedSearch
 from torchmdnet.potential import TorchMD_Net
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
+from torchmdnet.tracing import as_if_on
 
 pytestmark = pytest.mark.filterwarnings("ignore:The transformer is deprecated")
 
@@ -44,6 +45,14 @@ class Replay:
                 ours.copy_(theirs)
         return tuple(output.clone() for output in self.function(*self.inputs))
 
+    def release(self) -> None:
+        self.function = None
+
+
+def first(model: nn.Module, record: Any, **options: Any) -> FixedStep:
+    """Records at the first call."""
+    return FixedStep(model, record, plain_calls=0, **options)
+
 
 def inputs_of(systems: Systems, *, has_charges: bool = True) -> Inputs:
     box = None if systems.box is None else systems.box.reshape(-1, 3, 3)
@@ -59,7 +68,7 @@ def expect_equal(found: list[Answer], expected: list[Answer]) -> None:
 
 
 def expect_the_same_step(model: nn.Module, inputs: Inputs, **options: Any) -> FixedStep:
-    step = FixedStep(model, Replay, **options)
+    step = first(model, Replay, **options)
     expect_equal(step(inputs), predict_members(model, inputs, **options))
     moved = inputs._replace(pos=inputs.pos + 0.02 * torch.sin(torch.arange(inputs.pos.numel())).view(-1, 3))
     expect_equal(step(moved), predict_members(model, moved, **options))
@@ -138,7 +147,7 @@ def test_tensors_of_atoms_and_systems_that_came_with_the_data_are_extended() -> 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_room_grows_by_itself_and_nothing_changes(name: str) -> None:
     model, cell = tiny_model(name), cell_of_atoms(30, 12.0)
-    step = FixedStep(model, Replay)
+    step = first(model, Replay)
     shapes = []
     for scale in (1.0, 0.95, 0.7, 0.55, 1.1):
         assert cell.box is not None
@@ -152,7 +161,7 @@ def test_room_grows_by_itself_and_nothing_changes(name: str) -> None:
 
 def test_whatever_a_recording_cannot_know_makes_a_new_one() -> None:
     model = tiny_model("tensornet")
-    step = FixedStep(model, Replay)
+    step = first(model, Replay)
     molecules, boxes = inputs_of(SYSTEMS["molecules"]), inputs_of(SYSTEMS["boxes"])
     one = molecules._replace(q=None)
     for number, inputs in enumerate((molecules, one, boxes, molecules), start=1):
@@ -167,6 +176,125 @@ def test_whatever_a_recording_cannot_know_makes_a_new_one() -> None:
     assert step.num_recordings == 5
 
 
+class Recorder:
+    """Records as a device does, and counts; tells which recordings hold memory."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.alive: list[Counted] = []
+
+    def __call__(self, function, inputs, warmup_steps) -> Counted:
+        assert not self.alive, "the recording before holds memory"
+        for _ in range(warmup_steps):
+            function(*inputs)
+        self.alive.append(Counted(self, function, inputs))
+        return self.alive[-1]
+
+
+class Counted(Replay):
+    def __init__(self, recorder: Recorder, function, inputs) -> None:
+        super().__init__(function, inputs, 0)
+        self.recorder = recorder
+
+    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        assert self in self.recorder.alive
+        self.recorder.calls += 1
+        return super().__call__(*inputs)
+
+    def release(self) -> None:
+        self.recorder.alive.remove(self)
+
+
+def test_a_step_is_recorded_at_the_third_call_of_a_kind_and_replayed_from_then_on() -> None:
+    model, recorder, inputs = tiny_model("tensornet"), Recorder(), inputs_of(SYSTEMS["molecules"])
+    step = FixedStep(model, recorder)
+    for number in range(6):
+        moved = inputs._replace(pos=inputs.pos + 0.01 * number * torch.cos(torch.arange(30.0)).view(10, 3))
+        expect_equal(step(moved), predict_members(model, moved))
+        assert step.num_recordings == (number >= 2)
+    assert recorder.calls == 2 + 3  # two when it was made: elsewhere, for the comparison, and for the answer
+
+
+def test_a_set_of_different_molecules_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recorder, asked = tiny_model("tensornet"), Recorder(), []
+    step = FixedStep(model, recorder)
+    monkeypatch.setattr(
+        "torchmdnet.calculators.fixed.predict_members", lambda *args, **_: asked.append(args) or ["answer"]
+    )
+    whole = inputs_of(SYSTEMS["molecules"], has_charges=False)
+    for number in range(200):
+        count = 2 + (number * 7) % 9
+        batch = torch.zeros(count, dtype=torch.long)
+        one = whole._replace(z=whole.z[:count], pos=whole.pos[:count], batch=batch, num_systems=1)
+        assert step(one) == ["answer"]
+    assert step.num_recordings == 0
+    assert len(asked) == 200  # and nothing was calculated besides
+
+
+def test_another_kind_is_answered_plainly_until_it_is_worth_a_recording_and_memory_is_released() -> None:
+    model, recorder = tiny_model("tensornet"), Recorder()
+    step = FixedStep(model, recorder)
+    molecules, boxes = inputs_of(SYSTEMS["molecules"]), inputs_of(SYSTEMS["boxes"])
+
+    def ask(inputs: Inputs, times: int) -> None:
+        for _ in range(times):
+            expect_equal(step(inputs), predict_members(model, inputs))
+
+    ask(molecules, 3)
+    (of_molecules,) = recorder.alive
+    ask(boxes, 2)
+    ask(molecules, 1)
+    ask(boxes, 2)
+    assert recorder.alive == [of_molecules]
+    assert step.num_recordings == 1
+    ask(boxes, 1)
+    assert step.num_recordings == 2
+    assert recorder.alive != [of_molecules]
+    step.release()
+    assert recorder.alive == []
+
+
+def test_a_recording_that_fails_leaves_no_memory_behind() -> None:
+    class Failing(Counted):
+        def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+            raise RuntimeError("CUDA out of memory")
+
+    recorder = Recorder()
+
+    def record(function, inputs, warmup_steps):
+        recorder.alive.append(Failing(recorder, function, inputs))
+        return recorder.alive[-1]
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        first(tiny_model("tensornet"), record)(inputs_of(SYSTEMS["molecules"]))
+    assert recorder.alive == []
+
+
+def test_room_that_grew_stays_for_smaller_systems_of_the_same_kind() -> None:
+    """Otherwise a set of molecules of one size would be recorded again and again."""
+    model, cell, recorder = tiny_model("tensornet"), cell_of_atoms(30, 12.0), Recorder()
+    step = first(model, recorder)
+    for scale in (1.0, 0.6, 1.0, 0.6, 1.0, 0.6, 1.0, 0.6):
+        assert cell.box is not None
+        inputs = inputs_of(cell)._replace(pos=scale * cell.pos, box=scale * cell.box[None])
+        expect_equal(step(inputs), predict_members(model, inputs))
+    assert step.num_recordings <= 4
+    assert len(recorder.alive) == 1
+
+
+def test_weights_that_take_the_place_of_others_are_noticed() -> None:
+    model, inputs = tiny_model("tensornet"), inputs_of(SYSTEMS["molecules"])
+    step, layer = first(model, Replay), model.representation_model.linear
+    step(inputs)
+    for _ in range(3):  # the memory of one before the last is free to be used again
+        layer.weight = nn.Parameter(1.5 * layer.weight.detach())
+        expect_equal(step(inputs), predict_members(model, inputs))
+    for _ in range(3):
+        layer.weight.data = 0.8 * layer.weight.detach()
+        expect_equal(step(inputs), predict_members(model, inputs))
+    assert step.num_recordings == 7
+
+
 def test_modules_that_are_no_potentials_are_recorded_as_they_are() -> None:
     class Springs(nn.Module):
         def forward(self, z: Tensor, pos: Tensor, batch: Tensor, box: Tensor | None) -> Tensor:
@@ -176,12 +304,42 @@ def test_modules_that_are_no_potentials_are_recorded_as_they_are() -> None:
 
 
 def test_a_replay_that_does_not_follow_is_refused() -> None:
-    def frozen(function, inputs, warmup_steps):
-        found = function(*inputs)
-        return lambda *inputs: found
+    class Frozen(Replay):
+        def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+            return self.function(*self.inputs)
 
     with pytest.raises(RuntimeError, match="differs from the plain call"):
-        FixedStep(tiny_model("tensornet"), frozen)(inputs_of(SYSTEMS["molecules"]))
+        first(tiny_model("tensornet"), Frozen)(inputs_of(SYSTEMS["molecules"]))
+
+
+# --------------------------------------------------------------------------------- as a GPU does it, interpreted
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES])
+def test_a_step_whose_kernels_search_equals_a_plain_call_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ghosts take all spare edges, and nothing of them reaches an atom."""
+    pytest.importorskip("triton.language")
+    tiles = {"atoms": 32, "candidates": 16, "edges": 512, "others": 16, "block": 128}
+    monkeypatch.setattr("torchmdnet.neighbors.device.TILES", tiles)
+    cell = cell_of_atoms(3, 3.0)
+    assert cell.box is not None
+    inputs = inputs_of(cell)._replace(q=None)
+    model = tiny_model(name, cutoff_upper=2.0).eval()
+    step = FixedStep(model, Replay, skin=0.3, with_virial=True)
+    with as_if_on("cuda"):
+        step.make_room(inputs)
+        results = step.step(inputs)
+    assert step._search is not None
+    assert step._search.num_ghosts == 2
+    found = step._answers(results, _Recording(None, Replay(None, (), 0), step._search, step._like), inputs)
+    expect_close(found, predict_members(model, inputs, with_virial=True))
+
+
+def expect_close(found: list[Answer], expected: list[Answer]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours[:3], theirs[:3], strict=True):
+            assert a is not None
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 # --------------------------------------------------------------------------- what a CUDA graph asks of a step
@@ -197,7 +355,7 @@ def on_meta(search: FixedSearch) -> FixedSearch:
 
 
 def expect_no_value_to_be_looked_at(model: TorchMD_Net, inputs: Inputs, monkeypatch, **options: Any) -> None:
-    step = FixedStep(model, Replay, **options)
+    step = first(model, Replay, **options)
     expected = step(inputs)
     assert step._search is not None
     there = FixedStep(copy.deepcopy(model).to("meta"), Replay, **options)
@@ -219,7 +377,8 @@ def expect_no_value_to_be_looked_at(model: TorchMD_Net, inputs: Inputs, monkeypa
         theirs_engine: Any = theirs.radial
         monkeypatch.setattr(type(theirs_engine), "_choose", chosen)
     tensors = {name: value.to("meta") for name, value in inputs._asdict().items() if isinstance(value, Tensor)}
-    found = there._answers(there.step(inputs._replace(**tensors)), inputs)
+    results = there.step(inputs._replace(**tensors))
+    found = there._answers(results, _Recording(None, results, there._search, there._like), inputs)  # type: ignore[arg-type]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.forces.shape == theirs.forces.shape
         assert ours.energy.shape == theirs.energy.shape

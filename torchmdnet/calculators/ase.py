@@ -46,9 +46,6 @@ __all__ = ["TMDNETCalculator", "stated"]
 
 log = logging.getLogger(__name__)
 
-#: Atoms up to which calculations on CUDA are captured without being asked to: beyond, launches are not what takes time.
-AUTOMATIC_UP_TO = 2_000
-
 
 class TMDNETCalculator(Calculator):
     """A potential as an ASE calculator, in eV and Å.
@@ -70,10 +67,12 @@ class TMDNETCalculator(Calculator):
         compile: Compile the model on first use, which takes minutes and needs a C++ compiler; see
             :mod:`torchmdnet.compiled`. If it fails, or gives other numbers, the calculator goes on without and says so.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
-        skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
-            half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not depend on it. 0 turns it off.
-        cuda_graph: Whether to capture a calculation as a CUDA graph and replay it; see
-            :class:`torchmdnet.calculators.External`. None does so on CUDA, for up to 2,000 atoms, without ``compile``.
+        skin: On the CPU, and where a calculation is captured, neighbours are looked for this much beyond the cutoff, in
+            Å, and again when an atom has moved half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not
+            depend on it. 0 turns it off.
+        cuda_graph: Whether to capture a calculation as a CUDA graph and replay it, from the third on of systems of one
+            kind in a row: as many atoms, with or without a cell, charge and spin. Other structures are calculated
+            plainly meanwhile. None does so on CUDA without ``compile``.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`. With ``remove_ref_energy``, True unless given,
             a delta-learned model gives energies relative to its reference, with False total energies.
 
@@ -123,7 +122,8 @@ class TMDNETCalculator(Calculator):
         ] + list(self.properties)
         if len(self.members) > 1:
             self.implemented_properties += [f"{name}_std" for name in ("energy", "forces", "stress", *self.properties)]
-        self.search = VerletList(skin / self.units.in_angstrom) if skin else None
+        self.skin = skin / self.units.in_angstrom
+        self.search = VerletList(self.skin) if skin else None
         #: Brings positions near the origin before they are rounded.
         self.home = Home() if self.dtype != torch.float64 and can_be_moved(self.model) else None
         self.cuda_graph = cuda_graph
@@ -279,14 +279,13 @@ class TMDNETCalculator(Calculator):
 
     def _is_replayed(self, inputs: Inputs) -> bool:
         if self.cuda_graph is None:
-            is_small = device_kind(inputs.z) == "cuda" and len(inputs.z) <= AUTOMATIC_UP_TO
-            return is_small and not self.compile
+            return device_kind(inputs.z) == "cuda" and not self.compile
         return self.cuda_graph
 
     def _replay(self, inputs: Inputs, options: dict[str, bool]) -> list[Answer]:
         has_virial = options["with_virial"]
         if has_virial not in self._steps:
-            self._steps[has_virial] = FixedStep(self.model, CudaGraph, **options)
+            self._steps[has_virial] = FixedStep(self.model, CudaGraph, skin=self.skin, **options)
         try:
             return self._steps[has_virial](inputs)
         except RuntimeError as error:

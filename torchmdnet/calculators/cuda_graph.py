@@ -31,7 +31,7 @@ class CudaGraph:
     Args:
         function: Takes tensors or None, returns tensors.
         inputs: Arguments to record with, on the GPU.
-        warmup_steps: Plain calls before the recording, during which libraries set themselves up.
+        warmup_steps: Calls before the recording, during which libraries set themselves up.
 
     Raises:
         RuntimeError: If the function cannot be captured.
@@ -43,9 +43,9 @@ class CudaGraph:
         inputs: tuple[Tensor | None, ...],
         warmup_steps: int = 12,
     ) -> None:
-        self.inputs = tuple(None if x is None else x.clone() for x in inputs)
-        device = next(x.device for x in self.inputs if x is not None)
-        with torch.cuda.device(device):
+        self.inputs: tuple[Tensor | None, ...] = tuple(None if x is None else x.clone() for x in inputs)
+        self.device = next(x.device for x in self.inputs if x is not None)
+        with torch.cuda.device(self.device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -71,5 +71,11 @@ class CudaGraph:
                 )
             if ours is not None and theirs is not None:
                 ours.copy_(theirs)
-        self.graph.replay()
-        return tuple(output.clone() for output in self.outputs)
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+            return tuple(output.clone() for output in self.outputs)
+
+    def release(self) -> None:
+        """Give up the graph and its memory, which PyTorch uses again; it cannot be replayed afterwards."""
+        self.graph.reset()
+        self.inputs = self.outputs = ()

@@ -61,8 +61,9 @@ class External:
         q: Total charge of each replica in e, or one number for all.
         s: Spin of each replica, as ``q``, in the convention of the training data.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
-        skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
-            half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not depend on it. 0 turns it off.
+        skin: On the CPU, and in a captured call, neighbours are looked for this much beyond the cutoff, in Å, and again
+            when an atom has moved half of it; see :class:`torchmdnet.neighbors.VerletList`. Results do not depend on
+            it. 0 turns it off.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`.
 
     Raises:
@@ -180,7 +181,8 @@ class External:
 
     def _replay(self, inputs: Inputs) -> list[Answer]:
         if self.cuda_graph is None:
-            self.cuda_graph = FixedStep(self.model, CudaGraph, self.cuda_graph_warmup_steps)
+            skin = 0.0 if self.search is None else self.search.skin
+            self.cuda_graph = FixedStep(self.model, CudaGraph, self.cuda_graph_warmup_steps, plain_calls=0, skin=skin)
         try:
             return self.cuda_graph(inputs)
         except RuntimeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from torchmdnet.calculators.loading import members_of
 from torchmdnet.calculators.predict import Answer, predict_members
 from torchmdnet.graph import Inputs
-from torchmdnet.neighbors import FixedSearch
+from torchmdnet.neighbors import FixedSearch, searches_on_device
+from torchmdnet.nn.modules import Weights
 
 __all__ = ["FixedStep", "with_ghosts", "without_ghosts"]
 
 log = logging.getLogger(__name__)
 
-#: Atoms for each pair of ghosts: the more there are, the fewer spare edges each of them receives.
-ATOMS_PER_GHOSTS = 64
+#: Atoms for each pair of ghosts where rows of neighbours hold spare edges: a ghost has about as many as an atom then.
+ATOMS_PER_GHOSTS = 8
+
+#: Calls of one kind in a row that are not worth a recording, which costs several.
+PLAIN_CALLS = 2
 
 #: What changes from step to step, or is recorded along with it.
 _TENSORS = ("z", "pos", "batch", "box", "q", "s")
@@ -30,8 +34,20 @@ class Recorder(Protocol):
 
     def __call__(
         self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor | None, ...], warmup_steps: int
-    ) -> Callable[..., tuple[Tensor, ...]]:
+    ) -> Replay:
         """Returns what replays it."""
+        ...
+
+
+class Replay(Protocol):
+    """A recorded function of tensors."""
+
+    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Its results for other values."""
+        ...
+
+    def release(self) -> None:
+        """Give up its memory; it is not called again."""
         ...
 
 
@@ -83,31 +99,57 @@ def without_ghosts(answer: Answer, num_atoms: int, num_systems: int) -> Answer:
     )
 
 
+class _Recording(NamedTuple):
+    """A step as it was recorded."""
+
+    kind: Any
+    replay: Replay
+    search: FixedSearch | None
+    like: list[Answer]
+
+
 class FixedStep:
-    """Asks a model again and again, with everything from the search for neighbours on recorded.
+    """Asks a model again and again, and records a step, with everything from the search for neighbours on, if it pays.
 
-    The recording is repeated when it no longer fits: when there are more neighbours than its capacity, when shapes
-    or what is given change, or when the model does. So is the room for neighbours, which grows by itself. Nothing
-    between the positions and the results waits for the device; one look at the notes of the search follows.
+    Calls are plain until more than ``plain_calls`` of the same kind came in a row: the same shapes and weights,
+    whatever the atoms. Then the step is recorded, and replayed as long as the kind stays. Another kind is answered by
+    plain calls meanwhile; when it is recorded itself, the recording before is released. A recording is repeated at once
+    when there are more neighbours than its capacity; its room grows by itself and never shrinks, so that this ends.
 
+    Nothing between the positions and the results waits for the device; one look at the notes of the search follows.
     Modules that are no potentials find their own neighbours and are recorded as they are.
 
     Args:
         model: In evaluation mode.
         record: Records a function of tensors.
-        warmup_steps: Plain calls before a recording.
+        warmup_steps: Calls in arrays of fixed shape before a recording.
+        plain_calls: How many calls of a kind in a row are not worth a recording.
+        skin: How far beyond the cutoff the device's list of neighbours reaches, in the unit of the positions; see
+            :class:`torchmdnet.neighbors.FixedSearch`.
         **options: For :func:`torchmdnet.calculators.predict.predict_members`.
     """
 
-    def __init__(self, model: nn.Module, record: Recorder, warmup_steps: int = 12, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        record: Recorder,
+        warmup_steps: int = 3,
+        *,
+        plain_calls: int = PLAIN_CALLS,
+        skin: float = 0.0,
+        **options: Any,
+    ) -> None:
         self.model, self.record, self.warmup_steps, self.options = model, record, warmup_steps, options
-        self.weights = [*model.parameters(), *model.buffers()]
+        self.plain_calls, self.skin = plain_calls, skin
         parts = [getattr(member, "representation_model", None) for member in members_of(model)]
         self.is_potential = all(hasattr(part, "encode") for part in parts)
         #: Recordings made so far.
         self.num_recordings = 0
-        self._made_for: Any = None
-        self._replay: Callable[..., tuple[Tensor, ...]] | None = None
+        self._recording: _Recording | None = None
+        self._weights: Weights | None = None
+        self._state: Any = None
+        self._last: Any = None  # kind of the last call, and how many there were in a row
+        self._in_a_row = 0
         self._search: FixedSearch | None = None
         self._like: list[Answer] = []
 
@@ -117,49 +159,74 @@ class FixedStep:
         Raises:
             RuntimeError: If the model cannot be recorded, or replays to something else.
         """
-        kind = self._kind(inputs)
-        if kind != self._made_for:
-            self.make_room(inputs)
-            self._replay, self._made_for = None, kind
-        tensors = _tensors(inputs)
-        while True:
-            if self._replay is None:
-                self._replay = self._recorded(inputs)
-            found = self._replay(*tensors)
-            if self._search is None or not self._search.outgrown():
-                return self._answers(found, inputs)
+        kind, known = self._kind(inputs), self._recording
+        if known is not None and known.kind == kind:
+            self._last, self._in_a_row = kind, 0
+            found = known.replay(*_tensors(inputs))
+            if known.search is None or not known.search.outgrown():
+                return self._answers(found, known, inputs)
             log.debug("There are more neighbours than the capacity; the step is recorded again.")
-            self._replay = None
+            return self._recorded(inputs, kind, known.search)
+        self._in_a_row = self._in_a_row + 1 if kind == self._last else 1
+        self._last = kind
+        if self._in_a_row > self.plain_calls and kind is not None:
+            return self._recorded(inputs, kind, None)
+        return predict_members(self.model, inputs, **self.options)
+
+    def _kind(self, inputs: Inputs) -> Any:
+        """What a recording is made for; None where nothing can be, since changes of weights are not known."""
+        before = self._weights
+        if before is None or before.state() != self._state:
+            self._weights = now = Weights([self.model])
+            now.keep()
+            self._state = now.state()
+        if self._state is None:
+            return None
+        shapes = [None if x is None else (x.shape, x.dtype, x.device) for x in _tensors(inputs)]
+        return shapes, inputs.num_systems, self._state
+
+    def release(self) -> None:
+        """Give up the recording, and the memory it holds."""
+        known, self._recording, self._search, self._like = self._recording, None, None, []
+        if known is not None:
+            known.replay.release()
 
     def make_room(self, inputs: Inputs) -> None:
         """Prepare a search for systems of this size; the next call of :meth:`step` chooses its capacity."""
-        num_ghosts = 2 * (1 + inputs.z.shape[0] // ATOMS_PER_GHOSTS)
-        self._search = FixedSearch(num_ghosts) if self.is_potential else None
+        spread = 0 if searches_on_device(inputs.pos) else inputs.z.shape[0] // ATOMS_PER_GHOSTS
+        self._search = FixedSearch(2 * (1 + spread), self.skin) if self.is_potential else None
 
-    def _kind(self, inputs: Inputs) -> Any:
-        """What a recording is made for."""
-        shapes = [None if x is None else (x.shape, x.dtype, x.device) for x in _tensors(inputs)]
-        return shapes, inputs.num_systems, [(weight.data_ptr(), weight._version) for weight in self.weights]
+    def _recorded(self, inputs: Inputs, kind: Any, search: FixedSearch | None) -> list[Answer]:
+        """Record a step and answer by it; a search that has outgrown its room takes more."""
 
-    def _recorded(self, inputs: Inputs) -> Callable[..., tuple[Tensor, ...]]:
         def step(*tensors: Tensor | None) -> tuple[Tensor, ...]:
             return self.step(inputs._replace(**dict(zip(_TENSORS, tensors, strict=True))))
 
+        self.release()
+        self.make_room(inputs)
+        self._search = self._search if search is None else search
         tensors = _tensors(inputs)
-        with torch.inference_mode(False):
-            while True:  # chooses sizes
-                step(*tensors)
-                if self._search is None or not self._search.outgrown():
-                    break
-            replay = self.record(step, tensors, self.warmup_steps)
-            self.num_recordings += 1
-            moved = inputs.pos.clone()
-            moved[::2] += 0.05  # Å
-            elsewhere = inputs._replace(pos=moved)
-            found = replay(*_tensors(elsewhere))
-            if self._search is None or not self._search.outgrown():
-                _expect_the_same(self._answers(found, inputs), predict_members(self.model, elsewhere, **self.options))
-        return replay
+        try:
+            with torch.inference_mode(False):
+                while True:  # chooses sizes
+                    step(*tensors)
+                    if self._search is None or not self._search.outgrown():
+                        break
+                replay = self.record(step, tensors, self.warmup_steps)
+                self.num_recordings += 1
+                self._recording = known = _Recording(kind, replay, self._search, self._like)
+                moved = inputs.pos.clone()
+                moved[::2] += 0.05  # Å
+                elsewhere = inputs._replace(pos=moved)
+                found = replay(*_tensors(elsewhere))
+                if known.search is not None and known.search.outgrown():
+                    return self._recorded(inputs, kind, known.search)  # arrays of the recording are given up
+                expected = predict_members(self.model, elsewhere, **self.options)
+                _expect_the_same(self._answers(found, known, inputs), expected)
+                return self._answers(replay(*tensors), known, inputs)
+        except RuntimeError:
+            self.release()
+            raise
 
     def step(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """What is recorded: one call in arrays of fixed shape, and all tensors of its answers."""
@@ -170,14 +237,14 @@ class FixedStep:
         self._like = predict_members(self.model, inputs, **self.options)
         return tuple(value for answer in self._like for value in _flat(answer))
 
-    def _answers(self, found: tuple[Tensor, ...], inputs: Inputs) -> list[Answer]:
+    def _answers(self, found: tuple[Tensor, ...], known: _Recording, inputs: Inputs) -> list[Answer]:
         rest, answers = iter(found), []
-        for like in self._like:
+        for like in known.like:
             energy, forces = next(rest), next(rest)
             virial = None if like.virial is None else next(rest)
             atomic = None if like.atomic is None else next(rest)
             answers.append(Answer(energy, forces, virial, atomic, {name: next(rest) for name in like.properties}))
-        if self._search is None:
+        if known.search is None:
             return answers
         assert inputs.num_systems is not None
         return [without_ghosts(answer, inputs.z.shape[0], inputs.num_systems) for answer in answers]

@@ -8,6 +8,7 @@ from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph, bare_graph
 from torchmdnet.models.base import Features
 from torchmdnet.ops.scatter import REDUCTIONS, scatter
+from torchmdnet.ops.sums import sum_by_index
 
 __all__ = ["OutputModel"]
 
@@ -72,6 +73,8 @@ class OutputModel(nn.Module):
         if num_systems is None:
             num_systems = int(batch.max()) + 1 if batch.numel() else 0
         self.dim_size = num_systems
+        if self.reduce_op in ("add", "sum"):
+            return sum_by_index(x, batch, num_systems)
         return scatter(x, batch, dim=0, dim_size=num_systems, reduce=self.reduce_op)
 
     # The established hooks: for code that calls a head without a graph, and for heads that override them.

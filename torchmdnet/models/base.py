@@ -193,6 +193,7 @@ class Representation(nn.Module):
             num_systems=num_systems,
             extra=extra,
             search=search,
+            max_z=self.max_z,
         )
         self._check_memory(pos, graph.edge_dist.shape[0])
         return graph

@@ -1,23 +1,22 @@
 """Neighbours in arrays whose shapes never change, on any device, without the host having to look at a value.
 
-Cells of atoms, in tensor operations: linear in the number of atoms, and for a small system one cell, so that every
-pair is looked at. What a size depends on is decided beforehand, from a first structure, with room to spare; at every
-call the device notes what was needed, and the caller looks at the notes when it is convenient.
-
-nvalchemi-toolkit-ops fills arrays of fixed size with kernels of its own, but needs Python 3.11 and PyTorch 2.10, more
-than this package asks for. Where it is measured to be worth an extra, this module is the place to call it from.
+On a GPU the kernels of :mod:`torchmdnet.neighbors.device` fill them. Where there are none, cells of atoms do it in
+tensor operations: linear in the number of atoms, and for a small system one cell, so that every pair is looked at. What
+a size depends on is decided beforehand, from a first structure, with room to spare; at every call the device notes what
+was needed, and the caller looks at the notes when it is convenient.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchmdnet.neighbors.lattice import check_images, completed
+from torchmdnet.neighbors.device import FIRST_ROOM, DeviceEdges, DeviceList, Room, rounded, searches_on_device
+from torchmdnet.neighbors.lattice import check_images, completed, lattice_of
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["FixedSearch"]
@@ -49,19 +48,27 @@ class Plan(NamedTuple):
 class FixedSearch:
     """Finds pairs as :func:`torchmdnet.neighbors.pairs_within` does; spare ones join ghosts.
 
-    The last atoms of every call are ghosts, an even number of them in a system of their own: pair number p that was not
-    needed joins two of those, which have to lie apart. Call it once where the host may wait, so that sizes are chosen;
-    from then on shapes stay, and nothing waits. After a call, and whatever was computed from it, :meth:`outgrown` tells
-    whether the room was enough. If not, the result is worthless: call again.
+    The last atoms of every call are ghosts, an even number of them in a system of their own: a pair that was not needed
+    joins two of those, which have to lie apart. Of edges that kernels find, :meth:`edges`, the spare ones stand behind
+    the rows of all atoms, so that kernels which follow these never come to them; two ghosts are enough then. Call it
+    once where the host may wait, so that sizes are chosen; from then on shapes stay, and nothing waits. After a call,
+    and whatever was computed from it, :meth:`outgrown` tells whether the room was enough. If not, the result is
+    worthless: call again.
 
     Args:
         num_ghosts: How many of the atoms are ghosts.
+        skin: Where kernels search, lists of pairs reach this much beyond the cutoff, in Å, and are made again when an
+            atom has moved by half of it, as the device decides; 0 makes them at every call.
     """
 
-    def __init__(self, num_ghosts: int) -> None:
+    def __init__(self, num_ghosts: int, skin: float = 0.0) -> None:
         assert num_ghosts % 2 == 0
         assert num_ghosts > 0
-        self.num_ghosts = num_ghosts
+        self.num_ghosts, self.skin = num_ghosts, float(skin)
+        #: Lists on the device, by what was searched for.
+        self.lists: dict[tuple[float, float, bool], DeviceList] = {}
+        #: What was needed when a search had outgrown its room: there is never less again.
+        self._least: dict[tuple[float, float, bool], tuple[int, int]] = {}
         self.plans: dict[tuple[float, float, bool], Plan] = {}
         #: What the last calls needed: pairs, atoms in a cell, and whether a lattice left the room it was given.
         self.needed: dict[tuple[float, float, bool], Tensor] = {}
@@ -77,6 +84,9 @@ class FixedSearch:
         lower: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See :func:`torchmdnet.neighbors.pairs_within`; P is the capacity, and spare pairs come last."""
+        if searches_on_device(pos):
+            found = self.edges(pos, batch, box, num_systems, cutoff, lower, lists=True)
+            return found.atoms[0], found.atoms[1], None if box is None else found.shifts
         key = (cutoff, lower, box is None)
         real, systems = pos.detach()[: -self.num_ghosts].double(), batch[: -self.num_ghosts]
         cells = None if box is None else box.detach().double().expand(num_systems, 3, 3)[:-1]
@@ -85,21 +95,74 @@ class FixedSearch:
             _, occupancy, _ = _search(plan, real, systems, cells, cutoff, lower)[1].tolist()
             plan = plan._replace(occupancy=_with_room(occupancy))
             pairs, _, _ = _search(plan, real, systems, cells, cutoff, lower)[1].tolist()
-            capacity = _with_room(pairs)
+            capacity = max(_with_room(pairs), self._least.get(key, (0, 0))[1])
             self.plans[key] = plan._replace(capacity=capacity, ghosts=_ghosts(capacity, real, self.num_ghosts))
         (i, j, shifts), self.needed[key] = _search(self.plans[key], real, systems, cells, cutoff, lower)
         return i, j, None if box is None else shifts.to(pos.dtype)
 
+    @torch.no_grad()
+    def edges(
+        self,
+        pos: Positions,
+        batch: SystemIndex,
+        box: Boxes | None,
+        num_systems: int,
+        cutoff: float,
+        lower: float = 0.0,
+        **options: Any,
+    ) -> DeviceEdges:
+        """See :func:`torchmdnet.neighbors.device.edges_on_device`; as many edges and pairs as there is room for.
+
+        Raises:
+            ValueError: Where sizes are chosen, if a box has no volume or is too flat.
+        """
+        key = (cutoff, lower, box is None)
+        search = self.lists.get(key)
+        if search is None:
+            search = self.lists[key] = self._sized(pos, batch, box, num_systems, cutoff, lower)
+        return search(pos, batch, box, num_systems - 1, cutoff, lower, **options)
+
+    def _sized(
+        self, pos: Tensor, batch: Tensor, box: Tensor | None, num_systems: int, cutoff: float, lower: float
+    ) -> DeviceList:
+        """Arrays with room for what is found now, and more; reads values."""
+        count, room = pos.shape[0] - self.num_ghosts, Room(FIRST_ROOM, 1)
+        row, pairs = self._least.get((cutoff, lower, box is None), (0, 0))
+        while True:
+            search = DeviceList(count, self.num_ghosts, pos, room, self.skin)
+            search(pos, batch, box, num_systems - 1, cutoff, lower)
+            _, num_pairs, longest, is_flat = search.notes.tolist()
+            if is_flat:
+                assert box is not None
+                lattice_of(box[:-1] if box.shape[0] > 1 else box, num_systems - 1, cutoff)  # says which
+            if longest <= room.row and room.pairs > 1:
+                return search
+            more = max(rounded(num_pairs), pairs) if longest <= room.row else 1
+            room = Room(max(rounded(longest), row), more)
+
     def outgrown(self) -> bool:
-        """Whether a call since the last question found less room than it needed; its plan is given up."""
+        """Whether the last calls found less room than they needed; the plan of such a search is given up.
+
+        This is the one look at values, after results are there.
+        """
+        known = list(self.lists.items())
+        if known:
+            notes = torch.stack([search.notes for _, search in known]).tolist()
+            for (key, search), (_, num_pairs, longest, is_flat) in zip(known, notes, strict=True):
+                if num_pairs > search.room.pairs or longest > search.room.row or is_flat:
+                    del self.lists[key]
+                    needed = Room(rounded(longest), rounded(num_pairs))
+                    self._least[key] = (max(needed.row, search.room.row), max(needed.pairs, search.room.pairs))
+        has_lost_a_list = len(self.lists) < len(known)
         if not self.needed:
-            return False
+            return has_lost_a_list
         notes = torch.stack(list(self.needed.values())).tolist()
         for key, (pairs, occupancy, has_left) in zip(list(self.needed), notes, strict=True):
             plan = self.plans[key]
             if pairs > plan.capacity or occupancy > plan.occupancy or has_left:
                 del self.plans[key], self.needed[key]
-        return len(self.needed) < len(notes)
+                self._least[key] = (0, max(_with_room(pairs), plan.capacity))
+        return has_lost_a_list or len(self.needed) < len(notes)
 
 
 def _with_room(count: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmdnet.neighbors.brute import all_pairs, count_candidates
 from torchmdnet.neighbors.cells import vesin_pairs
 from torchmdnet.neighbors.cells import without_transforms as _array
+from torchmdnet.neighbors.device import edges_on_device, searches_on_device
 from torchmdnet.neighbors.lattice import MOST_ALONG, MOST_IMAGES, lattice_of
 from torchmdnet.neighbors.traceable import traceable_pairs
 from torchmdnet.neighbors.vectors import has_loops
@@ -25,8 +26,10 @@ __all__ = ["Search", "by_receiver", "edges_of_pairs", "pairs_within"]
 LOOP_LIMIT = 200
 #: Atoms per periodic system up to which such a loop, over the images in reach, is quicker than building cells.
 IMAGES_LIMIT = 600
-#: Candidate pairs per system up to which looking at every one of them beats building cells.
-BRUTE_LIMIT = {"cpu": 2_000, "cuda": 2_000_000}
+#: Candidate pairs per system up to which looking at every one of them beats building cells on the CPU.
+BRUTE_LIMIT = 2_000
+#: And of all systems together elsewhere, where no kernels search: what looking at them takes is limited too.
+DEVICE_LIMIT = 2_000_000
 
 
 @runtime_checkable
@@ -75,6 +78,9 @@ def pairs_within(
     if is_abstract():
         i, j, shifts = traceable_pairs(pos, batch, pos.new_zeros(1, 3, 3) if box is None else box, num_systems, cutoff)
         return i, j, None if box is None else shifts
+    if pos.shape[0] > 0 and searches_on_device(pos):
+        found = edges_on_device(pos, batch, box, num_systems, cutoff, lists=True)
+        return found.atoms[0], found.atoms[1], None if box is None else found.shifts
     if box is not None and not bool(box.any()):
         box = None
     if pos.shape[0] == 0:
@@ -88,9 +94,14 @@ def pairs_within(
         if found is not None:  # or the next search says which box has no volume, or too little
             return found
     lattice = None if box is None else lattice_of(box, num_systems, cutoff)
-    limit = BRUTE_LIMIT.get(device_kind(pos), 2_000_000) * num_systems
-    few = math.isinf(cutoff) or count_candidates(batch, lattice, num_systems) <= limit
-    return (all_pairs if few else vesin_pairs)(pos, batch, lattice, num_systems, cutoff)
+    kind = device_kind(pos)
+    limit = BRUTE_LIMIT * num_systems if kind == "cpu" else DEVICE_LIMIT
+    if math.isinf(cutoff) or count_candidates(batch, lattice, num_systems) <= limit:
+        return all_pairs(pos, batch, lattice, num_systems, cutoff)
+    if kind in ("cpu", "mps"):  # that has no double precision
+        return vesin_pairs(pos, batch, lattice, num_systems, cutoff)
+    i, j, shifts = traceable_pairs(pos, batch, pos.new_zeros(1, 3, 3) if box is None else box, num_systems, cutoff)
+    return i, j, None if box is None else shifts
 
 
 def pairs_of_images(pos: Tensor, batch: Tensor, box: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from torchmdnet.errors import DataError
+from torchmdnet.ops import kernels
 from torchmdnet.tracing import device_kind, is_traced
 
-__all__ = ["CLOSEST", "apart", "can_check", "check_apart", "check_finite", "farthest", "not_a_number"]
+__all__ = ["CLOSEST", "apart", "can_check", "check_apart", "check_finite", "farthest", "in_bounds", "not_a_number"]
 
 #: Atoms nearer than this, relative to the cutoff, but not at the same place, have no direction between them that
 #: rounding leaves meaningful; forces grow as the inverse of the distance. 5e-5 Å for a cutoff of 5 Å.
@@ -88,6 +89,43 @@ def not_a_number(pos: Tensor, index: Tensor, num_systems: int, *others: Tensor |
         if value is not None:
             marker = marker + (0 * value.detach()).reshape(value.shape[0], -1).sum(dim=1)
     return (pos * marker.index_select(0, index)[:, None]).sum(dim=1)
+
+
+def in_bounds(
+    z: Tensor,
+    pos: Tensor,
+    batch: Tensor,
+    num_systems: int,
+    max_z: int,
+    box: Tensor | None = None,
+    q: Tensor | None = None,
+    s: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Elements and systems that can be looked up without leaving an array, and what :func:`not_a_number` makes of all.
+
+    On a GPU an index out of range ends the process's use of the device, and looking for one would wait for it. So it is
+    brought into the range, and the results of its system are NaN.
+
+    Args:
+        z: Atomic numbers, (N,) int64.
+        pos: Positions, (N, 3) Å.
+        batch: System of each atom, (N,) int64.
+        num_systems: Number of systems S.
+        max_z: Atomic numbers are below this.
+        box: Lattice vectors, (1, 3, 3) or (S, 3, 3) Å.
+        q: Total charges, (S,).
+        s: Spins, (S,).
+    """
+    is_followed = torch.is_grad_enabled() and pos.requires_grad
+    if device_kind(pos) in kernels.TWINS and kernels.has_kernel(pos) and not is_followed:
+        from torchmdnet.ops.triton import sums
+
+        return sums.guard(z, pos, batch, num_systems, max_z, farthest(pos), box, q, s)
+    elements, systems = z.clamp(0, max_z - 1), batch.clamp(0, max(num_systems - 1, 0))
+    is_out = (elements != z) | (systems != batch)  # (N,)
+    of_atoms = torch.where(is_out[:, None], math.nan, pos.detach())
+    marked = pos + (of_atoms - pos.detach())  # with the gradient in pos
+    return elements, systems, not_a_number(marked, systems, num_systems, box, q, s)
 
 
 def apart(vec: Tensor, dist: Tensor, closest: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from torch.autograd import Function
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Graph
 from torchmdnet.nn.cutoff import CosineCutoff
+from torchmdnet.nn.modules import Weights
 from torchmdnet.nn.spline import Spline
 from torchmdnet.ops import kernels
 from torchmdnet.ops.batched import one_by_one
@@ -204,7 +204,7 @@ class RadialEngine:
     def forget(self) -> None:
         """Drop everything that was made from weights."""
         self.stamp: Any = None
-        self.held: _Held | None = None
+        self.held: Weights | None = None
         self.tables: Tables = {}
         self.spline: Spline | None = None
         self.dtype: torch.dtype | None = None
@@ -288,50 +288,21 @@ class RadialEngine:
             return self.spline
         owners = [basis, *(function.owner for function in functions)]
         if self.held is None or not self.held.is_of(owners):
-            self.held = _Held(owners)
-        stamp = self.held.stamp(r)
-        if stamp is None:
+            self.held = Weights(owners)
+        state = self.held.state()
+        if state is None:
             return None
+        stamp = r.dtype, r.device, *state
         if stamp != self.stamp:
             self.forget()
             with _unseen():
                 self.spline, self.error = fit(basis, envelope, functions, TOLERANCES[r.dtype])
                 if self.spline is not None:
                     self.tables = _tables(self.spline, basis, functions, r)
-            self.held = _Held(owners)
-            self.stamp = self.held.stamp(r)
+            self.held = Weights(owners)
+            self.held.keep()
+            self.stamp = r.dtype, r.device, *(self.held.state() or ())
         return self.spline
-
-
-class _Held:
-    """The weights behind radial functions: whether one has changed, or a module was replaced.
-
-    Args:
-        owners: Modules that hold the weights, themselves or in modules inside of them.
-    """
-
-    def __init__(self, owners: Sequence[nn.Module]) -> None:
-        self.owners = list(owners)
-        unique = {id(owner): owner for owner in owners}.values()
-        #: Kept, so that no other module comes to have the address of one of them.
-        self.modules = [module for owner in unique for module in owner.modules()]
-        held: list[Any] = [*(module._parameters for module in self.modules)]
-        held += [module._buffers for module in self.modules]
-        # these dictionaries stay when a weight or a module is replaced
-        self.weights: list[dict[str, Tensor | None]] = [weights for weights in held if weights]
-        self.children = [module._modules for module in self.modules if module._modules]
-
-    def is_of(self, owners: Sequence[nn.Module]) -> bool:
-        """Whether the owners are the same modules."""
-        return len(owners) == len(self.owners) and all(map(operator.is_, owners, self.owners))
-
-    def stamp(self, r: Tensor) -> Any:
-        """Something that changes when a weight or a module does; None if that cannot be known."""
-        try:
-            weights = [(x.data_ptr(), x._version) for held in self.weights for x in held.values() if x is not None]
-        except RuntimeError:  # made in inference mode: versions are not counted
-            return None
-        return r.dtype, r.device, weights, [id(child) for inside in self.children for child in inside.values()]
 
 
 @contextlib.contextmanager

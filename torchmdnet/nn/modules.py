@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["is_plain", "layer_norm", "reset_all", "weights_of", "xavier_all"]
+__all__ = ["Weights", "is_plain", "layer_norm", "reset_all", "weights_of", "xavier_all"]
 
 
 def reset_all(*modules: Any) -> None:
@@ -44,3 +45,39 @@ def xavier_all(*linears: nn.Module) -> None:
         bias = getattr(linear, "bias", None)
         if bias is not None:
             nn.init.zeros_(bias)
+
+
+class Weights:
+    """The weights of modules: whether one has changed, or a module was replaced.
+
+    Args:
+        owners: Modules that hold the weights, themselves or in modules inside of them.
+    """
+
+    def __init__(self, owners: Sequence[nn.Module]) -> None:
+        self.owners = list(owners)
+        unique = {id(owner): owner for owner in owners}.values()
+        #: Kept, so that no other module comes to have the address of one of them.
+        self.modules = [module for owner in unique for module in owner.modules()]
+        held: list[Any] = [*(module._parameters for module in self.modules)]
+        held += [module._buffers for module in self.modules]
+        # these dictionaries stay when a weight or a module is replaced
+        self.held: list[dict[str, Tensor | None]] = [weights for weights in held if weights]
+        self.children = [module._modules for module in self.modules if module._modules]
+        self.kept: list[Tensor] = []
+
+    def is_of(self, owners: Sequence[nn.Module]) -> bool:
+        """Whether the owners are the same modules."""
+        return len(owners) == len(self.owners) and all(map(operator.is_, owners, self.owners))
+
+    def state(self) -> tuple[list[Any], list[int]] | None:
+        """Something that changes when a weight or a module does; None if that cannot be known."""
+        try:
+            weights = [(x.data_ptr(), x._version) for held in self.held for x in held.values() if x is not None]
+        except RuntimeError:  # made in inference mode: versions are not counted
+            return None
+        return weights, [id(child) for inside in self.children for child in inside.values()]
+
+    def keep(self) -> None:
+        """Hold on to the memory of the weights, so that none that replaces one later comes to have its address."""
+        self.kept = [x.detach() for held in self.held for x in held.values() if x is not None]

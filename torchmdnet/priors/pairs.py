@@ -11,6 +11,7 @@ from torchmdnet.graph import Graph
 from torchmdnet.neighbors import FixedSearch, can_check, pairs_within
 from torchmdnet.ops.norms import length
 from torchmdnet.ops.scatter import widened
+from torchmdnet.ops.sums import sum_by_index
 from torchmdnet.typing import Boxes, Positions, SystemIndex
 
 __all__ = ["ImagePairs", "find_pairs", "near_pairs", "sum_pairs"]
@@ -70,4 +71,4 @@ def near_pairs(graph: Graph, box: Boxes | None, cutoff: float) -> tuple[Tensor, 
 def sum_pairs(pair: Tensor, first: Tensor, batch: SystemIndex, num_systems: int) -> Tensor:
     """Add the energy of each pair (P,) to the system of its first atom (P,), in float64: (S, 1)."""
     pair = widened(pair)
-    return pair.new_zeros(num_systems).index_add(0, batch.index_select(0, first), pair)[:, None]
+    return sum_by_index(pair, batch.index_select(0, first), num_systems)[:, None]

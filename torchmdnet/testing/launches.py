@@ -45,6 +45,10 @@ _TO_HOST = {Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.__array__}
 _TO_DEVICE = {torch.tensor, torch.as_tensor, torch.from_numpy}
 
 
+#: Kernels that run where they can, beside those of the search, since it reads what they find.
+_DECIDE = {"mark", "spread"}
+
+
 class Counts:
     """What was counted.
 
@@ -120,7 +124,7 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _TO_HOST:
             self.counts.waits[f"Tensor.{func.__name__}"] += 1
-        elif func is Tensor.to and "cpu" in [str(x) for x in (*args[1:], *kwargs.values())]:
+        elif func is Tensor.to and "cpu" in [x for x in (*args[1:], *kwargs.values()) if isinstance(x, str)]:
             self.counts.waits["Tensor.to"] += 1
         elif func in _TO_DEVICE:
             self.counts.copies[func.__name__] += 1
@@ -160,7 +164,8 @@ def _launches_replaced(counts: Counts) -> Iterator[None]:
         def launch(kernel: Any, *args: Any, **options: Any) -> Any:
             name = kernel.fn.__name__
             counts.launches[f"triton::{name}"] += 1
-            if not (runs and kernel.fn.__module__.startswith("torchmdnet.neighbors")):
+            decides = kernel.fn.__module__.startswith("torchmdnet.neighbors") or kernel.fn.__name__ in _DECIDE
+            if not (runs and decides):
                 return None
             with _disable_current_modes(), torch._C.DisableTorchFunction():
                 return run(kernel, *args, **options)

@@ -20,6 +20,8 @@ from torchmdnet.ops.kernels.embedding import EmbeddingForm
 from torchmdnet.ops.kernels.message import MessageForm
 from torchmdnet.ops.kernels.mixing import MixingForm
 from torchmdnet.ops.triton import edges, nodes
+from torchmdnet.ops.triton.launching import launch as _launch
+from torchmdnet.ops.triton.sums import sum_by_row
 
 __all__ = [
     "contraction",
@@ -45,14 +47,6 @@ BLOCK = 128
 ITEMS, ITEM_SIZE = 8192, 64
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, **options: Any) -> None:
-    """Run a kernel on the device of its tensors, if there is anything to do."""
-    if all(grid):
-        some = next(arg for arg in args if isinstance(arg, Tensor))
-        with torch.cuda.device_of(some):
-            kernel[grid](*args, num_warps=num_warps, **options)
-
-
 def _ready(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().contiguous() for tensor in tensors)
 
@@ -69,12 +63,6 @@ def _tile(like: Tensor, *, is_lean: bool) -> tuple[int, dict[str, int]]:
 
 def _num_parts(at: EdgeLayout) -> int:
     return len(at.starts) - 1
-
-
-def _fold(per_edge: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Sum what several programs found for an edge, and edges into the filter rows they use: (B, E, K) -> (P, K)."""
-    of_edge = per_edge[0] if len(per_edge) == 1 else per_edge.sum(dim=0)
-    return of_edge.new_zeros(num_rows, of_edge.shape[1]).index_add_(0, rows, of_edge)
 
 
 def _gather(
@@ -196,7 +184,7 @@ class _Message(MessageForm):
             return _of_table(at, shape, _ready(known["coef"])[0], O, X)
         (table,) = _ready(known["table"])
         _, of_edge = _gather(at, at.row, table, table, X, O, sums=False, slopes=True, num_reads=shape[1])
-        return _fold(of_edge, at.row, shape[0])
+        return sum_by_row(of_edge, at.row, shape[0])
 
     def gradients(
         self, wanted: list[str], known: dict[str, Tensor], shapes: Any, where: EdgeLayout
@@ -205,7 +193,7 @@ class _Message(MessageForm):
         if {"X", "coef"} <= set(wanted):
             tensors = _ready(known["coef"], known["table"], known["O"], known["X"])
             found["X"], of_edge = _gather(where, where.back, *tensors, slopes=True)
-            found["coef"] = _fold(of_edge, where.back, shapes["coef"][0])
+            found["coef"] = sum_by_row(of_edge, where.back, shapes["coef"][0])
         rest = [slot for slot in wanted if slot not in found]
         return found | {slot: self.derivative(slot, known, shapes[slot], where) for slot in rest}
 
@@ -258,7 +246,7 @@ class _Embedding(EmbeddingForm):
         if "Y" in wanted:
             found["Y"] = of_Y[0] if blocks == 1 else of_Y.sum(dim=0)
         if "coef" in wanted:
-            found["coef"] = _fold(of_edge, at.row, shapes["coef"][0])
+            found["coef"] = sum_by_row(of_edge, at.row, shapes["coef"][0])
         return found
 
 
@@ -287,7 +275,7 @@ class _Contraction(ContractionForm):
             return _of_table(at, shape, tensors["coef"], q, k, S=S)
         table = tensors["table"]
         _, of_edge = _gather(at, at.row, table, table, k, q, S, sums=False, slopes=True, num_reads=shape[1])
-        return _fold(of_edge, at.row, shape[0])
+        return sum_by_row(of_edge, at.row, shape[0])
 
 
 message, embedding, contraction = _Message(), _Embedding(), _Contraction()
