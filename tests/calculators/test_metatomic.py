@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     with_pairs = model_of(
         "tensornet", prior_model=[{"ZBL": {"cutoff_distance": 4.0, "distance_scale": 1e-10, "energy_scale": 1.6e-19}}]
     )
-    with pytest.raises(ValueError, match="ZBL needs the positions"):
+    with pytest.raises(ValueError, match="no plain sum over atoms"):
         export_metatomic(with_pairs, tmp_path / "model.pt")
     model.provenance = {}
     with pytest.raises(ValueError, match="does not state them"):

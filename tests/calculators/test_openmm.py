@@ -21,7 +21,7 @@ openmmml = pytest.importorskip("openmmml", reason="OpenMM-ML is not installed")
 
 from openmm import app, unit  # noqa: E402
 
-from torchmdnet.calculators.openmm import Computation, Potential, PotentialFactory, make_force  # noqa: E402
+from torchmdnet.calculators.openmm_potential import Computation, Potential, PotentialFactory, make_force  # noqa: E402
 
 KJ = energy_factor("kJ/mol")  # in eV
 NAME = "torchmd-net"
