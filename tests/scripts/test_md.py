@@ -110,8 +110,8 @@ def killed_after(folder: Path, rows: int, *words: str) -> bool:
 
 
 def test_a_simulation_that_was_killed_gives_the_same_files(model, ethanol, tmp_path) -> None:
-    words = [model, ethanol, "-e", "bussi", "--steps", "400", "--interval", "1", "--log-interval", "1"]
-    assert killed_after(tmp_path / "killed", 60, *words)
+    words = [model, ethanol, "-e", "bussi", "--steps", "200", "--interval", "1", "--log-interval", "1"]
+    assert killed_after(tmp_path / "killed", 40, *words)
     md("--resume", "-o", tmp_path / "killed")
     md(*words, "-o", tmp_path / "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -120,12 +120,12 @@ def test_a_simulation_that_was_killed_gives_the_same_files(model, ethanol, tmp_p
 @pytest.mark.slow
 def test_a_simulation_that_was_killed_many_times_gives_the_same_files(model, silicon, tmp_path) -> None:
     rng = np.random.default_rng()
-    words = [model, silicon, "-e", "npt", "--steps", "600", "--interval", "1", "--log-interval", "0.5",
+    words = [model, silicon, "-e", "npt", "--steps", "300", "-t", "100", "--interval", "1", "--log-interval", "0.5",
              "--max-force", "1e4"]  # fmt: skip
     rows = 20
     assert killed_after(tmp_path / "killed", rows, *words)
     for _ in range(6):
-        rows += int(rng.integers(1, 60))
+        rows += int(rng.integers(1, 40))
         assert killed_after(tmp_path / "killed", rows, "--resume")
     md("--resume", "-o", tmp_path / "killed")
     md(*words, "-o", tmp_path / "whole")
