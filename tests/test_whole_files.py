@@ -66,6 +66,13 @@ def test_a_data_set_in_a_folder_that_may_not_be_entered_is_refused_in_one_line(m
         DataModule({"dataset": "Closed"}).open()
 
 
+def test_a_folder_called_tilde_is_not_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    assert files.expanded("~/run") == Path("/home/of/somebody/run")
+    assert files.expanded("./~/run") == files.expanded(files.expanded("./~/run")) == tmp_path / "~" / "run"
+
+
 def without_home(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
     """A user that the system knows nothing of."""
     monkeypatch.setenv("HOME", "")

@@ -43,8 +43,13 @@ _FULL = 1 << 20
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with ``~`` filled in, as far as there is such a user."""
-    return Path(os.path.expanduser(os.fspath(path)))
+    """A path with ``~`` filled in, as far as there is such a user.
+
+    A folder that is itself called ``~``, written ``./~``, is given with its whole path: a ``Path`` leaves out ``./``,
+    and would mean the home folder where it is filled in again.
+    """
+    filled = Path(os.path.expanduser(os.fspath(path)))
+    return filled.absolute() if filled.parts[:1] and filled.parts[0].startswith("~") else filled
 
 
 def check_target(path: str | os.PathLike[str], key: str) -> Path:

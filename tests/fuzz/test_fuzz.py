@@ -154,6 +154,7 @@ FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
     (programs.command, (["data", "water.xyz", "water.extxyz"], {}, {}, False)),
     (programs.training, (_settings(atom_filter=6), {}, {})),
     (programs.continued, ("run", {"errors.csv": b"\xff\xfe"}, [], {})),
+    (programs.continued, ("~", {}, [], {})),
 ]
 
 
