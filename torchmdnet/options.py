@@ -149,7 +149,7 @@ TYPES: dict[str, str] = {
 #: Bounds of numbers that have no natural one: a learning rate, a weight, a batch beyond them is a slip of the pen.
 MOST_RATE, MOST_DECAY, MOST_WEIGHT, MOST_SYSTEMS, MOST_PROCESSES = 100, 10_000, 1e12, 1_000_000, 1024
 #: A term that weighs less, a loss smoothed with less, a rate reduced to less would not train in single precision, and
-#: so many nodes or steps of warm-up would not be there before a run ends.
+#: more nodes or steps of warm-up than these do not exist before a run ends.
 LEAST_WEIGHT, LEAST_FACTOR, MOST_NODES, MOST_WARMUP = 1e-12, 1e-6, 65_536, 10_000_000
 
 _ACTIVATIONS = ("ssp", "silu", "tanh", "sigmoid", "swish", "mish")
