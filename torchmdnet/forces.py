@@ -172,11 +172,11 @@ def _of_edges(graph: Graph, slopes: Slopes, strained: bool) -> tuple[Tensor, Ten
         kind = device_kind(graph.edge_vec)
         has_loops_here = can_check(graph.edge_vec) and has_loops(graph.edge_vec)
         if has_loops_here or (kind in kernels.TWINS and kernels.has_kernel(graph.edge_vec)):
-            slopes = (
+            both = (
                 torch.zeros_like(graph.edge_vec) if of_vec is None else of_vec,
                 torch.zeros_like(pairs.dist) if of_dist is None else of_dist,
             )
-            edges = (pairs.row_start, pairs.of_edge, pairs.reverse, (graph.edge_vec, pairs.dist), slopes)
+            edges = (pairs.row_start, pairs.of_edge, pairs.reverse, (graph.edge_vec, pairs.dist), both)
             if has_loops_here:
                 return pull_back(*edges, (graph.batch, graph.num_systems) if strained else None)
             return _by_kernel(graph, edges, strained)
