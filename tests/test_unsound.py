@@ -43,7 +43,7 @@ def moved(atom: int, value: float, dtype: torch.dtype = torch.float64) -> torch.
 @pytest.fixture
 def unchecked(monkeypatch) -> None:
     """As on a GPU: nothing looks at values, and definitions run."""
-    for place in ("neighbors.sound", "graph", "optimize", "potential"):
+    for place in ("neighbors.sound", "graph", "optimize", "forces"):
         monkeypatch.setattr(f"torchmdnet.{place}.can_check", lambda _: False)
     monkeypatch.setenv("TORCHMDNET_PLAIN_OPS", "1")
 

@@ -49,7 +49,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     and would mean the home folder where it is filled in again.
     """
     filled = Path(os.path.expanduser(os.fspath(path)))
-    return filled.absolute() if filled.parts[:1] and filled.parts[0].startswith("~") else filled
+    return filled.absolute() if os.path.expanduser(filled) != str(filled) else filled
 
 
 def check_target(path: str | os.PathLike[str], key: str) -> Path:

@@ -29,6 +29,7 @@ __all__ = [
     "derivatives_of",
     "detached",
     "forces_of",
+    "slope_of_guard",
     "slopes_of_edges",
     "strained",
     "stress_of",
@@ -105,6 +106,11 @@ def _leaf(x: Tensor) -> Tensor:
     if x.requires_grad:
         return x.view_as(x)
     return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+
+
+def slope_of_guard(graph: Graph) -> Positions | None:
+    """Slopes in the positions, (N, 3), that are NaN in systems that are not finite, also of atoms without an edge."""
+    return None if graph.guard is None else graph.guard[:, None].expand(-1, 3)
 
 
 def derivatives_of(

@@ -209,7 +209,8 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "that were trained on may be tested on.", established=False, read_by="data"),
     ),
     "Optimisation": (
-        Option("lr", "float", 1e-4, "Learning rate of AdamW.", ge=1e-12, le=MOST_RATE,
+        Option("lr", "float", 1e-4, "Learning rate of AdamW; 0 keeps the weights as they are.", ge=0,
+               least=1e-12, le=MOST_RATE,
                read_by="training", in_card=True),
         Option("lr_patience", "int", 10, "Epochs without improvement before the learning rate is reduced.", ge=0,
                read_by="training", in_card=True),

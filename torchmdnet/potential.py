@@ -16,13 +16,14 @@ from torchmdnet.forces import (
     derivatives_of,
     detached,
     forces_of,
+    slope_of_guard,
     slopes_of_edges,
     stress_of,
     with_leaves,
 )
 from torchmdnet.graph import Graph, Inputs, as_boxes, graph_of_edges, in_pairs
 from torchmdnet.heads.base import OutputModel
-from torchmdnet.models.base import Features, Pullback, Representation
+from torchmdnet.models.base import Features, Pullback, Representation, guarded
 from torchmdnet.nn.modules import reset_all
 from torchmdnet.ops.inference import outside_modes
 from torchmdnet.ops.kernels.threads import cores
@@ -243,13 +244,14 @@ class TorchMD_Net(EnergyModel):
     ) -> tuple[Values, Slopes]:
         """:meth:`energy_and_slopes` where the architecture goes back from its features by itself."""
         features, pull_back = encode(graph)
+        features = guarded(features, graph)
         head = self.output_model
         known = slope = None
         if getattr(head, "has_slope", False):
             known, slope = head.value_and_slope(features.x)  # (N, 1), (N, F)
             if self.prior_model is None and head.reduce_op in ("add", "sum"):
                 values = self._values_of(features, graph, contributions=known, **options)
-                return values, Slopes(*pull_back(slope * self.std))
+                return values, Slopes(*pull_back(slope * self.std), pos=slope_of_guard(graph))
         with torch.enable_grad():
             moved, leaves = with_leaves(graph, strained=strained)
             known = None if known is None else known.requires_grad_()
@@ -260,7 +262,7 @@ class TorchMD_Net(EnergyModel):
         if slope is not None and of_known is not None:
             of_x = slope * of_known
         of_x = torch.zeros_like(x) if of_x is None else of_x
-        return values.detached(), Slopes(*pull_back(of_x, of_v, of_S)).plus(Slopes(*others))
+        return values.detached(), Slopes(*pull_back(of_x, of_v, of_S), pos=slope_of_guard(graph)).plus(Slopes(*others))
 
     @outside_modes
     def from_edges(

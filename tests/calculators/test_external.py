@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -383,7 +384,7 @@ def test_a_model_that_cannot_be_captured_runs_plainly_and_says_so(water, caplog,
         if failure == "refuses":
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         frozen = function(*inputs)
-        return lambda *inputs: frozen
+        return Mock(side_effect=lambda *inputs: frozen)
 
     monkeypatch.setattr("torchmdnet.calculators.external.CudaGraph", capture)
     expected = water.calculate(POS)

@@ -69,7 +69,7 @@ def test_numbers_may_be_written_in_any_way(key, given, value):
 
 
 @pytest.mark.parametrize(("key", "given"), [
-    ("lr", 0), ("lr", 1e-300), ("gradient_clipping", 1e-300), ("gradient_clipping", -1),
+    ("lr", 1e-300), ("gradient_clipping", 1e-300), ("gradient_clipping", -1),
     ("lr", "fast"), ("lr", True), ("lr", -1), ("lr", float("nan")), ("lr", "inf"), ("batch_size", 0),
     ("batch_size", 2.5),
     ("batch_size", True), ("lr_factor", 1.0), ("cutoff_upper", 0), ("seed", -1), ("train_size", -0.1), ("lr", [1]),

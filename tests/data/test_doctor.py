@@ -604,10 +604,10 @@ def test_the_published_coupled_cluster_set_of_aspirin_has_three_frames_twice() -
 
 
 def test_everything_found_can_be_written_as_json(tmp_path: Path) -> None:
-    from torchmdnet.scripts.data import _plain
+    from torchmdnet.files import plain
 
     diagnosis = diagnose(tmp_path, molecules()[:60], scaled(forces=-1.0))
-    told = json.loads(json.dumps(_plain(diagnosis.as_dict()), allow_nan=False))
+    told = json.loads(json.dumps(plain(diagnosis.as_dict()), allow_nan=False))
     assert told["samples"] == 60
     assert told["findings"][0]["severity"] == "error"
 

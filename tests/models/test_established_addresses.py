@@ -9,7 +9,7 @@ import torch
 
 HOMES = {
     "models.utils": {
-        "OptimizedDistance": "neighbors.distance",
+        "OptimizedDistance": "nn.distance",
         "GaussianSmearing": "nn.radial",
         "ExpNormalSmearing": "nn.radial",
         "CosineCutoff": "nn.cutoff",

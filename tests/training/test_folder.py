@@ -158,9 +158,9 @@ def _killed_in(owner, name, number):
 
 MOMENTS = {
     "data": (DataModule, "setup", "stopped before the first step. Nothing is saved yet: start the same command again."),
-    "references": (run, "_module", "stopped before the first step. Nothing is saved yet"),
-    "test": (run, "_evaluate", "stopped in the final test. {last} holds the state after step 3. Continue with: "),
-    "report": (run, "_write_all", "stopped while its results were written. {last} holds the state after step 3."),
+    "references": (run, "_load_module", "stopped before the first step. Nothing is saved yet"),
+    "test": (run, "evaluate_split", "stopped in the final test. {last} holds the state after step 3. Continue with: "),
+    "report": (run, "write_all", "stopped while its results were written. {last} holds the state after step 3."),
 }
 
 

@@ -118,11 +118,11 @@ def after_the_epoch_is_logged():
 
 
 def before_the_final_test():
-    _at(1, run, "_load_best")
+    _at(1, run, "load_best")
 
 
 def before_the_report():
-    _at(1, run, "_write_all")
+    _at(1, run, "write_all")
 
 
 def while_the_division_is_written():

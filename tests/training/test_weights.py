@@ -9,8 +9,8 @@ from torch_geometric.data import Batch
 from toy_data import Toy
 from toy_labels import ToyLabels
 
+from torchmdnet import losses
 from torchmdnet.errors import ConfigError
-from torchmdnet.training import losses
 from torchmdnet.training.lightning import LNNP
 
 MODEL = {

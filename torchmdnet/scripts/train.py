@@ -73,7 +73,7 @@ def train(settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, /,
     """
     from torchmdnet.config.reader import write_yaml
     from torchmdnet.parse import parse_yaml_mapping, read_text
-    from torchmdnet.training import run
+    from torchmdnet.training.run import train as train_with
 
     given: Mapping[str, Any] = {}
     if isinstance(settings, Mapping):
@@ -86,7 +86,7 @@ def train(settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, /,
         write_yaml(path, {**given, **options})
         args = get_args(["--conf", str(path)])
     args.conf = None
-    return run.train(args)
+    return train_with(args)
 
 
 def fix_state_dict(ckpt: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ensure_home()
             args = get_args(words)
 
-            from torchmdnet.training import run
+            from torchmdnet.training.run import train as train_with
 
-            run.train(args)
+            train_with(args)
     except (ConfigError, DataError, CheckpointError, PeerError, ResultError, OSError, MemoryError) as error:
         if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
             raise
