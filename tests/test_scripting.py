@@ -257,7 +257,7 @@ assert not any(name.startswith("torchmdnet") for name in sys.modules)
 
 
 @pytest.mark.parametrize("interface", ["openmm", "gromacs"])
-@pytest.mark.parametrize(("energy", "length"), [("eV", "Å"), ("Hartree", "Bohr")])
+@pytest.mark.parametrize(("energy", "length"), [pytest.param("eV", "Å", marks=pytest.mark.slow), ("Hartree", "Bohr")])
 def test_files_for_engines_convert_units_and_need_no_other_package(interface, energy, length, tmp_path: Path) -> None:
     model = tiny_model("tensornet", num_layers=1, charge=True, cutoff_upper=4.0 if length == "Å" else 7.0)
     model.provenance = {"units": {"energy": energy, "length": length}}

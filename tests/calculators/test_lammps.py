@@ -125,7 +125,7 @@ def test_an_exchange_that_is_left_out_is_noticed(monkeypatch):
     assert abs(found["energy"] - undivided(model, atoms)["energy"]) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["tensornet", "tensornet2"])
+@pytest.mark.parametrize("name", ["tensornet", pytest.param("tensornet2", marks=pytest.mark.slow)])
 def test_two_processes_over_gloo_have_the_numbers_of_the_whole(name, tmp_path: Path):
     model, atoms = model_of(name), box_of_atoms()
     export_lammps(model, tmp_path / "model.pkl", charge=CHARGE)

@@ -295,7 +295,7 @@ def test_the_device_makes_its_list_again_only_when_an_atom_has_moved_far() -> No
     assert float(search.then[7, 0]) == float(pos[7, 0])
 
 
-@pytest.mark.parametrize("skin", [0.0, 0.5])
+@pytest.mark.parametrize("skin", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_it_says_when_the_room_was_too_small_and_then_takes_more(skin: float) -> None:
     padded, pos, box = Padded(skin), gas(80, 14.0), 14 * torch.eye(3).double()[None]
     before = padded.expect(pos, box)
