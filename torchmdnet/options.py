@@ -46,7 +46,7 @@ class Option:
         choices: Accepted values, or the address of the catalogue whose names (and whose kind of addresses,
             ``my_package.module:Class``) are accepted.
         nullable: Whether YAML ``null`` is a value; always so when the default is None.
-        ge, gt, le, lt: Bounds of a number.
+        ge, le, lt: Bounds of a number.
         least: The smallest number beside 0, which means off.
         short: One-letter flag.
         established: Whether release 3 has the flag. It refuses an ``hparams.yaml`` with any other key, so files hold
@@ -68,7 +68,6 @@ class Option:
     choices: tuple[Any, ...] | str = ()
     nullable: bool = False
     ge: float | None = None
-    gt: float | None = None
     le: float | None = None
     lt: float | None = None
     least: float | None = None
@@ -111,18 +110,17 @@ class Option:
 
     @property
     def expects(self) -> str:
-        """Accepted values, in words: ``"a number above 0"``."""
+        """Accepted values, in words: ``"a number of 0 or more"``."""
         if self.choices and self.type != "priors":
             words = f"one of {', '.join(map(str, self.names))}"
             words += " or 'my_package.module:Class'" if self.takes_address else ""
             return words + (f", or {TYPES['head']}" if self.type == "head" else "")
-        low = next((bound for bound in (self.least, self.ge, self.gt) if bound is not None), None)
+        low = self.least if self.least is not None else self.ge
         high = self.le if self.le is not None else self.lt
         if low is not None and high is not None:
             bounds = f" between {low:.10g} and {high:.10g}" + ("" if self.lt is None else " (exclusive)")
-            bounds = bounds if self.gt is None or self.lt is not None else f" above {low:.10g}, up to {high:.10g}"
         elif low is not None:
-            bounds = f" of {low:g} or more" if self.ge is not None else f" above {low:g}"
+            bounds = f" of {low:g} or more"
         else:
             bounds = ""
         return TYPES[self.type] + bounds + ("" if self.least is None else ", or 0")

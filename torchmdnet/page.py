@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE",
+    "COLOURS",
     "CSS",
     "GREY",
     "ORANGE",
@@ -26,10 +28,13 @@ __all__ = [
     "grid",
     "image",
     "new_figure",
+    "png",
     "table",
 ]
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#8a8f98"
+#: Of the curves of a panel, in this order.
+COLOURS = (BLUE, ORANGE, "#3f9b57", "#a2478f", "#7a6a4f", GREY)
 
 #: Above this many points a cloud is drawn as its density.
 MANY_POINTS = 3_000
@@ -75,6 +80,13 @@ code { font-size: .9em; overflow-wrap: anywhere }
 details summary { cursor: pointer; color: var(--dim) }
 .scroll { overflow-x: auto }
 """
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def new_figure(panels: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:

@@ -301,7 +301,7 @@ _NAMES_IN: dict[str, Callable[[Any], list[str]]] = {
 @functools.cache
 def _adapter(key: str) -> TypeAdapter[Any]:
     option = OPTIONS[key]
-    limits = {"ge": option.ge, "gt": option.gt, "le": option.most, "lt": option.lt}
+    limits = {"ge": option.ge, "le": option.most, "lt": option.lt}
     bounds: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     annotation: Any = _TYPES[option.type]
     if bounds:

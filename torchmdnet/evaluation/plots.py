@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +9,12 @@ import numpy as np
 
 from torchmdnet.evaluation.data import References
 from torchmdnet.evaluation.errors import Calibration, Comparison, within_compositions
-from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, cloud, new_figure
+from torchmdnet.page import BLUE, COLOURS, GREY, STYLE, cloud, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["draw_calibration", "draw_errors", "draw_parity"]
-
-COLOURS = (BLUE, ORANGE, "#3f9b57", "#a2478f", "#7a6a4f", GREY)
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
 
 
 def pairs_of(
@@ -74,7 +64,7 @@ def draw_parity(
                 axis.text(0.04, 0.96, words, transform=axis.transAxes, va="top", linespacing=1.4)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        return _png(figure)
+        return png(figure)
 
 
 def draw_errors(
@@ -100,7 +90,7 @@ def draw_errors(
             panel(axis)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        return _png(figure)
+        return png(figure)
 
 
 def _distribution(axis: Axes, errors: Sequence[np.ndarray], names: Sequence[str], title: str, unit: str) -> None:
@@ -176,4 +166,4 @@ def draw_calibration(calibrations: Sequence[Calibration]) -> bytes:
             words = f"{each.inside:.0%} within one\nSpearman {each.correlation:.2f}\nfactor {each.factor:.2g}"
             axis.text(0.04, 0.96, words, transform=axis.transAxes, va="top", linespacing=1.4)
             axis.legend(loc="lower right", fontsize=8)
-        return _png(figure)
+        return png(figure)

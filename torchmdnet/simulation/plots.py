@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, new_figure
+from torchmdnet.page import BLUE, COLOURS, GREY, ORANGE, STYLE, new_figure, png
 from torchmdnet.simulation.analysis import Drift, Spectrum, column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "draw_simulation", "png"]
-
-COLOURS = (BLUE, ORANGE, "#3f9b57", "#a2478f", "#7a6a4f", GREY)
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as PNG."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+__all__ = ["draw_simulation"]
 
 
 def draw_simulation(

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchmdnet.errors import ConfigError, did_you_mean
-from torchmdnet.page import GREY, STYLE, new_figure
-from torchmdnet.simulation.plots import COLOURS, png
+from torchmdnet.page import COLOURS, GREY, STYLE, new_figure, png
 from torchmdnet.simulation.sanity import closest_pair, what_is_wrong
 
 if TYPE_CHECKING:

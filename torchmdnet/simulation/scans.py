@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchmdnet.errors import ConfigError, DataError
-from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, new_figure
-from torchmdnet.simulation.plots import COLOURS, png
+from torchmdnet.page import BLUE, COLOURS, GREY, ORANGE, STYLE, new_figure, png
 
 if TYPE_CHECKING:
     from ase import Atoms

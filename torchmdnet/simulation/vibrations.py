@@ -15,9 +15,8 @@ import torch
 from torchmdnet.calculators.loading import members_of
 from torchmdnet.errors import ConfigError
 from torchmdnet.models.base import set_radial_mode
-from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, new_figure
+from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, new_figure, png
 from torchmdnet.simulation.modes import normal_modes_of
-from torchmdnet.simulation.plots import png
 
 if TYPE_CHECKING:
     from ase import Atoms

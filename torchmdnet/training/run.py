@@ -54,9 +54,7 @@ from torchmdnet.training.preparing import (
     references_of,
     tell_references,
 )
-from torchmdnet.training.report import (
-    RunFacts,
-)
+from torchmdnet.training.report import RunFacts
 from torchmdnet.training.results import (
     device_name,
     error_row,
@@ -69,9 +67,7 @@ from torchmdnet.training.results import (
     tell_lost,
     write_all,
 )
-from torchmdnet.training.start import (
-    check_same_data,
-)
+from torchmdnet.training.start import check_same_data
 from torchmdnet.training.terminal import Terminal, Units, console_for
 
 __all__ = ["train"]

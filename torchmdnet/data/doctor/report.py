@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ from torchmdnet.data.doctor.diagnosis import Diagnosis
 from torchmdnet.data.doctor.findings import SEVERITIES, Finding
 from torchmdnet.data.doctor.samples import HISTOGRAM
 from torchmdnet.elements import SYMBOLS
-from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, document, escape, image, new_figure, table
+from torchmdnet.page import BLUE, GREY, ORANGE, STYLE, document, escape, image, new_figure, png, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,9 +126,7 @@ def draw(diagnosis: Diagnosis) -> bytes:
             panel(axis, diagnosis)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-    return file.getvalue()
+        return png(figure)
 
 
 def _distances(axis: Axes, d: Diagnosis) -> None:
