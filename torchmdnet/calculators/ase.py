@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,11 +17,12 @@ from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
     ModelSource,
+    Notices,
+    are_sums_of_atoms,
     as_dtype,
     can_be_moved,
     check_elements,
-    energies_only,
-    load,
+    for_energies,
     members_of,
     spin_wanted,
     stated_units,
@@ -105,17 +105,11 @@ class TMDNETCalculator(Calculator):
             if compile:
                 raise ConfigError("cuda_graph: compile=True is another way to the same end. Pass one of them.")
         self.dtype = as_dtype(dtype)
-        if isinstance(model_file, nn.Module):
-            if kwargs:
-                warnings.warn(f"A model is used as it is; {', '.join(kwargs)} would only change how a file is loaded.")
-            self.model = energies_only(model_file, device, self.dtype)
-        else:
-            options = {"remove_ref_energy": True, **kwargs}
-            self.model = load(model_file, device=device, dtype=self.dtype, derivative=False, **options)
+        self.model = for_energies(model_file, device, self.dtype, **kwargs)
         self.model_file = model_file
         self.units = units_or_default(stated_units(self.model, units), model_file)
         self.members = members_of(self.model)
-        self.by_atom = all(isinstance(member, TorchMD_Net) and member.is_sum_of_atoms for member in self.members)
+        self.by_atom = are_sums_of_atoms(self.members)
         self.properties = _properties_of(self.members)
         self.implemented_properties = [
             name for name in type(self).implemented_properties if self.by_atom or name != "energies"
@@ -136,7 +130,7 @@ class TMDNETCalculator(Calculator):
         self.compiled: list[nn.Module] | None = None
         #: Number of calculations so far; asking again about unchanged atoms does not add to it.
         self.evals = 0
-        self._told: set[str] = set()
+        self._tell = Notices(log)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation; total charge and spin count as ``info``."""
@@ -246,11 +240,6 @@ class TMDNETCalculator(Calculator):
         """The charge or spin for the model; told where training had none like it."""
         self._tell(unseen_states(self.model, option, torch.tensor([value], dtype=torch.float64)))
         return self._tensor(np.array([value]))
-
-    def _tell(self, message: str | None) -> None:
-        if message is not None and message not in self._told:
-            self._told.add(message)
-            log.warning(message)
 
     def _ask(self, inputs: Inputs, *, with_virial: bool) -> list[Answer]:
         def ask(*models: nn.Module) -> list[Answer]:

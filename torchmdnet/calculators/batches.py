@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
     ModelSource,
+    Notices,
+    are_sums_of_atoms,
     as_dtype,
     can_be_moved,
     check_elements,
-    energies_only,
-    load,
+    for_energies,
     members_of,
     spin_wanted,
     stated_units,
@@ -89,24 +89,18 @@ class BatchPotential:
         self.device, self.dtype = torch.device(device), as_dtype(dtype)
         if cuda_graph:
             check_cuda(device, "cuda_graph")
-        if isinstance(source, nn.Module):
-            if kwargs:
-                warnings.warn(f"A model is used as it is; {', '.join(kwargs)} would only change how a file is loaded.")
-            self.model = energies_only(source, device, self.dtype)
-        else:
-            options = {"remove_ref_energy": True, **kwargs}
-            self.model = load(source, device=device, dtype=self.dtype, derivative=False, **options)
+        self.model = for_energies(source, device, self.dtype, **kwargs)
         self.units = units_or_default(stated_units(self.model, units), source)
         self.members = members_of(self.model)
         #: Whether results hold the contributions of the atoms.
-        self.by_atom = all(isinstance(member, TorchMD_Net) and member.is_sum_of_atoms for member in self.members)
+        self.by_atom = are_sums_of_atoms(self.members)
         self.search = VerletList(skin / self.units.in_angstrom) if skin else None
         self.home = Home() if self.dtype != torch.float64 and can_be_moved(self.model) else None
         self.cuda_graph = cuda_graph
         self._steps: dict[tuple[bool, bool], FixedStep] = {}  # with and without the virial, and properties
         self._is_read = {option: trained_with(self.model, option) for option in ("charge", "spin")}
         self._checked: Tensor | None = None  # atomic numbers, on the CPU
-        self._told: set[str] = set()
+        self._tell = Notices(log)
 
     @property
     def cutoff(self) -> float:
@@ -210,11 +204,6 @@ class BatchPotential:
         elif is_read:
             self._tell(unseen_states(self.model, option, value.double().cpu()))
         return value.to(device=self.device, dtype=self.dtype).expand(num_systems)
-
-    def _tell(self, message: str | None) -> None:
-        if message is not None and message not in self._told:
-            self._told.add(message)
-            log.warning(message)
 
     def _ask(self, inputs: Inputs, *, with_virial: bool, with_properties: bool) -> list[Answer]:
         options = {"with_virial": with_virial, "with_properties": with_properties, "by_atom": self.by_atom}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
 from torchmdnet.calculators.fixed import FixedStep
 from torchmdnet.calculators.loading import (
+    Notices,
     as_dtype,
     can_be_moved,
     check_elements,
@@ -109,7 +110,7 @@ class External:
         self.embeddings = z.reshape(-1).to(device)  # (N,)
         self.batch = torch.arange(self.num_replicas, device=device).repeat_interleave(self.n_atoms)  # (N,)
         self.q, self.s = q, s
-        self._told: set[str] = set()
+        self._tell = Notices(log)
         self._tell(unseen_elements(self.model, z.reshape(-1)))
         self.units = stated_units(self.model, units)
         if isinstance(output_transform, str) and output_transform not in tranforms:
@@ -240,11 +241,6 @@ class External:
             self._tell(f"{name}: the model was trained without {option}; what it makes of it is not learned.")
         self._tell(unseen_states(self.model, option, tensor))
         return tensor.expand(self.num_replicas).clone()
-
-    def _tell(self, message: str | None) -> None:
-        if message is not None and message not in self._told:
-            self._told.add(message)
-            log.warning(message)
 
 
 def _mean(members: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,13 @@ from torchmdnet.potential import TorchMD_Net
 
 __all__ = [
     "ModelSource",
+    "Notices",
+    "are_sums_of_atoms",
     "as_dtype",
     "can_be_moved",
     "check_elements",
     "energies_only",
+    "for_energies",
     "load",
     "members_of",
     "placed",
@@ -41,6 +45,24 @@ log = logging.getLogger(__name__)
 ModelSource = str | Path | Sequence[str | Path] | nn.Module
 
 _PRECISIONS = {torch.float16: 16, torch.float32: 32, torch.float64: 64}
+
+
+class Notices:
+    """Logs warnings, each of them once.
+
+    Args:
+        logger: Where they are logged.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger = logger
+        self._told: set[str] = set()
+
+    def __call__(self, message: str | None) -> None:
+        """Log a warning, unless it is None or was logged before."""
+        if message is not None and message not in self._told:
+            self._told.add(message)
+            self.logger.warning(message)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -95,6 +117,29 @@ def energies_only(model: nn.Module, device: str | torch.device, dtype: torch.dty
         if isinstance(part, TorchMD_Net):
             part.derivative = False
     return placed(model, device, dtype).eval().requires_grad_(False)
+
+
+def for_energies(source: ModelSource, device: str | torch.device, dtype: torch.dtype, **options: Any) -> nn.Module:
+    """A model for a calculator that differentiates its energies itself: loaded, or a copy of the one that is passed.
+
+    Args:
+        source: A checkpoint, several, a zip of them, or a model.
+        device: Where the model runs.
+        dtype: Its precision.
+        **options: For :func:`load`; a delta-learned model leaves out its reference unless they say otherwise. A model
+            is used as it is, and a warning tells that they have no effect.
+    """
+    if isinstance(source, nn.Module):
+        if options:
+            warnings.warn(f"A model is used as it is; {', '.join(options)} would only change how a file is loaded.")
+        return energies_only(source, device, dtype)
+    options = {"remove_ref_energy": True, **options}
+    return load(source, device=device, dtype=dtype, derivative=False, **options)
+
+
+def are_sums_of_atoms(members: Sequence[nn.Module]) -> bool:
+    """Whether the energy of every member is a sum of contributions of the atoms."""
+    return all(isinstance(member, TorchMD_Net) and member.is_sum_of_atoms for member in members)
 
 
 def members_of(model: nn.Module) -> list[nn.Module]:
