@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchmdnet.errors import NotEnoughMemory
+from torchmdnet.switches import is_on
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ def check_memory(
         NotEnoughMemory: With the atoms, edges and bytes that are needed, and the bytes that there are.
     """
     is_small = num_atoms < FEW_ATOMS and num_edges < FEW_EDGES
-    if is_small or os.environ.get("TORCHMDNET_MEMORY_CHECK", "1") == "0":
+    if is_small or not is_on("TORCHMDNET_MEMORY_CHECK"):
         return
     needed = num_atoms * FEATURES * components * channels * itemsize + num_edges * EDGE_BYTES
     available = available_memory(device)

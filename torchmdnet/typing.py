@@ -6,12 +6,13 @@ unless ``TORCHMDNET_CHECK_SHAPES`` is set, when jaxtyping can check the real sha
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
-if not TYPE_CHECKING and os.environ.get("TORCHMDNET_CHECK_SHAPES"):
+from torchmdnet.switches import is_on
+
+if not TYPE_CHECKING and is_on("TORCHMDNET_CHECK_SHAPES"):
     from jaxtyping import Float, Int, Shaped
 
     AtomicNumbers = Int[Tensor, "atoms"]

@@ -11,14 +11,15 @@ import io
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import targets
 import yaml
 
@@ -402,8 +403,19 @@ def environment(variables: Mapping[str, str | None], line: Sequence[str], is_new
 
 
 def _new(module: str, words: Sequence[str]) -> int:
-    """The status of a program in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, check=False)
-    out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    check_words(done.returncode, out, err, may_stop=True)
-    return done.returncode
+    """The status of a program in a process of its own, which is interrupted where it takes long."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = psutil.Popen([sys.executable, "-m", module, *words], stdout=out, stderr=err)
+        is_asked = False
+        while process.poll() is None:
+            time.sleep(0.05)
+            with contextlib.suppress(psutil.Error):
+                if not is_asked and sum(process.cpu_times()[:2]) > ENOUGH:
+                    is_asked = True
+                    process.send_signal(signal.SIGINT)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    check_words(process.returncode, *texts, may_stop=True)
+    return process.returncode

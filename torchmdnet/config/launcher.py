@@ -7,6 +7,7 @@ import os
 import socket
 
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.switches import SWITCHES, check_switches
 
 __all__ = ["check_environment", "check_launcher", "check_numbers", "check_places", "rendezvous_seconds"]
 
@@ -16,9 +17,8 @@ logger = logging.getLogger(__name__)
 WAIT_SECONDS = 120.0
 
 #: What the package reads from the environment under its own name.
-_OWN = ("TORCHMDNET_CACHE", "TORCHMDNET_CHECK_LOOPS", "TORCHMDNET_CHECK_SHAPES", "TORCHMDNET_LAUNCHER",
-        "TORCHMDNET_LOG_DIR", "TORCHMDNET_MEMORY_CHECK", "TORCHMDNET_MIRROR", "TORCHMDNET_PLAIN_OPS",
-        "TORCHMDNET_RENDEZVOUS_TIMEOUT", "TORCHMDNET_TRACEBACK")  # fmt: skip
+_OWN = (*SWITCHES, "TORCHMDNET_CACHE", "TORCHMDNET_LAUNCHER", "TORCHMDNET_LOG_DIR", "TORCHMDNET_MIRROR",
+        "TORCHMDNET_RENDEZVOUS_TIMEOUT")  # fmt: skip
 
 #: Numbers of processes and nodes that are read from the environment.
 _NUMBERS = ("NODE_RANK", "GROUP_RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID",
@@ -47,6 +47,7 @@ def check_environment() -> None:
         ConfigError: Naming the variable and its value.
     """
     check_numbers()
+    check_switches()
     rendezvous_seconds()
     port = os.environ.get("MASTER_PORT")
     if port is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,5 +67,30 @@ def stop_signals() -> Iterator[None]:
         if not interrupt_compiling(Stopped(number)):
             raise Stopped(number)
 
-    with signals_to(stop):
+    with signals_to(stop), _asking_again():
         yield
+
+
+#: Seconds after which a stop that was lost is asked for again.
+_AGAIN = 0.02
+
+
+@contextmanager
+def _asking_again() -> Iterator[None]:
+    """Send a signal again whose error falls into a destructor or a callback, where Python prints and drops errors."""
+    previous = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            previous(dropped)
+            return
+        number = getattr(dropped.exc_value, "number", signal.SIGINT)
+        again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch.autograd import Function
 
 from torchmdnet.neighbors.sound import apart
 from torchmdnet.ops.batched import one_by_one
+from torchmdnet.switches import is_on
 from torchmdnet.tracing import device_kind, is_abstract
 
 __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measured_edges", "pull_back"]
@@ -18,7 +18,7 @@ __all__ = ["Listed", "Measured", "edge_geometry", "has_loops", "length", "measur
 
 def has_loops(x: Tensor) -> bool:
     """Whether compiled loops take this tensor; ``TORCHMDNET_PLAIN_OPS=1`` turns them off."""
-    is_plain = bool(os.environ.get("TORCHMDNET_PLAIN_OPS")) or is_abstract()
+    is_plain = is_on("TORCHMDNET_PLAIN_OPS") or is_abstract()
     return device_kind(x) == "cpu" and not is_plain
 
 

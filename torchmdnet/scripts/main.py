@@ -12,6 +12,7 @@ from torchmdnet._version import __version__
 from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, did_you_mean, shown
 from torchmdnet.files import ensure_home, reader_may_end
+from torchmdnet.switches import check_switches, is_on
 
 __all__ = ["COMMANDS", "main"]
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # `model: my_nets:MyNet` finds my_nets.py here
+        check_switches()
         _show_notices()
         ensure_home()
         _check_words(words)
@@ -73,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         with reader_may_end(), stop_signals():
             getattr(importlib.import_module(module), function)(words[1:])
     except (ConfigError, DataError, CheckpointError, OSError, MemoryError) as error:
-        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+        if is_on("TORCHMDNET_TRACEBACK"):
             raise
         print(f"error: {shown(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     except KeyboardInterrupt as stop:
-        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+        if is_on("TORCHMDNET_TRACEBACK"):
             raise
         stop = stop if isinstance(stop, Stopped) else Stopped()
         print(f"{stop.name}: stopped before the end.", file=sys.stderr)

@@ -17,6 +17,7 @@ from torchmdnet.config.command_line import get_argparse
 from torchmdnet.config.stopping import Stopped, stop_signals
 from torchmdnet.errors import CheckpointError, ConfigError, DataError, PeerError, ResultError, shown
 from torchmdnet.files import ensure_home
+from torchmdnet.switches import is_on
 
 __all__ = ["fix_state_dict", "get_argparse", "get_args", "main", "train"]
 
@@ -128,12 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             train_with(args)
     except (ConfigError, DataError, CheckpointError, PeerError, ResultError, OSError, MemoryError) as error:
-        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+        if is_on("TORCHMDNET_TRACEBACK"):
             raise
         print(f"error: {shown(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     except KeyboardInterrupt as stop:
-        if os.environ.get("TORCHMDNET_TRACEBACK", "0") not in ("", "0"):
+        if is_on("TORCHMDNET_TRACEBACK"):
             raise
         stop = stop if isinstance(stop, Stopped) else Stopped()
         print(f"{stop.name}: stopped before anything was saved. Start the same command again.", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 from torch import Tensor
@@ -11,11 +10,12 @@ from torch import Tensor
 from torchmdnet.ops.kernels.forms import TWINS
 from torchmdnet.ops.kernels.triton_found import has_triton
 from torchmdnet.ops.kernels.work import lanes_of
+from torchmdnet.switches import is_on
 from torchmdnet.tracing import device_kind, is_traced, records_operators
 
 __all__ = ["has_cpu_loops", "has_edge_kernel", "has_kernel", "has_triton"]
 
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None and not os.environ.get("TORCHMDNET_PLAIN_OPS")
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None and not is_on("TORCHMDNET_PLAIN_OPS")
 
 
 def has_kernel(x: Tensor) -> bool:

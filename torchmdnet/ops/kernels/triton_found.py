@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+
+from torchmdnet.switches import is_on
 
 __all__ = ["has_triton"]
 
@@ -46,7 +47,7 @@ def forget() -> None:
 
 @functools.cache
 def _is_recent() -> bool:
-    if os.environ.get("TORCHMDNET_PLAIN_OPS"):
+    if is_on("TORCHMDNET_PLAIN_OPS"):
         return False
     try:
         found = importlib.import_module("triton").__version__

@@ -1,6 +1,6 @@
 """What callers of the loops have to know of them before Numba is imported: vectors, checks, and when threads pay."""
 
-import os
+from torchmdnet.switches import is_on
 
 __all__ = ["BITS", "CHECKS", "WORTH_THREADS", "lanes_of"]
 
@@ -9,7 +9,7 @@ WORTH_THREADS = 2_000_000
 #: Size of the vectors in which loops visit channels.
 BITS = 256
 #: Whether loops compare every access with the size of its array.
-CHECKS = bool(os.environ.get("TORCHMDNET_CHECK_LOOPS"))
+CHECKS = is_on("TORCHMDNET_CHECK_LOOPS")
 
 
 def lanes_of(itemsize: int) -> int:
