@@ -64,6 +64,17 @@ def reference(atoms: Atoms) -> Found:
     return Found(found[0].item(), found[1].detach().numpy(), stress)
 
 
+def sizes(atoms: Atoms) -> Found:
+    """What rounding is relative to: sums of the sizes of the terms, which cancel in energies and stresses."""
+    z, _, box, q = arguments(atoms, DOUBLE)
+    model, (index, vec) = model_in(DOUBLE), listed(atoms, DOUBLE)
+    found = model.from_edges(z, index, vec, box=box, q=q)
+    virial = (vec[:, :, None] * found.edge_gradient[:, None, :]).abs().sum(dim=0)
+    stress = None if box is None else (virial / torch.linalg.det(box).abs()).numpy()
+    assert found.atomic is not None
+    return Found(found.atomic.abs().sum().item(), found.forces.numpy(), stress)
+
+
 def by_ase(atoms: Atoms, dtype: torch.dtype, mode: str = "exact", **options: Any) -> Found:
     calculator = TMDNETCalculator(model_in(dtype, mode), dtype=dtype, **options)
     set_radial_mode(calculator.model, mode)
@@ -167,13 +178,13 @@ def test_the_table_has_the_doors_that_are_tried():
 def test_a_door_agrees_as_closely_as_the_table_says(door, dtype, tmp_path):
     SCRIPTS.folder, limit = tmp_path, limits()[door][dtype]
     for atoms in structures():
-        found, expected = DOORS[door](atoms, dtype), reference(atoms)
+        found, expected, size = DOORS[door](atoms, dtype), reference(atoms), sizes(atoms)
         for name, value in expected._asdict().items():
             ours = getattr(found, name)
             if ours is not None:
-                error = np.abs(np.asarray(ours) - value).max() / np.abs(value).max()
+                error = np.abs(np.asarray(ours) - value).max() / np.abs(getattr(size, name)).max()
                 assert error <= limit, f"{name}: {error:.1e}"
 
 
 def test_the_limits_are_those_of_the_package():
-    assert all(limit[DOUBLE] <= 1e-9 and limit[SINGLE] <= 5e-5 for limit in limits().values())
+    assert all(limit[DOUBLE] <= 1e-9 and limit[SINGLE] <= 1e-5 for limit in limits().values())

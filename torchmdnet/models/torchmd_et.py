@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features
-from torchmdnet.models.taped import TapedRepresentation
-from torchmdnet.nn.activation import make_activation
-from torchmdnet.nn.attention import DistanceInfluence, check_attention, radial_filters
-from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.embedding import NeighborEmbedding
+from torchmdnet.models.transformer import TransformerRepresentation
+from torchmdnet.nn.attention import AttentionLayer, DistanceInfluence
 from torchmdnet.nn.filters import RadialFunction
-from torchmdnet.nn.modules import reset_all, xavier_all
-from torchmdnet.nn.radial import make_radial_basis
-from torchmdnet.nn.system_embedding import make_system_embedding
-from torchmdnet.tape.attention import Attention, Receive, has_known_heads, projections, scalars_of_first
+from torchmdnet.tape.attention import Attention, Receive, projections, scalars_of_first
 from torchmdnet.tape.steps import Add, Plain, linear, norm
-from torchmdnet.typing import PairFeatures
 
 __all__ = ["EquivariantMultiHeadAttention", "TorchMD_ET"]
 
 
-class TorchMD_ET(TapedRepresentation):
+class TorchMD_ET(TransformerRepresentation):
     r"""Equivariant transformer (TorchMD-NET, Thölke and De Fabritiis, ICLR 2022).
 
     Each atom carries F scalars, first an embedding of its element and optionally of those around it, and F vectors,
@@ -85,73 +79,33 @@ class TorchMD_ET(TapedRepresentation):
         system_embedding: str = "none",
     ) -> None:
         super().__init__(
+            partial(EquivariantMultiHeadAttention, vector_cutoff=vector_cutoff),
+            hidden_channels=hidden_channels,
+            num_layers=num_layers,
+            num_rbf=num_rbf,
+            rbf_type=rbf_type,
+            trainable_rbf=trainable_rbf,
+            activation=activation,
+            attn_activation=attn_activation,
+            neighbor_embedding=neighbor_embedding,
+            num_heads=num_heads,
+            distance_influence=distance_influence,
             cutoff_lower=cutoff_lower,
             cutoff_upper=cutoff_upper,
             max_z=max_z,
-            loop=True,
-            box_vecs=box_vecs,
             max_num_neighbors=max_num_neighbors,
+            box_vecs=box_vecs,
+            dtype=dtype,
+            basis_dtype=torch.float32,
+            system_embedding=system_embedding,
         )
-        self.hidden_channels = hidden_channels
-        self.num_layers = num_layers
-        self.num_rbf = num_rbf
-        self.rbf_type = rbf_type
-        self.trainable_rbf = trainable_rbf
-        self.activation = activation
-        self.attn_activation = attn_activation
-        self.num_heads = num_heads
-        self.distance_influence = distance_influence
         self.vector_cutoff = vector_cutoff
-        self.embedding = nn.Embedding(max_z, hidden_channels, dtype=dtype)
-        self.distance_expansion = make_radial_basis(rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf)
-        self.envelope = CosineCutoff(cutoff_lower, cutoff_upper)
-        self.neighbor_embedding = (
-            NeighborEmbedding(hidden_channels, num_rbf, cutoff_lower, cutoff_upper, max_z, dtype)
-            if neighbor_embedding
-            else None
-        )
-        self.attention_layers = nn.ModuleList(
-            EquivariantMultiHeadAttention(
-                hidden_channels=hidden_channels,
-                num_rbf=num_rbf,
-                distance_influence=distance_influence,
-                num_heads=num_heads,
-                activation=activation,
-                attn_activation=attn_activation,
-                vector_cutoff=vector_cutoff,
-                dtype=dtype,
-            )
-            for _ in range(num_layers)
-        )
-        self.out_norm = nn.LayerNorm(hidden_channels, dtype=dtype)
-        self.system_embedding = make_system_embedding(system_embedding, hidden_channels, dtype)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        reset_all(self.embedding, self.distance_expansion)
-        if self.neighbor_embedding is not None:
-            self.neighbor_embedding.reset_parameters()
-        reset_all(*self.attention_layers, self.out_norm, self.system_embedding)
-
-    @property
-    def radial_functions(self) -> list[RadialFunction]:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        functions = [RadialFunction(layer, "radial", fades=False) for layer in self.attention_layers]
-        around = self.neighbor_embedding
-        return functions if around is None else [*functions, RadialFunction(around, "radial")]
-
-    def fits_loops(self, weight: Tensor) -> bool:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        return super().fits_loops(weight) and has_known_heads(self.attention_layers, weight)
 
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        functions, around = self.radial_functions, self.neighbor_embedding
-        x = tape(Plain(lambda: self.first_features(graph), self.embedding, self.system_embedding))  # (N, F)
-        if around is not None:
-            x = self.with_neighbors(tape, x, around, functions.pop(), graph)
+        x, layers = self.embedded(tape, graph)  # (N, F)
         v = None  # zero
-        for layer, function in zip(self.attention_layers, functions, strict=True):
+        for layer, function in layers:
             x, v = self.refine(tape, layer, function, x, v)
         if v is None:
             v = tape(Plain(lambda: self.embedding.weight.new_zeros(graph.num_atoms, 3, self.hidden_channels)))
@@ -169,7 +123,7 @@ class TorchMD_ET(TapedRepresentation):
         return tape(Receive(), x, v, mu, o, projected)
 
 
-class EquivariantMultiHeadAttention(nn.Module):
+class EquivariantMultiHeadAttention(AttentionLayer):
     r"""One layer of the equivariant transformer.
 
     With queries, keys and values from the normalised scalars, for each head
@@ -185,54 +139,12 @@ class EquivariantMultiHeadAttention(nn.Module):
     envelope C multiplies p instead of w.
 
     Args:
-        hidden_channels: Feature channels per atom (F).
-        num_rbf: Radial basis functions per edge (K).
-        distance_influence: Where distances enter: ``keys``, ``values``, ``both`` or ``none``.
-        num_heads: Attention heads (H) of width D = F / H.
-        activation: Activation of the radial filters.
-        attn_activation: Activation :math:`\tau` of the attention weights.
         vector_cutoff: Whether the envelope multiplies all messages.
-        dtype: Precision of the weights.
+        **options: Those of :class:`torchmdnet.nn.attention.AttentionLayer`.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden_channels: int,
-        num_rbf: int,
-        distance_influence: DistanceInfluence,
-        num_heads: int,
-        activation: str,
-        attn_activation: str,
-        vector_cutoff: bool = False,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__()
-        check_attention(hidden_channels, num_heads, distance_influence)
-        channels = hidden_channels
-        self.hidden_channels = channels
-        self.num_heads = num_heads
-        self.head_dim = channels // num_heads
+    has_vectors = True
+
+    def __init__(self, *, vector_cutoff: bool = False, **options: Any) -> None:
+        super().__init__(**options)
         self.vector_cutoff = vector_cutoff
-        self.layernorm = nn.LayerNorm(channels, dtype=dtype)
-        self.act = make_activation(activation)
-        self.attn_activation = make_activation(attn_activation, "attn_activation")
-        self.q_proj = nn.Linear(channels, channels, dtype=dtype)
-        self.k_proj = nn.Linear(channels, channels, dtype=dtype)
-        self.v_proj = nn.Linear(channels, 3 * channels, dtype=dtype)
-        self.o_proj = nn.Linear(channels, 3 * channels, dtype=dtype)
-        self.vec_proj = nn.Linear(channels, 3 * channels, bias=False, dtype=dtype)
-        on_keys, on_values = distance_influence in ("keys", "both"), distance_influence in ("values", "both")
-        self.dk_proj = nn.Linear(num_rbf, channels, dtype=dtype) if on_keys else None
-        self.dv_proj = nn.Linear(num_rbf, 3 * channels, dtype=dtype) if on_values else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier-uniform weights, zero biases."""
-        self.layernorm.reset_parameters()
-        xavier_all(self.q_proj, self.k_proj, self.v_proj, self.o_proj, self.vec_proj)
-        xavier_all(*(linear for linear in (self.dk_proj, self.dv_proj) if linear is not None))
-
-    def radial(self, rbf: PairFeatures) -> Tensor:
-        """Filters of keys and of the three parts of values, functions of distance alone: (P, K) -> (P, 4, F)."""
-        return radial_filters(rbf, self.dk_proj, self.dv_proj, self.act, self.num_heads, self.head_dim)
