@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from daily import daily
 from torch import Tensor
 
 from torchmdnet.models import ARCHITECTURES
@@ -38,8 +41,10 @@ def all_close(found, expected) -> None:
 
 
 @pytest.mark.parametrize("is_training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("which", SYSTEMS)
-@pytest.mark.parametrize("radial", ["exact", "grid"])
+@pytest.mark.parametrize(
+    ("which", "radial"),
+    daily(itertools.product(SYSTEMS, ["exact", "grid"]), ("cell", "grid"), ("molecules", "exact")),
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_of_every_order(name: str, radial: str, which: str, is_training: bool) -> None:
     systems = SYSTEMS[which]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from daily import daily
 
 from torchmdnet.checkpoint import save_model
 from torchmdnet.errors import ConfigError
@@ -115,7 +116,7 @@ def test_packages_of_every_architecture_give_the_numbers_of_the_model(name: str,
     check_package(model, tmp_path / "model.pt2", "edges")
 
 
-@pytest.mark.parametrize("name", ["graph-network", "tensornet"])
+@pytest.mark.parametrize("name", daily(["graph-network", "tensornet"], "graph-network"))
 def test_what_a_package_is_made_from_gives_the_numbers_of_the_model(name: str) -> None:
     """Without the minutes a package takes: the recorded function itself, at sizes it has not seen."""
     from torchmdnet.export import recorded

@@ -17,6 +17,7 @@ from typing import Any
 import numba
 import pytest
 from conftest import WITHOUT_RIGHTS
+from daily import daily
 from numba.core import event
 
 from torchmdnet import loop_cache
@@ -161,7 +162,7 @@ OBSTACLES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", daily(DAMAGE, "truncated", "a bit flipped", "locked by a process that was killed"))
 def test_a_damaged_file_counts_as_none(call: Call, tmp_path: Path, damage: str) -> None:
     told(call())
     for path in entries(tmp_path):
@@ -172,7 +173,7 @@ def test_a_damaged_file_counts_as_none(call: Call, tmp_path: Path, damage: str) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root loses its rights by a program of Linux")
-@pytest.mark.parametrize("obstacle", OBSTACLES)
+@pytest.mark.parametrize("obstacle", daily(OBSTACLES, "unreadable", "in a folder that cannot be written"))
 def test_what_cannot_be_replaced_is_compiled_all_the_same(call: Call, tmp_path: Path, obstacle: str) -> None:
     told(call())
     for path in entries(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from daily import daily
 from torch import Tensor, nn
 
 from torchmdnet.checkpoint import load_model, save_model
@@ -256,7 +257,7 @@ assert not any(name.startswith("torchmdnet") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("interface", ["openmm", "gromacs"])
+@pytest.mark.parametrize("interface", daily(["openmm", "gromacs"], "openmm"))
 @pytest.mark.parametrize(("energy", "length"), [pytest.param("eV", "Å", marks=pytest.mark.slow), ("Hartree", "Bohr")])
 def test_files_for_engines_convert_units_and_need_no_other_package(interface, energy, length, tmp_path: Path) -> None:
     model = tiny_model("tensornet", num_layers=1, charge=True, cutoff_upper=4.0 if length == "Å" else 7.0)

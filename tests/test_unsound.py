@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from daily import daily
 
 from torchmdnet.calculators import External, TMDNETCalculator
 from torchmdnet.compiled import CompiledPotential
@@ -201,7 +202,7 @@ def test_a_scripted_model_returns_nan() -> None:
     assert forces.isnan().all(dim=1).tolist() == [False] * 3 + [True] * 3
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", daily(ARCHITECTURES, "tensornet"))
 def test_what_was_compiled_returns_nan_for_that_system_alone(name: str, unchecked, monkeypatch) -> None:
     monkeypatch.setattr("torchmdnet.compiled.device_kind", lambda _: "cuda")
     model = tiny(name).eval()

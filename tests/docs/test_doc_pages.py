@@ -16,14 +16,18 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
 from conftest import REPOSITORY
+from daily import rarely
 from doc_pages import DOCS, PAGES, Reader, blocks_of, folder_of_its_own
 
 from torchmdnet.config import options_markdown
 from torchmdnet.config.command_line import get_argparse
 from torchmdnet.scripts.main import COMMANDS
 
+#: Pages that take longest to follow.
+LONG = [page for page in PAGES if page.stem in ("in-the-shell", "making-data", "own-data", "speed")]
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+@pytest.mark.parametrize("page", rarely(PAGES, *LONG), ids=lambda page: page.stem)
 def test_following_a_page_works(page, tmp_path):
     with folder_of_its_own(tmp_path):
         reader = Reader()

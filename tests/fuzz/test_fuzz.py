@@ -94,7 +94,7 @@ def _holds(target: Callable[..., bool], *given_input: Any) -> None:
     assert not outcome.failed, f"{outcome.kind} {outcome.place}\n{outcome.text}"
 
 
-@few(20)
+@few(10)
 @given(program_inputs.commands())
 def test_any_command_ends_with_a_result_or_a_message(line):
     _holds(programs.command, *line)

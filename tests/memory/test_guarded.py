@@ -60,6 +60,7 @@ def test_rows_shorter_than_a_vector_are_refused_before_anything_is_written() -> 
     } <= {".".join(name.split(".")[-2:]) for name in found["refused"]}
 
 
+@pytest.mark.slow
 def test_models_of_rows_that_fill_no_vector_give_the_numbers_of_the_definitions() -> None:
     assert drive(widths=[1, 3, 17], precisions=[32], operators=False, neighbors=False)["comparisons"] > 100
 

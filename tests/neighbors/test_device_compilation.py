@@ -74,6 +74,7 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_kernels_of_a_captured_step_compile_for_gpus() -> None:
     run("t.KERNELS + t.SUMS, 'fp32'")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from daily import daily, rarely
 from test_neighbors import CELLS, as_counter
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def expect_the_pairs(pos: Tensor, batch: Tensor, box: Tensor | None, num_systems
     assert as_counter((i, j, shifts)) == as_counter(expected)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", daily(range(12), 0, 3, 7))
 def test_random_lattices_have_the_pairs_of_the_exact_search(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     pos, box = random_cell(generator)
@@ -80,8 +81,9 @@ def test_random_lattices_have_the_pairs_of_the_exact_search(seed: int) -> None:
     expect_the_pairs(pos, torch.zeros(len(pos), dtype=torch.long), box, 1, cutoff)
 
 
-@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-def test_cells_of_every_shape_have_the_pairs_of_the_exact_search(cell: Any) -> None:
+@pytest.mark.parametrize("name", rarely(CELLS, "cube", "rotated cube", "wire"))
+def test_cells_of_every_shape_have_the_pairs_of_the_exact_search(name: str) -> None:
+    cell = CELLS[name]
     for scale, count in ((1.0, 14), (3.1, 70)):
         pos, batch = gas(count, 7 * scale), torch.zeros(count, dtype=torch.long)
         box = scale * torch.tensor(cell)[None] if cell.any() else None
@@ -262,7 +264,7 @@ class Padded:
         return found
 
 
-@pytest.mark.parametrize("skin", [0.0, 0.8])
+@pytest.mark.parametrize("skin", daily([0.0, 0.8], 0.8))
 @pytest.mark.parametrize("is_periodic", [True, False])
 def test_shapes_stay_while_atoms_move_and_nothing_waits(skin: float, is_periodic: bool) -> None:
     box = torch.tensor([[[9.0, 0, 0], [1.0, 8.0, 0], [0, 2.0, 9.5]]]).double() if is_periodic else None
@@ -295,7 +297,8 @@ def test_the_device_makes_its_list_again_only_when_an_atom_has_moved_far() -> No
     assert float(search.then[7, 0]) == float(pos[7, 0])
 
 
-@pytest.mark.parametrize("skin", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("skin", [0.0, 0.5])
 def test_it_says_when_the_room_was_too_small_and_then_takes_more(skin: float) -> None:
     padded, pos, box = Padded(skin), gas(80, 14.0), 14 * torch.eye(3).double()[None]
     before = padded.expect(pos, box)

@@ -241,6 +241,7 @@ def test_growth_repeats_along_the_periodic_vectors(model, crystal, capsys) -> No
     assert all(row["ms_median"] > 0 for row in growth)
 
 
+@pytest.mark.slow
 def test_growth_ends_where_memory_would(model, crystal, capsys, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     monkeypatch.setattr(machine.Memory, "used", lambda self: 900)
@@ -333,6 +334,7 @@ def test_what_is_warned_of_is_shown_once() -> None:
 # ------------------------------------------------------------------------------------------------- default structures
 
 
+@pytest.mark.slow
 def test_structures_at_hand_have_elements_the_model_knows(model, capsys) -> None:
     names = [entry["name"] for entry in bench(capsys, model, "--through", "call", "--radial", "exact")["structures"]]
     assert names == ["ethanol", "water box"]

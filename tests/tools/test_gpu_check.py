@@ -47,6 +47,7 @@ def test_the_machine_is_described(tmp_path) -> None:
     assert found["copy, GB/s"] > 0.1
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_and_its_registers_are_counted(tmp_path) -> None:
     pytest.importorskip("triton.compiler")
     (row,) = dry_run("kernels", tmp_path)
@@ -76,6 +77,7 @@ def test_numbers_of_the_definitions_are_compared_too(tmp_path, monkeypatch) -> N
     assert {check.partition(",")[0] for check in checks} == set(gpu_check.ARCHITECTURES)
 
 
+@pytest.mark.slow
 def test_what_the_sanitizer_looks_at_runs(tmp_path) -> None:
     results = tmp_path / "results.jsonl"
     gpu_stages.run(gpu_stages.At("sanitizer", results, None, is_dry=True, until=600))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from daily import rarely
 from toy_data import Toy
 from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
@@ -184,18 +185,20 @@ def test_drafts_of_a_killed_run_are_removed_by_the_next(tmp_path):
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+MOMENTS = [
+    in_a_step,
+    in_validation,
+    while_a_checkpoint_is_written,
+    between_the_best_and_the_last_checkpoint,
+    after_the_epoch_is_logged,
+    between_the_last_checkpoint_and_what_follows,
+    before_the_final_test,
+    before_the_report,
+]
+
+
 @pytest.mark.parametrize(
-    "moment",
-    [
-        in_a_step,
-        in_validation,
-        while_a_checkpoint_is_written,
-        between_the_best_and_the_last_checkpoint,
-        after_the_epoch_is_logged,
-        between_the_last_checkpoint_and_what_follows,
-        before_the_final_test,
-        before_the_report,
-    ],
+    "moment", rarely(MOMENTS, in_validation, between_the_best_and_the_last_checkpoint, before_the_final_test)
 )
 def test_a_killed_run_continues_as_if_nothing_had_happened(moment, tmp_path, uninterrupted):
     folder = tmp_path / "run"
