@@ -13,8 +13,8 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor, nn
 
-from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
-from torchmdnet.calculators.fixed import FixedStep
+from torchmdnet.calculators.captured import Captured
+from torchmdnet.calculators.cuda_graph import check_cuda
 from torchmdnet.calculators.loading import (
     ModelSource,
     Notices,
@@ -40,7 +40,6 @@ from torchmdnet.graph import Inputs
 from torchmdnet.neighbors import Home, VerletList
 from torchmdnet.options import keys_read_by
 from torchmdnet.potential import TorchMD_Net
-from torchmdnet.tracing import device_kind
 
 __all__ = ["TMDNETCalculator", "stated"]
 
@@ -118,10 +117,9 @@ class TMDNETCalculator(Calculator):
             self.implemented_properties += [f"{name}_std" for name in ("energy", "forces", "stress", *self.properties)]
         self.skin = skin / self.units.in_angstrom
         self.search = VerletList(self.skin) if skin else None
+        self.captured = Captured(self.model, False if compile else cuda_graph, self.skin)
         #: Brings positions near the origin before they are rounded.
         self.home = Home() if self.dtype != torch.float64 and can_be_moved(self.model) else None
-        self.cuda_graph = cuda_graph
-        self._steps: dict[bool, FixedStep] = {}  # with and without the virial
         self._is_read = {option: trained_with(self.model, option) for option in ("charge", "spin")}
         self._carries_a_box = any(map(_has_a_box, self.members))
         self._numbers: np.ndarray | None = None
@@ -246,10 +244,8 @@ class TMDNETCalculator(Calculator):
             return [answer for model in models for answer in predict_members(model, inputs, **options)]
 
         options = {"with_virial": with_virial, "with_properties": bool(self.properties), "by_atom": self.by_atom}
-        if self._is_replayed(inputs):
-            return self._replay(inputs, options)
         if not self.compile:
-            return ask(self.model)
+            return self.captured(inputs, **options)
         if self.compiled is not None:
             return ask(*self.compiled)
         plain = ask(self.model)
@@ -265,24 +261,6 @@ class TMDNETCalculator(Calculator):
         else:
             self.compiled = quick
         return plain
-
-    def _is_replayed(self, inputs: Inputs) -> bool:
-        if self.cuda_graph is None:
-            return device_kind(inputs.z) == "cuda" and not self.compile
-        return self.cuda_graph
-
-    def _replay(self, inputs: Inputs, options: dict[str, bool]) -> list[Answer]:
-        has_virial = options["with_virial"]
-        if has_virial not in self._steps:
-            self._steps[has_virial] = FixedStep(self.model, CudaGraph, skin=self.skin, **options)
-        try:
-            return self._steps[has_virial](inputs)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            log.warning("cuda_graph: the model cannot be captured (%s); it runs without.", reason)
-            self.cuda_graph = False
-            self._steps.clear()
-            return predict_members(self.model, inputs, **options)
 
     def _results(self, answers: list[Answer], atoms: Atoms) -> dict[str, Any]:
         energies = [self.units.in_ev * answer.energy.item() for answer in answers]

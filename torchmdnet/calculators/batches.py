@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from torchmdnet.calculators.cuda_graph import CudaGraph, check_cuda
-from torchmdnet.calculators.fixed import FixedStep
+from torchmdnet.calculators.captured import Captured
+from torchmdnet.calculators.cuda_graph import check_cuda
 from torchmdnet.calculators.loading import (
     ModelSource,
     Notices,
@@ -27,7 +27,7 @@ from torchmdnet.calculators.loading import (
     unseen_elements,
     unseen_states,
 )
-from torchmdnet.calculators.predict import Answer, predict_members
+from torchmdnet.calculators.predict import Answer
 from torchmdnet.errors import ConfigError
 from torchmdnet.graph import Inputs
 from torchmdnet.neighbors import Home, VerletList
@@ -36,9 +36,6 @@ from torchmdnet.potential import TorchMD_Net
 __all__ = ["BatchPotential", "Results"]
 
 log = logging.getLogger(__name__)
-
-#: Atoms up to which calculations on CUDA are captured without being asked to: beyond, launches are not what takes time.
-AUTOMATIC_UP_TO = 2_000
 
 
 class Results(NamedTuple):
@@ -64,10 +61,10 @@ class BatchPotential:
         device: Where the model runs.
         dtype: Precision of the calculation, a torch type or its name.
         units: Units of the model, ``"kcal/mol"`` or ``"Hartree/Bohr"``, where its file does not state them.
-        skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
-            half of it. Results do not depend on it. 0 turns it off.
-        cuda_graph: Whether to capture a calculation as a CUDA graph and replay it while shapes stay the same. None
-            does so on CUDA, for up to 2,000 atoms.
+        skin: On the CPU, and where a calculation is captured, neighbours are looked for this much beyond the cutoff, in
+            Å, and again when an atom has moved half of it. Results do not depend on it. 0 turns it off.
+        cuda_graph: Whether to capture a calculation as a CUDA graph and replay it, from the third on of batches of one
+            kind in a row: as many atoms and systems, with or without cells, charges and spins. None does so on CUDA.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`. With ``remove_ref_energy``, True unless given,
             a delta-learned model gives energies relative to its reference, with False total energies.
 
@@ -96,8 +93,7 @@ class BatchPotential:
         self.by_atom = are_sums_of_atoms(self.members)
         self.search = VerletList(skin / self.units.in_angstrom) if skin else None
         self.home = Home() if self.dtype != torch.float64 and can_be_moved(self.model) else None
-        self.cuda_graph = cuda_graph
-        self._steps: dict[tuple[bool, bool], FixedStep] = {}  # with and without the virial, and properties
+        self.captured = Captured(self.model, cuda_graph, skin / self.units.in_angstrom)
         self._is_read = {option: trained_with(self.model, option) for option in ("charge", "spin")}
         self._checked: Tensor | None = None  # atomic numbers, on the CPU
         self._tell = Notices(log)
@@ -143,8 +139,8 @@ class BatchPotential:
             ValueError: If positions are not finite, or an element lies outside the embedding.
         """
         inputs = self._inputs(z, pos, batch, box, q, s, num_systems)
-        answers = self._ask(inputs, with_virial=with_virial, with_properties=with_properties)
-        return self._results(answers)
+        options = {"with_virial": with_virial, "with_properties": with_properties, "by_atom": self.by_atom}
+        return self._results(self.captured(inputs, **options))
 
     def _potentials(self) -> list[TorchMD_Net]:
         return [member for member in self.members if isinstance(member, TorchMD_Net)]
@@ -204,23 +200,6 @@ class BatchPotential:
         elif is_read:
             self._tell(unseen_states(self.model, option, value.double().cpu()))
         return value.to(device=self.device, dtype=self.dtype).expand(num_systems)
-
-    def _ask(self, inputs: Inputs, *, with_virial: bool, with_properties: bool) -> list[Answer]:
-        options = {"with_virial": with_virial, "with_properties": with_properties, "by_atom": self.by_atom}
-        is_small = self.device.type == "cuda" and len(inputs.z) <= AUTOMATIC_UP_TO
-        if not (is_small if self.cuda_graph is None else self.cuda_graph):
-            return predict_members(self.model, inputs, **options)
-        kind = (with_virial, with_properties)
-        if kind not in self._steps:
-            self._steps[kind] = FixedStep(self.model, CudaGraph, **options)
-        try:
-            return self._steps[kind](inputs)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            log.warning("cuda_graph: the model cannot be captured (%s); it runs without.", reason)
-            self.cuda_graph = False
-            self._steps.clear()
-            return predict_members(self.model, inputs, **options)
 
     def _results(self, answers: list[Answer]) -> Results:
         per_length = self.units.in_ev / self.units.in_angstrom

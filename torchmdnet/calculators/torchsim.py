@@ -39,10 +39,8 @@ class TorchMDNetModel(ModelInterface):
         compute_forces: Whether results hold forces.
         compute_stress: Whether results hold stresses.
         units: Units of the model where its file does not state them.
-        skin: On the CPU, neighbours are looked for this much beyond the cutoff, in Å, and again when an atom has moved
-            half of it. Results do not depend on it. 0 turns it off.
-        cuda_graph: Whether to capture a calculation as a CUDA graph and replay it while shapes stay the same. None
-            does so on CUDA, for up to 2,000 atoms.
+        skin: See :class:`torchmdnet.calculators.batches.BatchPotential`.
+        cuda_graph: See :class:`torchmdnet.calculators.batches.BatchPotential`.
         **kwargs: Options for :func:`torchmdnet.checkpoint.load_model`; see
             :class:`torchmdnet.calculators.TMDNETCalculator`.
 
