@@ -1,8 +1,6 @@
 """Switches in the environment are on or off, and nothing else."""
 
-import os
-import subprocess
-import sys
+import runpy
 
 import pytest
 
@@ -43,9 +41,9 @@ def test_commands_refuse_it_before_they_work(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0", "False"), ("1", "True"), ("", "False")])
-def test_loops_are_checked_where_the_switch_is_on(text, expected):
-    program = "from torchmdnet.ops.kernels.work import CHECKS; print(CHECKS)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                          env={**os.environ, "TORCHMDNET_CHECK_LOOPS": text})  # fmt: skip
-    assert done.stdout.strip() == expected
+@pytest.mark.parametrize(("text", "expected"), [("0", False), ("1", True), ("", False)])
+def test_loops_are_checked_where_the_switch_is_on(text, expected, monkeypatch):
+    from torchmdnet.ops.kernels import work
+
+    monkeypatch.setenv("TORCHMDNET_CHECK_LOOPS", text)
+    assert runpy.run_path(work.__file__)["CHECKS"] is expected

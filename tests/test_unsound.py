@@ -202,7 +202,7 @@ def test_a_scripted_model_returns_nan() -> None:
     assert forces.isnan().all(dim=1).tolist() == [False] * 3 + [True] * 3
 
 
-@pytest.mark.parametrize("name", daily(ARCHITECTURES, "tensornet"))
+@pytest.mark.parametrize("name", daily(ARCHITECTURES, "graph-network"))
 def test_what_was_compiled_returns_nan_for_that_system_alone(name: str, unchecked, monkeypatch) -> None:
     monkeypatch.setattr("torchmdnet.compiled.device_kind", lambda _: "cuda")
     model = tiny(name).eval()

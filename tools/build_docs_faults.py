@@ -484,6 +484,8 @@ def _length(values: ast.expr, known: dict[str, ast.expr | ast.ImportFrom], where
         return _length(source, known, where)
     if isinstance(values, ast.Call) and ast.unparse(values.func) == "range":
         return len(range(*(ast.literal_eval(bound) for bound in values.args)))
+    if isinstance(values, ast.Call) and ast.unparse(values.func) in ("daily", "rarely"):  # the others are tried, too
+        return _length(values.args[0], known, where)
     raise LookupError(f"{where}: the parameters {ast.unparse(values)} cannot be counted; write a list")
 
 

@@ -76,6 +76,12 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
 
 
 def shown(error: BaseException, most: int = 3000) -> str:
-    """What a program prints of an error: its message, of which a very long value does not fill the screen."""
+    """What a program prints of an error: its message, of which a very long value does not fill the screen.
+
+    What the system says of a file, which nothing caught before, begins with the name of the file.
+    """
     text = str(error) or type(error).__name__
+    if text.startswith("[Errno") and isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        text = f"{name}{error.strerror}."
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -74,6 +74,10 @@ def check_target(path: str | os.PathLike[str], key: str) -> Path:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{key}: {str(path)!r} is no regular file, so it cannot be replaced. Name another.")
         folder = path.absolute().parent
+        if ".." in folder.parts and not folder.exists():
+            raise ConfigError(
+                f"{key}: {str(path)!r} leads through a folder that is not there. Make it, or leave it out."
+            )
         while not folder.exists():
             folder = folder.parent
         trial = folder / _draft_name(path)

@@ -155,6 +155,8 @@ FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
     (programs.training, (_settings(atom_filter=6), {}, {})),
     (programs.continued, ("run", {"errors.csv": b"\xff\xfe"}, [], {})),
     (programs.continued, ("~", {}, [], {})),
+    (programs.command, (["export", "model.safetensors", "a/../b.pt2"], {}, {}, False)),
+    (programs.training, (_settings(dataset_root=int("9" * 400)), {}, {})),
 ]
 
 

@@ -49,6 +49,7 @@ def test_so_do_two_threads() -> None:
     assert drive(widths=[9], precisions=[64], num_threads=2, neighbors=False)["refused"] == []
 
 
+@pytest.mark.slow
 def test_rows_shorter_than_a_vector_are_refused_before_anything_is_written() -> None:
     found = drive(widths=[3], precisions=[32], is_narrow=True, models=["tensornet"], neighbors=False)
     assert {

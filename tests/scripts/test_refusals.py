@@ -95,6 +95,20 @@ def test_a_target_below_folders_that_can_be_made_is_accepted(here):
     assert sorted(path.name for path in here.iterdir()) == ["folder", "in.xyz"]
 
 
+def test_a_way_through_a_folder_that_is_not_there_is_refused(here):
+    with pytest.raises(ConfigError, match=r"output: 'a/\.\./b\.xyz' leads through a folder that is not there"):
+        check_target("a/../b.xyz", "output")
+    assert check_target("folder/../b.xyz", "output") == Path("folder/../b.xyz")
+
+
+def test_what_the_system_says_of_a_file_begins_with_its_name():
+    from torchmdnet.errors import shown
+
+    assert shown(FileNotFoundError(2, "No such file or directory", "a b")) == "a b: No such file or directory."
+    assert shown(OSError(28, "No space left on device")) == "No space left on device."
+    assert shown(OSError("as it is")) == "as it is"
+
+
 def test_users_that_there_are_not_are_names_of_folders():
     assert expanded("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
     with pytest.raises(ConfigError, match="output: "):

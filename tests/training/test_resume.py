@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
-from daily import rarely
+from daily import daily, rarely
 from toy_data import Toy
 from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
@@ -253,7 +253,7 @@ def in_slow_motion():
     Toy.batch = slow
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", daily([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_a_stopped_run_saves_the_step_it_was_at_and_continues_from_there(number, tmp_path, uninterrupted):
     folder = tmp_path / "run"
     process = start(_command(folder), fault=in_slow_motion)

@@ -137,7 +137,8 @@ def _paths(value: Any) -> Any:
                 raise ValueError(f"{item!r} in the list is no path")
         words = [_usable(str(item)) for item in value]
         return words[0] if len(words) == 1 else words
-    return _usable(_text(value)) if isinstance(value, (str, Path)) else _text(value)
+    text = _text(value)
+    return _usable(text) if isinstance(text, str) else text
 
 
 def _structure(value: Any) -> Any:
