@@ -44,10 +44,13 @@ __all__ = [
     "lanes_that_divide",
     "lanes_that_fit",
     "load",
+    "load_two",
     "num_lanes",
     "raise_totals",
     "repeat",
+    "repeat_two",
     "splat",
+    "splat_two",
     "store",
     "total",
 ]
@@ -56,11 +59,11 @@ _FLAGS = ("contract", "reassoc", "nsz")
 
 
 class Lanes(types.Type):
-    """A vector of ``count`` numbers of one type."""
+    """A vector of ``count`` numbers of one type; two vectors one behind the other are one too."""
 
-    def __init__(self, dtype: types.Float) -> None:
+    def __init__(self, dtype: types.Float, vectors: int = 1) -> None:
         self.dtype = dtype
-        self.count = lanes_of(dtype.bitwidth // 8)
+        self.count = vectors * lanes_of(dtype.bitwidth // 8)
         super().__init__(name=f"Lanes({dtype}, {self.count})")
 
 
@@ -99,8 +102,16 @@ def _filled(vector: Any, builder: Any, scalar: Any, count: int) -> Any:
 @intrinsic
 def load(typing_context, array, index):
     """Lanes that begin at ``index`` of a flat contiguous array."""
-    lanes = Lanes(array.dtype)
+    return _load(array, index, Lanes(array.dtype))
 
+
+@intrinsic
+def load_two(typing_context, array, index):
+    """The same of two vectors, which processors with registers of that size take for one."""
+    return _load(array, index, Lanes(array.dtype, 2))
+
+
+def _load(array: Any, index: Any, lanes: Lanes) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
         vector = context.get_value_type(lanes)
@@ -128,8 +139,16 @@ def store(typing_context, array, index, value):
 @intrinsic
 def splat(typing_context, array, number):
     """Lanes of the array's type, each the same number."""
-    lanes = Lanes(array.dtype)
+    return _splat(array, number, Lanes(array.dtype))
 
+
+@intrinsic
+def splat_two(typing_context, array, number):
+    """The same of two vectors."""
+    return _splat(array, number, Lanes(array.dtype, 2))
+
+
+def _splat(array: Any, number: Any, lanes: Lanes) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         scalar = context.cast(builder, args[1], sig.args[1], array.dtype)
         return _filled(context.get_value_type(lanes), builder, scalar, lanes.count)
@@ -140,8 +159,16 @@ def splat(typing_context, array, number):
 @intrinsic
 def repeat(typing_context, array, index):
     """Lanes that all hold the number at ``index`` of a flat contiguous array."""
-    lanes = Lanes(array.dtype)
+    return _repeat(array, index, Lanes(array.dtype))
 
+
+@intrinsic
+def repeat_two(typing_context, array, index):
+    """The same of two vectors."""
+    return _repeat(array, index, Lanes(array.dtype, 2))
+
+
+def _repeat(array: Any, index: Any, lanes: Lanes) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
         number = builder.load(_place(context, builder, sig.args[0], args[0], at))

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from torchmdnet.ops.kernels.compiling import called, inlined
-from torchmdnet.ops.kernels.sharing import claimed, compiled
-from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load, repeat, splat, store
+from torchmdnet.ops.kernels.sharing import THREADS, claimed, compiled
+from torchmdnet.ops.kernels.simd import fit, lanes_that_fit, load_two, repeat_two, splat_two, store
 from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
 
 #: Atoms whose features stay in the first cache while weights pass by.
 CHUNK = 8
+#: Atoms times channels for one thread that are so few that the weights had better pass once.
+FEW = 14 * 128
 
 
 def can_pack(num_channels: int, itemsize: int) -> bool:
@@ -75,13 +77,6 @@ def row_of(r, c, first, atom):
     return (atom + r // c) * 9 + first + r % c
 
 
-@inlined
-def put_two(o, k, W, a, b):
-    """Store two vectors."""
-    store(o, k, a)
-    store(o, k + W, b)
-
-
 @compiled
 def mix(job, X, packed, out):
     """out_c = X_c W of the part of c: (N, 9, F) -> (N, 9, G), with weights from :func:`pack`.
@@ -92,12 +87,13 @@ def mix(job, X, packed, out):
     G, blocks = out.shape[2], packed.shape[1]
     W = lanes_that_fit(X, G, 2)
     x, w, o = X.reshape(-1), packed.reshape(-1), out.reshape(-1)
-    zero = splat(x, 0.0)
-    for chunk in claimed(job, (num_atoms + CHUNK - 1) // CHUNK):
-        atom = chunk * CHUNK
+    zero = splat_two(x, 0.0)
+    size = num_atoms if num_atoms * F <= FEW and job[THREADS] <= 1 else CHUNK
+    for chunk in claimed(job, (num_atoms + size - 1) // size):
+        atom = chunk * size
         for part in range(3):
             c, first = 2 * part + 1, part * part
-            last = min(CHUNK, num_atoms - atom) * c - 1
+            last = min(size, num_atoms - atom) * c - 1
             for block in range(blocks):
                 g = fit(block * 2 * W, G, 2 * W)
                 for r in range(0, last + 1, 6):  # 6 rows × 2 vectors: 12 sums, 2 weights and 1 feature in 16 registers
@@ -105,28 +101,19 @@ def mix(job, X, packed, out):
                     i2, i3 = row_of(min(r + 2, last), c, first, atom), row_of(min(r + 3, last), c, first, atom)
                     i4, i5 = row_of(min(r + 4, last), c, first, atom), row_of(min(r + 5, last), c, first, atom)
                     a0, a1, a2, a3, a4, a5 = zero, zero, zero, zero, zero, zero
-                    b0, b1, b2, b3, b4, b5 = zero, zero, zero, zero, zero, zero
                     k = (part * blocks + block) * F * 2 * W
                     for f in range(F):
-                        u, v = load(w, k), load(w, k + W)
-                        x0, x1, x2 = repeat(x, i0 * F + f), repeat(x, i1 * F + f), repeat(x, i2 * F + f)
-                        x3, x4, x5 = repeat(x, i3 * F + f), repeat(x, i4 * F + f), repeat(x, i5 * F + f)
-                        a0 += x0 * u
-                        b0 += x0 * v
-                        a1 += x1 * u
-                        b1 += x1 * v
-                        a2 += x2 * u
-                        b2 += x2 * v
-                        a3 += x3 * u
-                        b3 += x3 * v
-                        a4 += x4 * u
-                        b4 += x4 * v
-                        a5 += x5 * u
-                        b5 += x5 * v
+                        u = load_two(w, k)
+                        a0 += repeat_two(x, i0 * F + f) * u
+                        a1 += repeat_two(x, i1 * F + f) * u
+                        a2 += repeat_two(x, i2 * F + f) * u
+                        a3 += repeat_two(x, i3 * F + f) * u
+                        a4 += repeat_two(x, i4 * F + f) * u
+                        a5 += repeat_two(x, i5 * F + f) * u
                         k += 2 * W
-                    put_two(o, i0 * G + g, W, a0, b0)
-                    put_two(o, i1 * G + g, W, a1, b1)
-                    put_two(o, i2 * G + g, W, a2, b2)
-                    put_two(o, i3 * G + g, W, a3, b3)
-                    put_two(o, i4 * G + g, W, a4, b4)
-                    put_two(o, i5 * G + g, W, a5, b5)
+                    store(o, i0 * G + g, a0)
+                    store(o, i1 * G + g, a1)
+                    store(o, i2 * G + g, a2)
+                    store(o, i3 * G + g, a3)
+                    store(o, i4 * G + g, a4)
+                    store(o, i5 * G + g, a5)
