@@ -18,6 +18,7 @@ from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.ops import edge_network, kernels
 from torchmdnet.ops.kernels import loops
 from torchmdnet.potential import TorchMD_Net
+from torchmdnet.tape.replay import Recording
 from torchmdnet.tape.tape import Tape
 from torchmdnet.testing import Systems, cell_of_atoms, small_molecules, tiny_model
 
@@ -102,6 +103,8 @@ def ask(
         if taped:
             backward = Tape.backward
             patch.setattr(Tape, "backward", lambda *args: calls.append(1) or backward(*args))
+            repeat = Recording.backward
+            patch.setattr(Recording, "backward", lambda *args: calls.append(1) or repeat(*args))
         else:
             patch.setattr(TapedRepresentation, "_call", lambda *args: None)
             patch.setattr(TapedRepresentation, "direct", lambda *args: None)

@@ -27,6 +27,7 @@ from torchmdnet.ops.batched import is_within_batch, one_by_one
 from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.workspace import Buffer, Workspace
 from torchmdnet.tape.geometry import Geometry
+from torchmdnet.tape.replay import SMALL, Recording, Recordings
 from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
 from torchmdnet.tape.tape import Definitions, Tables, Tape, unhooked
 from torchmdnet.tracing import device_kind
@@ -58,6 +59,7 @@ class TapedRepresentation(Representation):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._workspace = Workspace()
+        self._recordings = Recordings()
         self._tables: Tables | None = None
         self._tables_of: StoredTables | None = None
 
@@ -67,7 +69,7 @@ class TapedRepresentation(Representation):
     def train(self, mode: bool = True) -> Self:
         """See :class:`torchmdnet.models.base.Representation`."""
         self._tables = self._tables_of = None
-        self._workspace = Workspace()
+        self._workspace, self._recordings = Workspace(), Recordings()
         return super().train(mode)
 
     @property
@@ -99,9 +101,9 @@ class TapedRepresentation(Representation):
         """Known physics beside the features, the energy of each atom (N, 1); None for nothing."""
         return None
 
-    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> Any:
+    def geometry(self, spline: Spline | None, graph: Graph, vec: Tensor, dist: Tensor, workspace: Workspace) -> Any:
         """The edges as the loops of this network read them; see :mod:`torchmdnet.tape.geometry`."""
-        return Geometry(radial.spline, self.envelope, graph, vec, dist, self._workspace)
+        return Geometry(spline, self.envelope, graph, vec, dist, workspace)
 
     def encode(self, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.base.Representation`."""
@@ -120,13 +122,22 @@ class TapedRepresentation(Representation):
         on_device = self._runs_on_device(like)
         if self.training or not is_usual or self.adds_energy or not (on_device or self._has_loops):
             return None
-        spline = self.radial.ready(like, *self._of_radial)
+        repeats = not on_device and self._recordings.are_of(self, self._recorded_for(like))
+        spline = self.radial.spline if repeats else self.radial.ready(like, *self._of_radial)
         if spline is None:
             return None
         if on_device:
             return lambda graph: self._on_device(graph, spline)
+        repeats = repeats or self._recordings.start(self, self._recorded_for(like))
 
         def encode(graph: Graph) -> tuple[Features, Pullback]:
+            if repeats:
+                found = self._repeated(graph, spline)
+                if found is not None:
+                    return found
+            return in_loops(graph)
+
+        def in_loops(graph: Graph) -> tuple[Features, Pullback]:
             assert graph.pairs is not None
             radial = Radial(graph.pairs.dist, self.distance_expansion, self.envelope, spline, self.radial.tables)
             call = _Call(self, graph, radial, self._kept_tables(radial), keeps=False)
@@ -141,6 +152,40 @@ class TapedRepresentation(Representation):
             return features, pull_back
 
         return encode
+
+    def _recorded_for(self, like: Tensor) -> tuple[Any, ...]:
+        """What recordings depend on beside weights and modules, where it is the same object."""
+        return self.radial.tables, self.radial.spline, self.radial.mode, like.dtype
+
+    def _repeated(self, graph: Graph, spline: Spline) -> tuple[Features, Pullback] | None:
+        """:meth:`direct` of a small system by a recording; None where there is none for it."""
+        assert graph.pairs is not None
+        is_large = graph.edge_index.shape[1] * self.hidden_channels > SMALL
+        if is_large or graph.domain is not None or graph.extra:
+            return None
+
+        def geometry(graph: Graph, workspace: Workspace) -> Any:
+            assert graph.pairs is not None
+            return self.geometry(spline, graph, graph.edge_vec, graph.pairs.dist, workspace)
+
+        def made(key: Any) -> Recording:
+            assert graph.pairs is not None
+            radial = Radial(graph.pairs.dist, self.distance_expansion, self.envelope, spline, self.radial.tables)
+            return Recording(key, graph, geometry, self._kept_tables(radial), self.program)
+
+        recording = self._recordings.take(graph, made)
+        features = None if recording is None else recording.forward(graph)
+        if recording is None or features is None:
+            return None
+
+        def pull_back(of_x: Tensor, of_v: Tensor | None = None, of_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            known = {"x": of_x, "v": of_v, "S": of_S}
+            slopes = recording.backward([known.get(name) for name in features])
+            assert slopes is not None
+            self._recordings.put(recording)
+            return slopes
+
+        return Features(**features), pull_back
 
     def _runs_on_device(self, like: Tensor) -> bool:
         """Whether the program runs on a tape of :mod:`torchmdnet.tape.device`."""
@@ -247,7 +292,7 @@ class _Call:
         """The features that the network has, from vectors of edges (E, 3) and distances of pairs (P,)."""
         model = self.model
         self.tape = Tape(
-            model.geometry(self.radial, self.graph, vec, dist),
+            model.geometry(self.radial.spline, self.graph, vec, dist, model._workspace),
             self.tables,
             keeps=self.keeps,
             records=self.records,

@@ -15,9 +15,10 @@ from torchmdnet.models.base import Features, Representation
 from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.filters import Radial, RadialFunction
+from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, weights_of
 from torchmdnet.nn.radial import make_radial_basis
+from torchmdnet.nn.spline import Spline
 from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops import kernels
 from torchmdnet.ops.cartesian import (
@@ -26,7 +27,7 @@ from torchmdnet.ops.cartesian import (
     tensor_matmul_o3,
     tensor_matmul_so3,
 )
-from torchmdnet.ops.workspace import Buffer
+from torchmdnet.ops.workspace import Buffer, Workspace
 from torchmdnet.tape.geometry import TensorGeometry
 from torchmdnet.tape.steps import Concatenate, Plain, activation, linear, norm
 from torchmdnet.tape.tape import Run, Step, Tables
@@ -70,10 +71,11 @@ class TensorRepresentation(TapedRepresentation):
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
         return kernels.has_cpu_loops(weight, self.hidden_channels)
 
-    def geometry(self, radial: Radial, graph: Graph, vec: Tensor, dist: Tensor) -> TensorGeometry:
+    def geometry(
+        self, spline: Spline | None, graph: Graph, vec: Tensor, dist: Tensor, workspace: Workspace
+    ) -> TensorGeometry:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        edges = (graph, vec, dist, self._workspace, self.handedness_of_edges)
-        return TensorGeometry(radial.spline, self.envelope, *edges)
+        return TensorGeometry(spline, self.envelope, graph, vec, dist, workspace, self.handedness_of_edges)
 
     @property
     def handedness_of_edges(self) -> float:

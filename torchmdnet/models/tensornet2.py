@@ -249,8 +249,8 @@ class EdgeNetworkMessage(Step):
             run.of_radial = found.radial
         change = np.empty_like(read.coef)
         loops.edge_network.read_backward(6 * found.radial.numel(), read.cell, run.part, found.radial.numpy(), change)
-        of_dist = np.einsum("pk,pk->p", change, read.slope) + read.steep * found.envelope.numpy()
-        at.add_gradient(torch.from_numpy(of_dist))
+        of_dist = np.einsum("pk,pk->p", change, read.slope, out=at.gradient_of_pairs(run))
+        of_dist += read.steep * found.envelope.numpy()
         return Buffer(found.X), Buffer(torch.cat([found.receiving, found.sending], dim=1))
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer:

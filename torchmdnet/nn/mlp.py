@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.modules import is_plain
+from torchmdnet.ops import kernels
+from torchmdnet.ops.kernels import loops
+from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = ["MLP", "SiluLayers"]
 
@@ -64,11 +68,45 @@ class MLP(nn.Module):
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The one output and its derivative, without history: (N, F) -> (N, 1), (N, F)."""
         linears: list[Any] = [*self.layers][::2]
+        if _few(x, linears):
+            return _value_and_slope_of_few(x, linears)
         *hidden, (weight, bias) = [(linear.weight, linear.bias) for linear in linears]
         layers = SiluLayers(hidden)
         with torch.no_grad():
             y = F.linear(layers.forward(x), weight, bias)  # (N, 1)
             return y, layers.backward(weight.expand(x.shape[0], -1))
+
+
+def _few(x: Tensor, linears: Sequence[Any]) -> bool:
+    """Whether compiled loops take rows and layers, and are quicker than PyTorch."""
+    lanes = lanes_of(x.element_size())
+    widths = [linear.in_features for linear in linears]
+    is_wide = all(width >= 2 * lanes and width % lanes == 0 for width in widths)
+    return is_wide and kernels.has_cpu_loops(x, *widths) and 0 < x.shape[0] <= loops.dense.FEW_ROWS
+
+
+def _value_and_slope_of_few(x: Tensor, linears: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """:meth:`MLP.value_and_slope` in compiled loops."""
+    num, dense = x.shape[0], loops.dense
+    out, before = x.detach().contiguous(), []
+    y = out.numpy()
+    weights = [linear.weight.detach().numpy() for linear in linears]
+    none = np.zeros(max(map(len, weights)), y.dtype)
+    for linear, weight in zip(linears, weights, strict=True):
+        if before:
+            silu, y = y, np.empty_like(y)
+            loops.activation.silu(20 * y.size, silu, none[: y.shape[1]], y)
+        out = torch.empty(num, len(weight), dtype=x.dtype)
+        dense.linear(y.size * len(weight), y, weight, linear.bias.detach().numpy(), out.numpy())
+        y = out.numpy()
+        before.append(y)
+    grad = np.repeat(weights[-1], num, axis=0)
+    for weight, x_of in zip(weights[-2::-1], before[-2::-1], strict=True):
+        of_silu = np.empty_like(grad)
+        loops.activation.silu_backward(20 * grad.size, x_of, none[: grad.shape[1]], grad, of_silu)
+        grad = torch.empty(num, weight.shape[1], dtype=x.dtype).numpy()
+        dense.linear_backward(grad.size * len(weight), of_silu, weight, grad)
+    return out, torch.from_numpy(grad)
 
 
 class SiluLayers:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmdnet.ops.calls import repeatable
+
 __all__ = ["Buffer", "Places", "Shelves", "Workspace"]
 
 #: Evaluations after which arrays that were not needed since the last time are released.
@@ -131,7 +133,7 @@ class Places(dict[tuple[int, ...], tuple[Any, int]]):
     def zeros(self, *shape: int) -> Buffer:
         """A buffer that holds zeros."""
         made = self.empty(*shape)
-        made.array.fill(0)
+        repeatable(made.array.fill, 0)
         return made
 
 

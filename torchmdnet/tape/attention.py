@@ -89,6 +89,7 @@ class Attention(Step):
     """
 
     reads_geometry = True
+    is_repeatable = True
 
     def __init__(self, layer: Any, function: RadialFunction, *, values_fade: bool = False) -> None:
         self.layer, self.function, self.values_fade = layer, function, values_fade
@@ -262,6 +263,8 @@ class Attention(Step):
 
 class Receive(Step):
     """x + (v1 · v2) o2 + o3 and v + v3 o1 + μ, from x, v, μ, [o1 | o2 | o3] (N, 3 F) and [v1 | v2 | v3] (N, 3, 3 F)."""
+
+    is_repeatable = True
 
     def definition(self, at: Definitions, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         x, v, mu, o, projected = inputs

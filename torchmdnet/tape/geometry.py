@@ -14,12 +14,74 @@ from torchmdnet.graph import Graph, in_pairs
 from torchmdnet.nn.cutoff import CosineCutoff
 from torchmdnet.nn.spline import BASIS, Spline
 from torchmdnet.ops import kernels
+from torchmdnet.ops.calls import recorded, repeatable, resumed
 from torchmdnet.ops.kernels import loops
 from torchmdnet.ops.workspace import Buffer, Places, Workspace
 
 __all__ = ["Coefficients", "Geometry", "TensorGeometry"]
 
 _BASIS = np.asarray(BASIS, dtype=np.float64) / 120
+
+
+class _made_once(cached_property):
+    """A property that is kept; what it calls is recorded wherever it is first read."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with resumed():
+            return super().__get__(instance, owner)
+
+
+class Scheduled:
+    """The order in which loops come to edges, see :func:`torchmdnet.ops.kernels.loops.blocks.schedule`.
+
+    Args:
+        cell: First row of each pair in a table, (P,).
+        row: The pair of each edge, (E,).
+        start: The first edge of each atom, (N + 1,).
+        num_rows: Of tables; 0 if each pair has rows of its own.
+        kind: Integers of ``place`` and ``slot``.
+    """
+
+    #: Whether what a repetition made has the sizes of the recorded one.
+    fits = True
+
+    def __init__(self, cell: np.ndarray, row: np.ndarray, start: np.ndarray, num_rows: int, kind: type) -> None:
+        self._of = cell, row, start, num_rows
+        self.schedule = loops.blocks.schedule(*self._of)
+        self.place = cell[self.schedule.rows].astype(kind, copy=False)  # first rows in the order of the schedule
+        self.slot = self.schedule.slot.astype(kind, copy=False)
+        calls = recorded()
+        if calls is not None:
+            calls.add(self._repeat)
+
+    def _repeat(self) -> None:
+        made = loops.blocks.schedule(*self._of)
+        *ours, most = self.schedule
+        *others, count = made
+        self.fits = count == most and all(x.shape == y.shape for x, y in zip(ours, others, strict=True))
+        if self.fits:
+            for x, y in zip(ours, others, strict=True):
+                np.copyto(x, y)
+            np.copyto(self.place, self._of[0][made.rows], casting="same_kind")
+            if self.slot is not self.schedule.slot:
+                np.copyto(self.slot, made.slot, casting="same_kind")
+
+
+def _narrowed(index: np.ndarray) -> np.ndarray:
+    """The same as 32-bit integers."""
+    out = np.empty(index.shape, np.int32)
+    repeatable(np.copyto, out, index, casting="same_kind")
+    return out
+
+
+def _stacked(arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Arrays (S, ...) of any S one behind the other; what each row has is of a shape."""
+    if len(arrays) == 1:
+        return arrays[0]
+    out = np.empty((sum(map(len, arrays)), *shape), dtype)
+    if arrays:
+        repeatable(np.concatenate, arrays, out=out)
+    return out
 
 
 class Coefficients(NamedTuple):
@@ -67,7 +129,7 @@ class Geometry:
         self.num_atoms, self.dtype, self.places = graph.num_atoms, dist.dtype, workspace.begin(dist.dtype)
         self._held: list[Buffer] = []
         self.row, self.row_start = pairs.of_edge.numpy(), pairs.row_start.numpy()
-        self.sender, self.reverse = (index.int().numpy() for index in (graph.edge_index[1], pairs.reverse))
+        self.sender, self.reverse = (_narrowed(index.numpy()) for index in (graph.edge_index[1], pairs.reverse))
         self.dist = dist.detach().contiguous().numpy()
         E, P = self.row.shape[0], self.dist.shape[0]
         self.u, coef, slope = self.empty(E, 4), self.empty(P, 6), self.empty(P, 6)
@@ -79,15 +141,15 @@ class Geometry:
         loops.geometry.direction_geometry(40 * E, *edges, *grid, _BASIS, lower, upper, *out)
         num_rows = 0
         if spline is None:
+            assert recorded() is None, "without a grid nothing is repeated"
             coef.fill(0)
             slope.fill(0)
             coef[:, 0] = slope[:, 1] = 1
             cell[:] = 2 * np.arange(P)
         else:
             num_rows = spline.num_cells + 6
-        self.schedule = loops.blocks.schedule(cell, self.row, self.row_start, num_rows)
-        self.place = cell[self.schedule.rows].astype(np.int32)
-        self.slot = self.schedule.slot.astype(np.int32)
+        self.order = Scheduled(cell, self.row, self.row_start, num_rows, np.int32)
+        self.schedule, self.place, self.slot = self.order.schedule, self.order.place, self.order.slot
         self.coef, self.slope, self.num_others = coef, slope, pairs.atoms.shape[1]
         self._gradients: dict[tuple[int, int], Buffer] = {}
         self._fades: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
@@ -99,33 +161,45 @@ class Geometry:
         self._held.append(self.places.empty(*shape))
         return self._held[-1].array
 
+    @property
+    def fits(self) -> bool:
+        """Whether edges that were filled in fit what was recorded."""
+        return self.order.fits
+
     # ------------------------------------------------------------------------------------------- what messages read
 
-    @cached_property
+    @_made_once
     def bare(self) -> Coefficients:
         """Of functions that do not fade at the cutoff."""
         return self._picked(self.coef, self.slope)
 
-    @cached_property
+    @_made_once
     def fading(self) -> Coefficients:
         """Of functions that do."""
-        slope = self.fade[:, None] * self.slope
-        slope += self.steep[:, None] * self.coef
-        return self._picked(self.fade[:, None] * self.coef, slope)
+        coef, slope = self.empty(*self.coef.shape), self.empty(*self.coef.shape)
+        repeatable(self._fade, coef, slope)
+        return self._picked(coef, slope)
 
-    @cached_property
+    def _fade(self, coef: np.ndarray, slope: np.ndarray) -> None:
+        np.multiply(self.fade[:, None], self.coef, out=coef)
+        np.multiply(self.fade[:, None], self.slope, out=slope)
+        slope += self.steep[:, None] * self.coef
+
+    @_made_once
     def among_others(self) -> Coefficients:
         """Of functions that fade and leave out self loops, the last pairs."""
         if len(self.coef) == self.num_others:
             return self.fading
-        is_other = self.schedule.rows < self.num_others
-        return Coefficients(*(is_other[:, None] * values for values in self.fading))
+        found = Coefficients(*(np.empty_like(values) for values in self.fading))
+        for values, out in zip(self.fading, found, strict=True):
+            repeatable(lambda x, out: np.multiply((self.schedule.rows < self.num_others)[:, None], x, out), values, out)
+        return found
 
     def _picked(self, coef: np.ndarray, slope: np.ndarray) -> Coefficients:
         rows = self.schedule.rows
         out = Coefficients(self.empty(len(rows), 6), self.empty(len(rows), 6))
-        loops.blocks.pick(coef, rows, out.coef)
-        loops.blocks.pick(slope, rows, out.slope)
+        repeatable(loops.blocks.pick, coef, rows, out.coef)
+        repeatable(loops.blocks.pick, slope, rows, out.slope)
         return out
 
     @cached_property
@@ -142,7 +216,9 @@ class Geometry:
             steep.fill(0)
             if not values_fade:
                 E = self.row.shape[0]
-                fade[:E], steep[:E] = self.fade[self.row], self.steep[self.row]
+                with resumed():
+                    for values, out in ((self.fade, fade), (self.steep, steep)):
+                        repeatable(lambda x, out: np.copyto(out, x[self.row]), values, out[:E])
             found = self._fades[values_fade] = fade, steep
         return found
 
@@ -181,7 +257,7 @@ class Geometry:
         found = self._gradients.get((sides, size))
         if found is None:
             found = self._gradients[sides, size] = self.places.empty(sides, len(self.row), size)
-            found.array.fill(0)
+            repeatable(found.array.fill, 0)
         return found.array
 
     def backward(self) -> tuple[Tensor, Tensor]:
@@ -190,11 +266,11 @@ class Geometry:
         of_vec = torch.empty(E, 3, dtype=self.dtype)
         of_dist = torch.empty(self.dist.shape, dtype=self.dtype)
         found = {size: [x.array for (_, n), x in self._gradients.items() if n == size] for size in (1, 4)}
-        of_edge, of_reverse = (np.concatenate([*found[n], np.empty((0, E, n), self.u.dtype)]) for n in (1, 4))
+        of_edge, of_reverse = (_stacked(found[n], (E, n), self.u.dtype) for n in (1, 4))
         vec = of_vec.numpy()
         loops.geometry.direction_vectors_backward(40 * E, self.u, self.dist, self.row, self.reverse, of_reverse, vec)
         edges = (self.u, self.row, of_reverse, of_edge[:, :, 0], vec)
-        loops.geometry.direction_distances_backward(*edges, of_dist.numpy())
+        repeatable(loops.geometry.direction_distances_backward, *edges, of_dist.numpy())
         return of_vec, of_dist
 
     # ------------------------------------------------------------------------------ a direction of change, for training
@@ -300,7 +376,12 @@ class TensorGeometry:
         self._held.append(self.places.empty(*shape))
         return self._held[-1].array
 
-    @cached_property
+    @property
+    def fits(self) -> bool:
+        """See :attr:`Geometry.fits`."""
+        return self.by_receiver.order.fits
+
+    @_made_once
     def readings(self) -> Readings:
         """For steps that read tables pair by pair."""
         P, spline = len(self.dist), self.spline
@@ -336,7 +417,7 @@ class TensorGeometry:
         """Forget gradients."""
         self._of_Y: list[Buffer] = []
         self._of_edges: dict[bool, list[Buffer]] = {False: [], True: []}
-        self._of_dist: list[Tensor] = []
+        self._of_pairs: dict[int, Buffer] = {}
 
     def gradient_of_directions(self, sides: int) -> np.ndarray:
         """Where a loop with this number of sides writes gradients in components of directions, (S, E, 8)."""
@@ -349,23 +430,25 @@ class TensorGeometry:
         found.append(self.places.empty(sides, len(self.row)))
         return found[-1].array
 
-    def add_gradient(self, of_dist: Tensor) -> None:
-        """Add a gradient in the distances of pairs, (P,)."""
-        self._of_dist.append(of_dist)
+    def gradient_of_pairs(self, run: Any) -> np.ndarray:
+        """Where a run of a step writes gradients in the distances of pairs, (P,)."""
+        found = self._of_pairs.get(id(run))
+        if found is None:
+            found = self._of_pairs[id(run)] = self.places.empty(*self.dist.shape)
+        return found.array
 
     def backward(self) -> tuple[Tensor, Tensor]:
         """Gradients in the vectors (E, 3) and the distances (P,), of all that was found."""
         E = len(self.row)
         of_vec, of_dist = torch.empty(E, 3, dtype=self.dtype), torch.empty(self.dist.shape, dtype=self.dtype)
-        none = np.empty((0, E), self.u.dtype)
-        of_Y = np.concatenate([*(x.array for x in self._of_Y), np.empty((0, E, 8), self.u.dtype)])
+        of_Y = _stacked([x.array for x in self._of_Y], (E, 8), self.u.dtype)
         edges = (self.u, self.dist, self.row, self.handedness)
         loops.geometry.tensor_vectors_backward(40 * E, *edges, of_Y, of_vec.numpy())
-        there, back = (np.concatenate([*(x.array for x in self._of_edges[way]), none]) for way in (False, True))
+        there, back = (_stacked([x.array for x in self._of_edges[way]], (E,), self.u.dtype) for way in (False, True))
         edges = (self.u, self.row, self.by_sender.row, of_vec.numpy(), there, back)
-        loops.geometry.tensor_distances_backward(*edges, of_dist.numpy())
-        for more in self._of_dist:
-            of_dist += more
+        repeatable(loops.geometry.tensor_distances_backward, *edges, of_dist.numpy())
+        for more in self._of_pairs.values():
+            repeatable(of_dist.add_, more.tensor)
         return of_vec, of_dist
 
     def move(self, dvec: Tensor, ddist: Tensor) -> None:
@@ -408,12 +491,12 @@ class Order:
         num_rows: int,
     ) -> None:
         self.far, self.row, self.start, self._places, self._slope = far, row, start, places, slope
-        self.schedule = loops.blocks.schedule(cell, row, start, num_rows)
-        self.place = cell[self.schedule.rows]
+        self.order = Scheduled(cell, row, start, num_rows, np.int64)
+        self.schedule, self.place = self.order.schedule, self.order.place
         self._held: dict[str, Buffer] = {}
         self.coef = self._picked("coef", coef)  # (n, K) in the order in which loops come to the pairs
 
-    @cached_property
+    @_made_once
     def slope(self) -> np.ndarray:
         """Derivatives of the coefficients in the distance, (n, K)."""
         return self._picked("slope", self._slope)
@@ -424,7 +507,7 @@ class Order:
 
     def _picked(self, name: str, values: np.ndarray) -> np.ndarray:
         out = self._held[name] = self._places.empty(len(self.schedule.rows), values.shape[1])
-        loops.blocks.pick(values, self.schedule.rows, out.array)
+        repeatable(loops.blocks.pick, values, self.schedule.rows, out.array)
         return out.array
 
     def where(self, shares: tuple[int, int]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import is_plain, layer_norm
 from torchmdnet.ops.kernels import loops
+from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.messages import RadialPoints, gather_weight_sum
 from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.tape import Definitions, Run, Step, Tables, unhooked
@@ -95,7 +97,22 @@ def _share_memory(x: Tensor, y: Tensor) -> bool:
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
-class Linear(Step):
+class _Dense(Step):
+    """A layer between the messages, which compiled loops evaluate where rows are few and nothing will be trained."""
+
+    def repeats(self, run: Run, *inputs: Buffer) -> bool:
+        """See :class:`torchmdnet.tape.tape.Step`."""
+        return self.fits_loops(run, inputs[0])
+
+    def fits_loops(self, run: Run, x: Buffer) -> bool:
+        """Whether loops take the rows of x."""
+        *sizes, width = x.shape
+        lanes = lanes_of(x.array.itemsize)
+        is_small = 0 < math.prod(sizes) <= loops.dense.FEW_ROWS and not run.tape.keeps
+        return is_small and width % lanes == 0 and width >= 2 * lanes
+
+
+class Linear(_Dense):
     """y = W x + b over the last axis."""
 
     def __init__(self, module: nn.Linear) -> None:
@@ -109,12 +126,26 @@ class Linear(Step):
         return self.module.weight, self.module.bias
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
-        if run.tape.keeps:
-            run.x = inputs[0]
+        (x,) = inputs
         run.weight, run.bias = self.weights(run)
-        return Buffer(F.linear(inputs[0].tensor, run.weight, run.bias))
+        run.is_few = self.fits_loops(run, x)
+        if run.is_few:
+            (*sizes, _), run.matrix = x.shape, _array(run.weight)
+            out = run.tape.empty(*sizes, len(run.matrix))
+            bias = np.zeros(len(run.matrix), run.matrix.dtype) if run.bias is None else _array(run.bias)
+            arrays = _flat(x), run.matrix, bias, _flat(out)
+            loops.dense.linear(x.array.size * len(bias), *arrays)
+            return out
+        if run.tape.keeps:
+            run.x = x
+        return Buffer(F.linear(x.tensor, run.weight, run.bias))
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
+        if run.is_few:
+            out = run.tape.empty(*grads[0].shape[:-1], run.matrix.shape[1])
+            arrays = _flat(grads[0]), run.matrix, _flat(out)
+            loops.dense.linear_backward(out.array.size * len(run.matrix), *arrays)
+            return (out,)
         return (Buffer(grads[0].tensor @ run.weight),)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -136,7 +167,15 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-class Silu(Step):
+def _array(weight: Tensor) -> np.ndarray:
+    return weight.detach().contiguous().numpy()
+
+
+def _flat(x: Buffer) -> np.ndarray:
+    return x.array.reshape(-1, x.shape[-1])
+
+
+class Silu(_Dense):
     """y = x σ(x)."""
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
@@ -144,9 +183,19 @@ class Silu(Step):
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (run.x,) = inputs
+        run.is_few = self.fits_loops(run, run.x)
+        if run.is_few:
+            out, x = run.tape.empty(*run.x.shape), _flat(run.x)
+            run.bias = np.zeros(x.shape[1], x.dtype)
+            loops.activation.silu(20 * x.size, x, run.bias, _flat(out))
+            return out
         return Buffer(F.silu(run.x.tensor))
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
+        if run.is_few:
+            out, x = run.tape.empty(*run.x.shape), _flat(run.x)
+            loops.activation.silu_backward(20 * x.size, x, run.bias, _flat(grads[0]), _flat(out))
+            return (out,)
         return (Buffer(torch.ops.aten.silu_backward(grads[0].tensor, run.x.tensor)),)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -163,7 +212,7 @@ class Silu(Step):
         return (Buffer(found),)
 
 
-class LayerNorm(Step):
+class LayerNorm(_Dense):
     r"""y = w x̂ + b with x̂ = (x - m(x)) / s, of the mean m over the last axis and s² = m((x - m(x))²) + ε.
 
     With P(v) = v - m(v) - x̂ m(v x̂), the Jacobian of x̂ is P / s, which is symmetric.
@@ -172,15 +221,31 @@ class LayerNorm(Step):
     def __init__(self, module: nn.LayerNorm) -> None:
         self.module = module
 
+    def fits_loops(self, run: Run, x: Buffer) -> bool:
+        """See :class:`_Dense`."""
+        return self.module.bias is not None and super().fits_loops(run, x)
+
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return layer_norm(self.module, inputs[0])
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (run.x,), norm = inputs, self.module
+        run.is_few = self.fits_loops(run, run.x)
+        if run.is_few:
+            out, x = run.tape.empty(*run.x.shape), _flat(run.x)
+            run.factors, run.moments = _array(norm.weight), run.tape.empty(len(x), 2)
+            arrays = (x, run.factors, _array(norm.bias), norm.eps, _flat(out), run.moments.array)
+            loops.dense.layer_norm(4 * x.size, *arrays)
+            return out
         y, *run.moments = torch.native_layer_norm(run.x.tensor, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         return Buffer(y)
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
+        if run.is_few:
+            out, x = run.tape.empty(*run.x.shape), _flat(run.x)
+            arrays = (_flat(grads[0]), x, run.factors, run.moments.array, _flat(out))
+            loops.dense.layer_norm_backward(8 * x.size, *arrays)
+            return (out,)
         return (Buffer(self._backward(run, grads[0].tensor, [True, False, False])[0]),)
 
     def _backward(self, run: Run, grad: Tensor, mask: list[bool]) -> Any:
@@ -274,6 +339,7 @@ class Message(Step):
     """
 
     reads_geometry = True
+    is_repeatable = True
 
     def __init__(self, function: RadialFunction, *, without_loops: bool = False) -> None:
         self.function, self.without_loops = function, without_loops

@@ -68,6 +68,13 @@ class Step:
 
     #: Whether outputs depend on the geometry even where no input does.
     reads_geometry = False
+    #: Whether value and backward change numbers by compiled loops and :func:`torchmdnet.ops.calls.repeatable` alone,
+    #: which can then be repeated without the step.
+    is_repeatable = False
+
+    def repeats(self, run: Run, *inputs: Buffer) -> bool:
+        """:attr:`is_repeatable` for these inputs."""
+        return self.is_repeatable
 
     def definition(self, at: Definitions, *inputs: Any) -> Any:
         """The step in PyTorch, tracked by autograd."""
@@ -206,11 +213,7 @@ class Tape:
         if self.exchange is not None and step.reads_geometry:
             inputs = tuple(self(self.exchange, x) if x.moves else x for x in inputs)
         run = Run(self)
-        if self.keeps:  # weights are read with their history, but no step leaves one
-            with torch.no_grad():
-                made = step.value(run, *inputs)
-        else:
-            made = step.value(run, *inputs)
+        made = self.value_of(step, run, inputs)
         keys, moves, key = [], step.reads_geometry, self.num_values
         for x in inputs:
             keys.append(x.key)
@@ -230,6 +233,17 @@ class Tape:
         self.steps.append((step, run, keys, outputs))
         return made
 
+    def value_of(self, step: Step, run: Run, inputs: Sequence[Buffer]) -> Any:
+        """The outputs of a step."""
+        if not self.keeps:
+            return step.value(run, *inputs)
+        with torch.no_grad():  # weights are read with their history, but no step leaves one
+            return step.value(run, *inputs)
+
+    def backward_of(self, step: Step, run: Run, grads: list[Buffer]) -> Sequence[Buffer | None]:
+        """Slopes in the inputs of a step."""
+        return step.backward(run, *grads)
+
     def forget(self) -> None:
         """Release everything; runs refer to their tape, which would keep it alive."""
         self.steps.clear()
@@ -247,7 +261,7 @@ class Tape:
                 steps.pop()
             run.slopes = given = self._given(run, outputs, grads)
             if given is not None and run.moves:
-                self._accumulate(grads, inputs, given, step.backward(run, *given))
+                self._accumulate(grads, inputs, given, self.backward_of(step, run, given))
 
     def tangent(self) -> dict[int, Buffer]:
         """Changes of all values along the direction that :meth:`Geometry.move` was given."""
@@ -317,8 +331,12 @@ class Tape:
             before = grads[key]
             kept = more if before.is_shared else before
             total = self.empty(*before.shape) if kept.is_shared else kept
-            torch.add(before.tensor, more.tensor, out=total.tensor)
+            self.add_up(before, more, total)
             grads[key] = total
+
+    def add_up(self, a: Buffer, b: Buffer, out: Buffer) -> None:
+        """The sum of two buffers."""
+        torch.add(a.tensor, b.tensor, out=out.tensor)
 
 
 @contextlib.contextmanager

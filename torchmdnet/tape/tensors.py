@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.nn.filters import RadialFunction
+from torchmdnet.ops.calls import repeatable
 from torchmdnet.ops.irreps import (
     PARTS,
     harmonics,
@@ -50,6 +51,7 @@ class EmbedEdges(Step):
     """
 
     reads_geometry = True
+    is_repeatable = True
 
     def __init__(self, function: RadialFunction, handedness: float) -> None:
         self.function, self.handedness = function, handedness
@@ -106,6 +108,7 @@ class TensorMessage(Step):
     """
 
     reads_geometry = True
+    is_repeatable = True
 
     def __init__(self, function: RadialFunction) -> None:
         self.function = function
@@ -167,6 +170,8 @@ class Mix(Step):
         weights: Three matrices, (G, F).
     """
 
+    is_repeatable = True
+
     def __init__(self, owner: Any, weights: Sequence[Tensor]) -> None:
         self.owner, self.weights = owner, weights
 
@@ -220,11 +225,13 @@ class _Matrices:
         weights = self.weights if way else self.weights.transpose(1, 2)
         parts = (torch.from_numpy(x).split(PARTS, dim=1) for x in (X, out))
         for x, y, weight in zip(*parts, weights, strict=True):  # few channels
-            torch.matmul(x, weight, out=y)
+            repeatable(torch.matmul, x, weight, out=y)
 
 
 class Normalize(Step):
     """Y = X / (|X|² + 1), channel by channel. Its Jacobian is symmetric."""
+
+    is_repeatable = True
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return normalize(inputs[0])
@@ -262,6 +269,8 @@ class Interact(Step):
         factor: κ of each atom, (N,).
         both: Whether both orders of the product are added.
     """
+
+    is_repeatable = True
 
     def __init__(self, factor: Tensor, *, both: bool) -> None:
         self.factor, self.both = factor, both
@@ -311,6 +320,8 @@ class Refine(Step):
         factor: κ of each atom, (N,).
     """
 
+    is_repeatable = True
+
     def __init__(self, factor: Tensor) -> None:
         self.factor = factor
 
@@ -349,6 +360,8 @@ class Refine(Step):
 
 class ScaleParts(Step):
     """Each part of X times its own factor for each channel, from X (N, 9, F) and the factors (N, 3 F)."""
+
+    is_repeatable = True
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         X, gate = inputs
@@ -389,6 +402,8 @@ class ScaleParts(Step):
 class SquaredNorm(Step):
     """|X|² of each channel, (N, 9, F) -> (N, F)."""
 
+    is_repeatable = True
+
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return squared_norm(inputs[0])
 
@@ -399,8 +414,8 @@ class SquaredNorm(Step):
         return out
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
-        out = run.tape.zeros(*run.x.shape)
-        loops.algebra.add_norms_backward(run.x.array.size, run.x.array, grads[0].array, out.array)
+        out = run.tape.empty(*run.x.shape)
+        loops.algebra.squared_norms_backward(run.x.array.size, run.x.array, grads[0].array, out.array)
         return (out,)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:
@@ -421,6 +436,8 @@ class SquaredNorm(Step):
 
 class PartNorms(Step):
     """|I|², |A|² and |S|² of each channel, (N, 9, F) -> (N, 3 F)."""
+
+    is_repeatable = True
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return norms_by_part(inputs[0])
@@ -459,6 +476,8 @@ class PartNorms(Step):
 class Part(Step):
     """Some components of the features, X[:, first:last], which share their memory."""
 
+    is_repeatable = True
+
     def __init__(self, first: int, last: int) -> None:
         self.first, self.last = first, last
 
@@ -472,7 +491,7 @@ class Part(Step):
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
         grad = grads[0].tensor
         out = run.tape.zeros(grad.shape[0], run.size, *grad.shape[2:])
-        out.tensor[:, self.first : self.last] = grad
+        repeatable(out.tensor[:, self.first : self.last].copy_, grad)
         return (out,)
 
     def tangent(self, run: Run, *changes: Buffer | None) -> Buffer | None:

@@ -18,11 +18,12 @@ from numba.core import types
 from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 
+from torchmdnet.ops.calls import recorded
 from torchmdnet.ops.kernels.compiling import entry, generated, inner, listed
 from torchmdnet.ops.kernels.threads import cores, openmp
 from torchmdnet.ops.kernels.work import WORTH_THREADS
 
-__all__ = ["claimed", "compiled", "moving"]
+__all__ = ["THREADS", "claimed", "compiled", "moving", "run_jobs"]
 
 #: 64-bit integers in a cache line, so that what one thread writes often is not beside what others read.
 LINE = 8
@@ -31,6 +32,8 @@ LINE = 8
 PARTS, THREADS = 2 * LINE, 2 * LINE + 1
 #: How many threads have left the loop, how many came when one had left, and how many failed.
 LEFT, LATE, FAILED = 3 * LINE, 3 * LINE + 1, 3 * LINE + 2
+#: The address of what a thread calls with the job, in jobs for :func:`run_jobs`.
+ADDRESS = 3 * LINE + 3
 #: The address of OpenMP's entry, and the arguments of the loop.
 OPENMP, ARGUMENTS = 4 * LINE, 5 * LINE
 #: Integers that arguments may take: an array is a structure of about ten.
@@ -38,6 +41,8 @@ ROOM = 512
 
 #: The job of a thread that has all rows to itself.
 ALONE = np.zeros(ARGUMENTS, np.int64)
+#: As a number of threads: the loop is not run, but its address and arguments are stored for :func:`run_jobs`.
+STORED = -1
 
 #: Parts for each thread, so that the last ones to work on are short.
 PARTS_PER_THREAD = 16
@@ -107,16 +112,25 @@ def call(typing_context, loop, job, arguments):
 
         start = context.make_array(sig.args[1])(context, builder, args[1]).data
         threads = builder.load(builder.gep(start, [_INT(THREADS)]))
-        with builder.if_else(builder.icmp_signed(">", threads, _INT(1))) as (several, one):
-            with several:
+        is_alone = builder.or_(builder.icmp_signed("==", threads, _INT(0)), builder.icmp_signed("==", threads, _INT(1)))
+        with builder.if_else(is_alone) as (one, other):
+            with other:
                 room = builder.bitcast(builder.gep(start, [_INT(ARGUMENTS)]), layout.as_pointer())
                 for k, value in enumerate(values):
                     builder.store(value, builder.gep(room, [zero, number(k)]))
+                address = builder.ptrtoint(thread, _INT)
+                builder.store(address, builder.gep(start, [_INT(ADDRESS)]))
+                several = builder.append_basic_block()
+                stored = builder.append_basic_block()
+                builder.cbranch(builder.icmp_signed(">", threads, _INT(0)), several, stored)
+                builder.position_at_end(several)
                 # GOMP_parallel(function, data, threads, flags)
                 parallel = ir.FunctionType(ir.VoidType(), [kind.as_pointer(), _INT.as_pointer(), number, number])
                 address = builder.load(builder.gep(start, [_INT(OPENMP)]))
                 arguments_of = [thread, start, builder.trunc(threads, number), zero]
                 builder.call(builder.inttoptr(address, parallel.as_pointer()), arguments_of)
+                builder.branch(stored)
+                builder.position_at_end(stored)
             with one:
                 status, _ = context.call_conv.call_function(builder, function, result, types_of, values)
                 with builder.if_then(status.is_error, likely=False):
@@ -124,6 +138,35 @@ def call(typing_context, loop, job, arguments):
         return context.get_dummy_value()
 
     return types.none(loop, job, arguments), generate
+
+
+@intrinsic
+def call_stored(typing_context, job):
+    """Call what a job, given as the address of its first integer, holds the address of."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        job = builder.inttoptr(args[0], _INT.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [_INT.as_pointer()])
+        builder.store(_INT(0), builder.gep(job, [_INT(LEFT)]))
+        address = builder.load(builder.gep(job, [_INT(ADDRESS)]))
+        builder.call(builder.inttoptr(address, kind.as_pointer()), [job])
+        return builder.load(builder.gep(job, [_INT(FAILED)]))
+
+    return types.int64(types.int64), generate
+
+
+@entry
+def _run_jobs(jobs):
+    failed = 0
+    for k in range(jobs.shape[0]):
+        failed += call_stored(jobs[k])
+    return failed
+
+
+def run_jobs(jobs: np.ndarray) -> None:
+    """Run loops one after the other on this thread, given the addresses of their jobs."""
+    if _run_jobs(jobs):
+        raise MemoryError("There was no memory for what a loop needs.")
 
 
 def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -181,6 +224,15 @@ def compiled(loop: Callable[..., None], cost: int = 1) -> Callable[..., None]:
     start = _entry(inner(loop))
 
     def run(work: int, *arguments: Any) -> None:
+        calls = recorded()
+        if calls is not None:
+            if cost * work >= WORTH_THREADS and cores.count() > 1:
+                calls.add(run, work, *arguments)
+            else:
+                job = np.zeros(ARGUMENTS + ROOM, np.int64)
+                job[THREADS] = STORED
+                start(job, *arguments)
+                calls.add_loop(job, arguments, run_jobs)
         if cost * work >= WORTH_THREADS:
             threads = cores.for_loops()
             if threads > 1:

@@ -67,6 +67,7 @@ __all__ = [
     "refine_reverse",
     "refine_tangent",
     "squared_norms",
+    "squared_norms_backward",
     "squared_norms_tangent",
 ]
 
@@ -540,6 +541,22 @@ def add_norms_backward(job, X, grad, out):
             at = n * 9 * F + c * F
             for f in range(F):
                 o[at + f] += 2 * x[at + f] * g[n * F + f]
+
+
+@moving
+def squared_norms_backward(job, X, grad, out):
+    """out = 2 X grad, the gradient of :func:`squared_norms`."""
+    num_atoms, _, F = X.shape
+    W = lanes_that_fit(X, F)
+    x, g, o = X.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    two = splat(x, 2.0)
+    for n in claimed(job, num_atoms):
+        for block in range(0, F, W):
+            f = fit(block, F, W)
+            g0 = two * load(g, n * F + f)
+            for c in range(9):
+                at = (n * 9 + c) * F + f
+                store(o, at, g0 * load(x, at))
 
 
 @inlined
