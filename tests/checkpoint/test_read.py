@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,47 @@ def test_an_altered_byte_never_changes_what_is_read(tmp_path: Path) -> None:
             assert torch.equal(read["optimizer_states"][0]["m"], content["optimizer_states"][0]["m"]), place
             assert read["optimizer_states"][0]["step"] == 7
     assert refused > 50
+
+
+def test_a_record_that_became_a_folder_is_refused(tmp_path: Path) -> None:
+    """PyTorch would read no byte of it, and return memory as it was."""
+    whole, path = tmp_path / "whole.ckpt", tmp_path / "damaged.ckpt"
+    torch.save({"state_dict": {"w": torch.rand(50), "b": torch.rand(3)}}, whole)
+    data = whole.read_bytes()
+    places = [match.start() for match in re.finditer(rb"PK\x01\x02", data)]
+    assert len(places) >= 4
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place + 38] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"the record '[a-z/.\d_]+' is marked as a folder"):
+            read_checkpoint(path)
+
+
+def test_the_list_of_records_may_not_be_altered(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.ckpt", tmp_path / "damaged.ckpt"
+    w = torch.rand(50)
+    torch.save({"state_dict": {"w": w}}, whole)
+    data = whole.read_bytes()
+    for place in range(data.index(b"PK\x01\x02"), len(data)):
+        for bit in (0x01, 0x10, 0x80):
+            damaged = bytearray(data)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            try:
+                found = read_checkpoint(path)
+            except CheckpointError:
+                continue
+            assert torch.equal(found["state_dict"]["w"], w), (place, bit)
+
+
+def test_only_whole_checkpoints_are_offered(tmp_path: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt", "epoch=2.ckpt"):
+        torch.save({"state_dict": {"w": torch.rand(50)}}, tmp_path / name)
+    for name in ("last.ckpt", "epoch=2.ckpt"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=r"its end is missing.*newest first: best\.ckpt\.$"):
+        read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_every_truncation_is_called_damaged_and_offers_the_other_checkpoints(tmp_path: Path) -> None:

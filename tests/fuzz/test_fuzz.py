@@ -157,6 +157,7 @@ FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
     (programs.continued, ("~", {}, [], {})),
     (programs.command, (["export", "model.safetensors", "a/../b.pt2"], {}, {}, False)),
     (programs.training, (_settings(dataset_root=int("9" * 400)), {}, {})),
+    (programs.command, (["convert", "model.zip", "new.zip", "--level-of-theory", "\ud800"], {}, {}, False)),
 ]
 
 

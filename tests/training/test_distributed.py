@@ -23,7 +23,7 @@ from torchmdnet.config import launcher
 from torchmdnet.config.launcher import rendezvous_seconds
 from torchmdnet.errors import ConfigError, PeerError
 from torchmdnet.training import distributed
-from torchmdnet.training.distributed import choose_world
+from torchmdnet.training.distributed import choose_world, cluster_environment
 
 
 def _free_port():
@@ -336,7 +336,11 @@ def test_sigterm_to_any_of_two_nodes_saves_in_the_middle_of_an_epoch_and_ends_bo
     for rank in asked:
         os.kill(nodes[rank].pid, signal.SIGTERM)
     assert [finish(node) for node in nodes] == [143, 143]
-    assert "Continue with: torchmd-train --load-model" in (tmp_path / "said0").read_text()
+    told = (tmp_path / "said0").read_text()
+    assert "Continue with: torchmd-train --load-model" in told
+    assert "Start it on every node" in told
+    if asked == [1]:
+        assert "Process 1 received SIGTERM: all stop at this step." in told
     assert read_checkpoint(tmp_path / "run/last.ckpt")["global_step"] > 0
 
 
@@ -419,15 +423,15 @@ def test_a_node_that_stops_in_the_rendezvous_is_given_up_in_time(tmp_path, stopp
 
 # ------------------------------------------------------------------------------------------------------ launchers
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}
-SRUN = {"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "2"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+SRUN = {"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 
 
 @pytest.fixture
 def bare(monkeypatch):
     """A CPU, and none of the variables of launchers."""
     for name in [*os.environ]:
-        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in TORCHRUN:
             monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -456,6 +460,67 @@ def test_unequal_nodes_are_refused(bare):
         bare.setenv(name, value)
     with pytest.raises(ConfigError, match=r"srun started 5 processes on 2 nodes.*--ntasks-per-node"):
         choose_world(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "value"),
+    [
+        (TORCHRUN, "LOCAL_WORLD_SIZE", "0"),
+        (TORCHRUN, "WORLD_SIZE", "0"),
+        (TORCHRUN, "LOCAL_RANK", None),
+        (TORCHRUN, "RANK", None),
+        (TORCHRUN, "RANK", "4"),
+        (TORCHRUN, "LOCAL_RANK", "2"),
+        (SRUN, "SLURM_NNODES", "0"),
+        (SRUN, "SLURM_PROCID", "6"),
+        (SRUN, "SLURM_NODEID", None),
+        (SRUN, "SLURM_NODEID", "2"),
+        (SRUN, "SLURM_LOCALID", "3"),
+    ],
+)
+def test_variables_of_a_launcher_that_do_not_fit_are_refused_by_name(bare, variables, name, value):
+    for key, text in variables.items():
+        bare.setenv(key, text)
+    if value is None:
+        bare.delenv(name)
+    else:
+        bare.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"^{name}: "):
+        choose_world(-1, 1)
+
+
+def test_no_other_launcher_is_asked_for_the_place(bare):
+    """SLURM with one task, or with --ntasks, and LSF: Lightning would refuse them, or train alone."""
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/x"}.items():
+        bare.setenv(name, value)
+    assert type(cluster_environment()).__name__ == "LightningEnvironment"
+    for name, value in SRUN.items():
+        bare.setenv(name, value)
+    found = cluster_environment()
+    assert (found.world_size(), found.global_rank(), found.local_rank(), found.node_rank()) == (6, 0, 0, 0)
+    assert found.creates_processes_externally
+    found.validate_settings(2, 1)
+    for name in SRUN:
+        bare.delenv(name)
+    for name, value in TORCHRUN.items():
+        bare.setenv(name, value)
+    assert cluster_environment().creates_processes_externally
+
+
+def test_two_processes_train_under_a_slurm_job_of_one_task(bare, tmp_path):
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_LOCALID": "0",
+                        "SLURM_JOB_NAME": "x"}.items():  # fmt: skip
+        bare.setenv(name, value)
+    settings(tmp_path / "run", num_epochs=1, batch_size=4, ngpus=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "torchmdnet.scripts.train", "--conf", str(tmp_path / "run.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [int(row["step"]) for row in rows(tmp_path / "run") if "lr" in row] == [2]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rich.console import Console
 from toy_runs import finished_run, one_thread, rows, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.page import MANY_POINTS
-from torchmdnet.training import run, terminal
+from torchmdnet.training import report, run, terminal
 from torchmdnet.training.evaluate import Baseline, Evaluation
 from torchmdnet.training.metrics import Errors
 from torchmdnet.training.plots import draw_learning_curves, draw_parity
@@ -26,6 +26,18 @@ def _png_size(path):
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def test_a_model_that_is_worse_than_nothing_is_told_of():
+    def facts(energy, force):
+        errors = SimpleNamespace(terms=("y", "neg_dy"), y_mae_per_atom=energy, neg_dy_mae=force, others={})
+        baseline = SimpleNamespace(y_mae_per_atom=0.1, neg_dy_mae=0.5, others={})
+        return SimpleNamespace(evaluation=SimpleNamespace(errors=errors, baseline=baseline))
+
+    assert report.worse_than_trivial(facts(0.05, 0.2)) == []
+    assert report.worse_than_trivial(facts(0.2, 0.2)) == ["energies"]
+    assert report.worse_than_trivial(facts(0.2, 3e9)) == ["energies", "forces"]
+    assert report.worse_than_trivial(SimpleNamespace(evaluation=None)) == []
 
 
 # ------------------------------------------------------------------------------------------------ units and words

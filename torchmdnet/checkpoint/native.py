@@ -20,6 +20,7 @@ from torch import Tensor
 from torchmdnet.errors import CheckpointError
 from torchmdnet.files import draft_of
 from torchmdnet.parse import check_plain, parse_json
+from torchmdnet.text import check_text
 
 __all__ = ["CARD_KEY", "FORMAT", "card_digest", "is_native", "read_native", "tensor_digest", "write_native"]
 
@@ -133,4 +134,4 @@ def card_digest(card: Mapping[str, Any]) -> str:
 
 
 def _text(card: Mapping[str, Any], *, sort_keys: bool = False) -> str:
-    return json.dumps(card, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+    return check_text(json.dumps(card, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys), "card")

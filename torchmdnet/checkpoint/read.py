@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import logging
 import math
 import pathlib
@@ -27,6 +28,11 @@ from torchmdnet.parse import check_plain
 __all__ = ["as_model_file", "check_sizes", "hyper_parameters_of", "model_file", "read_checkpoint"]
 
 log = logging.getLogger(__name__)
+
+#: The attribute of a record of an archive that makes it a folder.
+_FOLDER = 0x10
+#: Bytes of an archive in which its end begins, at the most.
+_LONGEST_END = 65_557
 
 
 def _harmless() -> list[Any]:
@@ -108,7 +114,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     return dict(content)
 
 
-def _check_records(path: Path) -> None:
+def _check_records(path: Path, *, offers: bool = True) -> None:
     """Compare every record of a zip archive with its checksum: PyTorch itself would load altered weights.
 
     Raises:
@@ -124,13 +130,29 @@ def _check_records(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-            is_ours = any(name.endswith("data.pkl") for name in archive.namelist())
+            entries = archive.infolist()
     except Exception as error:  # damaged headers raise many kinds
-        raise _damaged(path, _first_line(error)) from error
+        raise _damaged(path, _first_line(error) if _has_end(path) else "its end is missing", offers=offers) from error
     if record is not None:
-        raise _damaged(path, f"the record {record!r} does not match its checksum")
+        raise _damaged(path, f"the record {_short(record)} does not match its checksum", offers=offers)
+    for entry in entries:
+        if entry.external_attr & _FOLDER or entry.is_dir():  # of which PyTorch reads no byte into the memory it returns
+            raise _damaged(path, f"the record {_short(entry.filename)} is marked as a folder", offers=offers)
+    is_ours = any(entry.filename.endswith("data.pkl") for entry in entries)
     if not is_ours:
         raise _no_model_file(path)
+
+
+def _short(record: str) -> str:
+    """The name of a record without that of the archive, under which the file was first written."""
+    return repr(record.partition("/")[2] or record)
+
+
+def _has_end(path: Path) -> bool:
+    """Whether the list of records is there, which an archive ends with."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _LONGEST_END, 0))
+        return b"PK\x05\x06" in file.read()
 
 
 def _no_model_file(path: Path) -> CheckpointError:
@@ -139,12 +161,21 @@ def _no_model_file(path: Path) -> CheckpointError:
     )
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
+def _damaged(path: Path, reason: str, *, offers: bool = True) -> CheckpointError:
     """The error for a file whose bytes are wrong; it offers the checkpoints beside it, newest first."""
-    beside = [other for other in path.parent.glob("*.ckpt") if other != path]
-    newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[:3]
-    others = f" Other checkpoints in its folder, newest first: {', '.join(p.name for p in newest)}." if newest else ""
+    beside = [other for other in path.parent.glob("*.ckpt") if offers and other != path]
+    newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)
+    whole = [*itertools.islice((other.name for other in newest if _is_whole(other)), 3)]
+    others = f" Undamaged checkpoints in its folder, newest first: {', '.join(whole)}." if whole else ""
     return CheckpointError(f"{path} cannot be read as a checkpoint; it is truncated or damaged ({reason}).{others}")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _check_records(path, offers=False)
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

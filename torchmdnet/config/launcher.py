@@ -9,7 +9,14 @@ import socket
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.switches import SWITCHES, check_switches
 
-__all__ = ["check_environment", "check_launcher", "check_numbers", "check_places", "rendezvous_seconds"]
+__all__ = [
+    "check_environment",
+    "check_launcher",
+    "check_numbers",
+    "check_places",
+    "launcher_found",
+    "rendezvous_seconds",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +30,14 @@ _OWN = (*SWITCHES, "TORCHMDNET_CACHE", "TORCHMDNET_LAUNCHER", "TORCHMDNET_LOG_DI
 #: Numbers of processes and nodes that are read from the environment.
 _NUMBERS = ("NODE_RANK", "GROUP_RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID",
             "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_STEP_NUM_NODES")  # fmt: skip
+
+
+def launcher_found() -> str | None:
+    """What started this process as one of several, ``torchrun`` or ``srun``; None for neither."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    is_task = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    return "srun" if is_task else None
 
 
 def check_numbers() -> None:
@@ -73,7 +88,7 @@ def rendezvous_seconds() -> float:
 
 
 def _check_port(port: str) -> None:
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+    if not (port.isascii() and port.isdecimal() and len(port) < 10 and 0 < int(port) < 65536):
         raise ConfigError(
             f"MASTER_PORT: {port!r} in the environment is no port. Give a number from 1 to 65535 that is free on node "
             "0, the same on every node."
@@ -123,8 +138,7 @@ def check_launcher(num_nodes: int) -> None:
     """
     check_numbers()
     env = os.environ
-    is_launched = "TORCHELASTIC_RUN_ID" in env or ("SLURM_PROCID" in env and int(env.get("SLURM_NTASKS") or 1) > 1)
-    if num_nodes < 2 or is_launched:
+    if num_nodes < 2 or launcher_found() is not None:
         return
     rank = env.get("NODE_RANK", env.get("GROUP_RANK", "0"))
     if int(rank) >= num_nodes:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torchmdnet.ensemble import Ensemble
     from torchmdnet.potential import TorchMD_Net
 from torchmdnet.scripts.argument_types import CommandParser
+from torchmdnet.text import check_text
 
 __all__ = ["convert", "get_parser", "main"]
 
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     stated = {
         "units": _units(args.units),
-        "level_of_theory": args.level_of_theory,
-        "citation": args.citation,
+        "level_of_theory": _readable(args.level_of_theory, "--level-of-theory"),
+        "citation": _readable(args.citation, "--citation"),
         "elements": _elements(args.elements),
     }
     deviation = convert(
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         **({"compatibility_load": True} if args.compatibility_load else {}),
     )
     print(f"{args.new}: energies and forces agree with the old file to {deviation:.0e} of their size")
+
+
+def _readable(text: str | None, flag: str) -> str | None:
+    """Text that a file can hold."""
+    return None if text is None else check_text(text, flag)
 
 
 def get_parser() -> argparse.ArgumentParser:

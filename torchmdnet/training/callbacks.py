@@ -359,6 +359,10 @@ def patient_stop(monitor: str, patience: int) -> EarlyStopping:
 # ---------------------------------------------------------------------------------------------- stopping
 
 
+#: More than there are signals.
+_SIGNALS = 1000
+
+
 class StopRequested(Exception):
     """The user or the system asked the run to stop, and everything is saved."""
 
@@ -442,4 +446,11 @@ class PoliteStop(Callback):
         """Whether this process, or any of several, was asked to stop: all must stop at the same step."""
         if trainer.world_size == 1:
             return self.signal is not None
-        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        asked = 0 if self.signal is None else self.signal + _SIGNALS * (1 + trainer.global_rank)
+        highest = torch.tensor(asked, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        who, number = divmod(int(highest), _SIGNALS)
+        if number and self.signal is None:
+            self.signal = number
+            log.warning("Process %d received %s: all stop at this step.", who - 1, signal.Signals(number).name)
+        return number > 0

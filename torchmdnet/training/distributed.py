@@ -13,18 +13,26 @@ from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed import PrefixStore, TCPStore
 
-from torchmdnet.config.launcher import check_places, rendezvous_seconds
+from torchmdnet.config.launcher import check_places, launcher_found, rendezvous_seconds
 from torchmdnet.errors import ConfigError, PeerError
 from torchmdnet.processes import end_with_parent
 
 __all__ = [
     "BoundedDDPStrategy",
+    "SrunEnvironment",
     "World",
     "choose_strategy",
     "choose_world",
+    "cluster_environment",
     "end_with_launcher",
     "launched_world",
     "rendezvous_seconds",
@@ -59,16 +67,19 @@ def launched_world() -> tuple[int, int, str] | None:
     """Processes a node, nodes and name of the launcher that started this process, torchrun or srun; None without one.
 
     Raises:
-        ConfigError: If the launcher's nodes have different numbers of processes.
+        ConfigError: If the launcher's nodes have different numbers of processes, or a variable that it sets is missing
+            or does not fit the others; the message names it.
     """
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        size, per_node = int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_WORLD_SIZE", "1"))
-        nodes, launcher = size // per_node, "torchrun"
-    elif "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS") or 1) > 1:
-        size = int(env["SLURM_NTASKS"])
-        nodes, launcher = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1), "srun"
+    launcher = launcher_found()
+    if launcher == "torchrun":
+        size, per_node = _told(launcher, "WORLD_SIZE", 1), _told(launcher, "LOCAL_WORLD_SIZE", 1)
+        nodes, places = size // per_node, {"RANK": size, "LOCAL_RANK": per_node}
+    elif launcher == "srun":
+        size = _told(launcher, "SLURM_NTASKS", 1)
+        known = [name for name in ("SLURM_STEP_NUM_NODES", "SLURM_NNODES") if os.environ.get(name)]
+        nodes = _told(launcher, known[0], 1) if known else 1
         per_node = size // nodes
+        places = {"SLURM_PROCID": size, "SLURM_LOCALID": per_node, "SLURM_NODEID": nodes}
     else:
         return None
     if per_node * nodes != size or not per_node:
@@ -76,7 +87,49 @@ def launched_world() -> tuple[int, int, str] | None:
             f"{launcher} started {size} processes on {nodes} nodes. Start the same number on every node, e.g. with "
             "--nproc-per-node or --ntasks-per-node."
         )
+    for name, count in places.items():
+        _told(launcher, name, 0, count - 1)
     return per_node, nodes, launcher
+
+
+def _told(launcher: str, name: str, lowest: int, highest: int | None = None) -> int:
+    """A number that a launcher has put into the environment."""
+    text = os.environ.get(name)
+    if text is None:
+        raise ConfigError(
+            f"{name}: not in the environment, but {launcher} sets it. Start the run with {launcher} itself."
+        )
+    if int(text) < lowest or (highest is not None and int(text) > highest):
+        expected = f"{lowest} or more" if highest is None else f"from {lowest} to {highest}"
+        raise ConfigError(
+            f"{name}: {text} in the environment, where {launcher} would say a number {expected}. Start the run with "
+            f"{launcher} itself, or remove it (unset {name})."
+        )
+    return int(text)
+
+
+class SrunEnvironment(SLURMEnvironment):
+    """The processes that srun started, however their number was given to SLURM; nothing is put into the queue again."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_requeue=False)
+
+    @staticmethod
+    def _validate_srun_used() -> None: ...
+
+    @staticmethod
+    def _validate_srun_variables() -> None: ...
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """Nothing: the settings are those of :func:`launched_world`."""
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Where a process finds its place among the others: what :func:`launched_world` goes by, and no other launcher."""
+    launched = launched_world()
+    if launched is None:
+        return LightningEnvironment()
+    return TorchElasticEnvironment() if launched[2] == "torchrun" else SrunEnvironment()
 
 
 def choose_world(ngpus: int, num_nodes: int) -> World:
@@ -231,11 +284,13 @@ class BoundedDDPStrategy(DDPStrategy):
         except ConfigError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
-            role = f"waited for the other {size - 1}" if rank == 0 else "could not reach process 0"
-            raise ConfigError(
-                f"Process {rank} of {size} {role} at {address}:{port} for {time.monotonic() - began:.0f} s"
-                f"{_reason(error)}. {_ADVICE}"
-            ) from error
+            reason, waited = _reason(error), time.monotonic() - began
+            if rank == 0 and reason and waited < 1:  # nobody was waited for
+                told = f"MASTER_PORT: process 0 of {size} cannot open port {port} of {address}"
+            else:
+                role = f"waited for the other {size - 1}" if rank == 0 else "could not reach process 0"
+                told = f"Process {rank} of {size} {role} at {address}:{port} for {waited:.0f} s"
+            raise ConfigError(f"{told}{reason}. {_ADVICE}") from error
 
     def explained(self, error: BaseException) -> BaseException:
         """A :class:`~torchmdnet.errors.PeerError` with the missing processes if ``error`` comes from a lost connection.

@@ -108,8 +108,9 @@ def _log_scale(axis: Axes) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_ylim(values.min() / 1.15, values.max() * 1.15)
     elif len(values) and values.min() >= 0:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * values.max() or None)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "summary_of",
     "trivial_words",
     "versions",
+    "worse_than_trivial",
     "write_report",
     "write_summary",
 ]
@@ -134,6 +135,20 @@ def error_table(facts: RunFacts) -> list[tuple[str, str, str, str, str]]:
             shown = ["-" if math.isnan(number) else significant(number * GPA_PER_EV_A3) for number in numbers]
             table.append(("the same in GPa", shown[0], shown[1], shown[2], "GPa"))
     return table
+
+
+def worse_than_trivial(facts: RunFacts) -> list[str]:
+    """Quantities in which the model errs more than the trivial prediction."""
+    evaluation = facts.evaluation
+    if evaluation is None or evaluation.baseline is None:
+        return []
+    errors, baseline = evaluation.errors, evaluation.baseline
+    pairs = {
+        "y": ("energies", errors.y_mae_per_atom, baseline.y_mae_per_atom),
+        "neg_dy": ("forces", errors.neg_dy_mae, baseline.neg_dy_mae),
+        **{term: (term, mae, baseline.others.get(term, math.nan)) for term, (mae, _) in errors.others.items()},
+    }
+    return [name for term, (name, mae, trivial) in pairs.items() if term in errors.terms and mae > trivial]
 
 
 def trivial_words(facts: RunFacts) -> str:

@@ -26,6 +26,7 @@ from torchmdnet.training.report import (
     RunFacts,
     error_table,
     trivial_words,
+    worse_than_trivial,
     write_report,
     write_summary,
 )
@@ -168,6 +169,13 @@ def tell(terminal: Terminal, facts: RunFacts) -> None:
             cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
             say("  " + "  ".join(cells).rstrip(), soft_wrap=True, markup=False)
         say(f"  (trivial: {trivial_words(facts)})", markup=False)
+        if worse := worse_than_trivial(facts):
+            say(
+                f"warning: for {' and '.join(worse)} the model is worse than the trivial prediction. Train for longer, "
+                "or with a smaller lr; see learning_curves.png.",
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def write_all(

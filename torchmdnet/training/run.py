@@ -36,6 +36,7 @@ from torchmdnet.training.distributed import (
     World,
     choose_strategy,
     choose_world,
+    cluster_environment,
     end_with_launcher,
 )
 from torchmdnet.training.evaluate import SplitFacts, facts_of, read_batches
@@ -267,7 +268,7 @@ def _trainer(args: Namespace, data: DataModule, world: World, callbacks: list[Ca
         default_root_dir=str(folder),
         callbacks=callbacks,
         logger=[logger, *_trackers(args, folder)],
-        plugins=[SafeCheckpointIO()],
+        plugins=[SafeCheckpointIO(), cluster_environment()],
         inference_mode=False,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1 if args.test_interval > 0 else 0,
@@ -327,6 +328,10 @@ _LOCAL_OPTIONS = frozenset(
 )
 
 
+#: How a difference of the data is told.
+_DATA = "data (the content of dataset_root or other files, or their order; digest)"
+
+
 def _shared_facts(args: Namespace, data: DataModule, world: World) -> dict[str, Any]:
     """What the processes of a run have to agree on: settings, data and versions."""
     if world.devices * world.num_nodes == 1:
@@ -336,7 +341,7 @@ def _shared_facts(args: Namespace, data: DataModule, world: World) -> dict[str, 
         **{key: value for key, value in sorted(vars(args).items()) if key not in _LOCAL_OPTIONS},
         "version of torchmdnet": __version__,
         "version of PyTorch": torch.__version__.partition("+")[0],
-        "digest of the data": data_digest(data.dataset, parts),
+        _DATA: data_digest(data.dataset, parts),
     }
 
 
@@ -401,6 +406,8 @@ def _fit(
         number = polite.signal or signal.SIGTERM
         if trainer.is_global_zero:
             log.warning("Stopped. Continue with: %s", command(checkpoints.last_path))
+            if trainer.num_nodes > 1:
+                log.warning("Start it on every node, with the same variables in the environment as before.")
             for line in potential_so_far(checkpoints.last_path):
                 log.warning("%s", line)
         raise SystemExit(128 + number) from None
