@@ -173,7 +173,6 @@ def tell(terminal: Terminal, facts: RunFacts) -> None:
             say(
                 f"warning: for {' and '.join(worse)} the model is worse than the trivial prediction. Train for longer, "
                 "or with a smaller lr; see learning_curves.png.",
-                soft_wrap=True,
                 markup=False,
             )
 
