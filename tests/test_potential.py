@@ -17,6 +17,7 @@ from torchmdnet.potential import TorchMD_Net
 from torchmdnet.priors.atomref import Atomref, LearnableAtomref
 from torchmdnet.priors.base import BasePrior
 from torchmdnet.priors.named import create_prior_models
+from torchmdnet.tape.replay import Recording
 from torchmdnet.tape.tape import Tape
 from torchmdnet.testing import Systems, cell_of_atoms, mixed_boxes, small_molecules, tiny_model
 from torchmdnet.testing.tiny import TINY
@@ -245,9 +246,10 @@ class Stiffer(BasePrior):
 def both_ways(model: TorchMD_Net, systems: Systems, monkeypatch: pytest.MonkeyPatch, **asked) -> list[list]:
     """All that a potential finds by derivatives that are written out, which has to be possible, and by autograd."""
     inputs = Inputs(systems.z, systems.pos, systems.batch, systems.box, systems.q, num_systems=systems.num_systems)
-    backward, calls = Tape.backward, []
+    backward, repeat, calls = Tape.backward, Recording.backward, []
     with monkeypatch.context() as patch:
         patch.setattr(Tape, "backward", lambda *args: calls.append(1) or backward(*args))
+        patch.setattr(Recording, "backward", lambda *args: calls.append(1) or repeat(*args))
         ours = model.evaluate(inputs, **asked)
         assert calls
     with monkeypatch.context() as patch:
@@ -305,7 +307,8 @@ def test_hooks_are_called_whether_derivatives_are_written_out_or_not() -> None:
         part.register_forward_hook(lambda module, args, output: seen.append(module))
     found = model(SYSTEMS.z, SYSTEMS.pos, SYSTEMS.batch)
     assert seen == [model.representation_model.out_norm, model.output_model.output_network]
-    torch.testing.assert_close(found.energy.detach(), expected.energy.detach(), rtol=0, atol=0)
+    # layers with hooks run in PyTorch, the others in loops, which add up in another order
+    torch.testing.assert_close(found.energy.detach(), expected.energy.detach(), rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(found.forces, expected.forces)
 
 
