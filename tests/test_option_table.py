@@ -50,7 +50,8 @@ RELEASE_3 = {
 NEW = {"overwrite", "report", "prior_args", "q_dim", "q_weights", "coulomb_cutoff", "coulomb_max_num_neighbors",
        "coulomb_neighbor_strategy", "coulomb_epsilon_solvent", "repulsion", "properties", "stress_weight",
        "radial", "compile", "split_by", "split_gap", "shuffle_block", "y_loss_per_atom",
-       "keep_checkpoints", "system_embedding", "accept_changed_data"}  # fmt: skip
+       "keep_checkpoints", "system_embedding", "accept_changed_data", "max_time", "lr_schedule", "lr_decay_fraction",
+       "weight_decay_on", "model_ema_decay"}  # fmt: skip
 
 
 def test_every_option_of_release_3_is_there_with_its_default():

@@ -199,7 +199,8 @@ FAULTS: dict[str, list[Fault]] = {
                 "training/test_resume.py": [
                     "test_a_killed_run_continues_as_if_nothing_had_happened",
                     "test_a_run_killed_again_and_again_still_arrives",
-                ]
+                ],
+                "training/test_averaging.py": ["test_a_killed_run_continues_as_if_nothing_had_happened"],
             },
         ),
         Fault(

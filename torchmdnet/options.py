@@ -130,6 +130,7 @@ class Option:
 TYPES: dict[str, str] = {
     "int": "a whole number",
     "float": "a number",
+    "duration": "a time in seconds, or hours:minutes:seconds,",
     "bool": "true or false",
     "text": "a word or text",
     "path": "a path",
@@ -149,6 +150,8 @@ MOST_RATE, MOST_DECAY, MOST_WEIGHT, MOST_SYSTEMS, MOST_PROCESSES = 100, 10_000, 
 #: A term that weighs less, a loss smoothed with less, a rate reduced to less would not train in single precision, and
 #: more nodes or steps of warm-up than these do not exist before a run ends.
 LEAST_WEIGHT, LEAST_FACTOR, MOST_NODES, MOST_WARMUP = 1e-12, 1e-6, 65_536, 10_000_000
+#: A learning rate falls over some part of a run, and a run ends within ten years (in seconds).
+LEAST_FRACTION, LONGEST_TIME = 1e-3, 315_360_000
 
 _ACTIVATIONS = ("ssp", "silu", "tanh", "sigmoid", "swish", "mish")
 
@@ -163,6 +166,11 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "YAML file with settings, one 'key: value' a line. May be given more than once; later files win over "
                "earlier ones, flags win over files.", short="-c"),
         Option("num_epochs", "int", 300, "Train for at most this many epochs.", ge=-1, in_card=True),
+        Option("max_time", "duration", None,
+               "End the training after this time, in seconds or as hours:minutes:seconds, with the validation of what "
+               "was trained until then. A planned lr_schedule follows the clock, or num_epochs where these end first. "
+               "Reading data and the final test come on top.", ge=1, le=LONGEST_TIME, established=False,
+               read_by="training", in_card=True),
         Option("batch_size", "int", 32, "Systems per training batch, per process.", ge=1, le=MOST_SYSTEMS,
                read_by="data", in_card=True),
         Option("inference_batch_size", "int", None,
@@ -210,6 +218,15 @@ _GROUPS: dict[str, Sequence[Option]] = {
         Option("lr", "float", 1e-4, "Learning rate of AdamW; 0 keeps the weights as they are.", ge=0,
                least=1e-12, le=MOST_RATE,
                read_by="training", in_card=True),
+        Option("lr_schedule", "text", "plateau",
+               "How the learning rate falls: by lr_factor after lr_patience epochs without improvement (plateau), or, "
+               "planned over num_epochs or max_time and step by step, to 0: as half a cosine after the warm-up "
+               "(cosine), or constant, then linear over the last lr_decay_fraction (warmup-stable-decay).",
+               choices=("plateau", "cosine", "warmup-stable-decay"), established=False, read_by="training",
+               in_card=True),
+        Option("lr_decay_fraction", "float", 0.2,
+               "With lr_schedule: warmup-stable-decay, the share of the run over which the learning rate falls to 0.",
+               ge=LEAST_FRACTION, le=1, established=False, read_by="training", in_card=True),
         Option("lr_patience", "int", 10, "Epochs without improvement before the learning rate is reduced.", ge=0,
                read_by="training", in_card=True),
         Option("lr_metric", "text", "val", "Which loss the learning rate follows.", choices=("train", "val"),
@@ -222,6 +239,15 @@ _GROUPS: dict[str, Sequence[Option]] = {
                le=MOST_WARMUP, read_by="training", in_card=True),
         Option("weight_decay", "float", 0.0, "Weight decay of AdamW.", ge=0, le=MOST_DECAY,
                read_by="training", in_card=True),
+        Option("weight_decay_on", "text", "all",
+               "Parameters with weight decay: all, or matrices alone, which spares biases, norms, embeddings and what "
+               "else has one dimension.", choices=("all", "matrices"), established=False, read_by="training",
+               in_card=True),
+        Option("model_ema_decay", "float", 0.0,
+               "Decay of an exponential moving average of the weights, updated after every step, which is validated, "
+               "tested and written to best.ckpt and potential.safetensors; 0.999, for example. 0 for none. Not the "
+               "smoothing of losses, which is ema_alpha_y.", ge=0, lt=1, established=False, read_by="training",
+               in_card=True),
         Option("gradient_clipping", "float", 0.0, "Largest norm of the gradient; 0 for no limit.", ge=0, le=MOST_WEIGHT,
                least=1e-9, in_card=True),
         Option("early_stopping_patience", "int", 30, "Stop after this many epochs without improvement.", ge=0),
@@ -433,6 +459,12 @@ SYNONYMS: dict[str, str] = {
     "loss": "train_loss",
     "output_dir": "log_dir",
     "optimizer_lr": "lr",
+    "scheduler": "lr_schedule",
+    "lr_scheduler": "lr_schedule",
+    "ema": "model_ema_decay",
+    "ema_decay": "model_ema_decay",
+    "use_ema": "model_ema_decay",
+    "time_limit": "max_time",
     "patience": "early_stopping_patience",
     "prior": "prior_model",
     "root": "dataset_root",

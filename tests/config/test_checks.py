@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from torchmdnet.config import resolve
+from torchmdnet.config.rundir import save_argparse
 from torchmdnet.errors import ConfigError
 
 
@@ -269,3 +270,60 @@ def test_resetting_without_a_checkpoint_is_pointed_out(caplog):
         given("--reset-trainer", "--accept-changed-data")
     assert "reset_trainer has no effect" in caplog.text
     assert "accept_changed_data has no effect" in caplog.text
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "warmup-stable-decay"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr_patience", "3"), ("lr_factor", "0.5"), ("lr_min", "0"), ("lr_metric", "train")]
+)
+def test_options_of_the_plateau_are_refused_with_another_schedule(schedule, key, value, here):
+    flag = "--" + key.replace("_", "-")
+    with pytest.raises(
+        ConfigError, match=rf"^{flag}: {key}=.* belongs to lr_schedule=plateau; with lr_schedule={schedule}"
+    ):
+        given("--lr-schedule", schedule, flag, value)
+    (here / "run.yaml").write_text(f"{key}: {value}\n")
+    with pytest.raises(ConfigError, match=rf"^run.yaml, line 1: {key}="):
+        given("--conf", "run.yaml", "--lr-schedule", schedule)
+    given(flag, value)
+
+
+def test_the_settings_that_a_planned_run_wrote_can_be_used_again(here):
+    args = given("--lr-schedule", "cosine", "--val-size", "0", "--log-dir", "first")
+    assert args.lr_metric == "val"
+    save_argparse(args, here / "input.yaml", exclude="conf")
+    again = given("--conf", "input.yaml", "--log-dir", "second")
+    assert (again.lr_schedule, again.early_stopping_monitor) == ("cosine", None)
+
+
+def test_a_share_of_decay_needs_its_schedule():
+    for schedule in ("plateau", "cosine"):
+        with pytest.raises(ConfigError, match=rf"lr_decay_fraction=0.5 belongs to .*, but lr_schedule is {schedule}"):
+            given("--lr-schedule", schedule, "--lr-decay-fraction", "0.5")
+    assert given("--lr-schedule", "warmup-stable-decay", "--lr-decay-fraction", "0.5").lr_decay_fraction == 0.5
+
+
+def test_a_planned_run_has_an_end():
+    with pytest.raises(ConfigError, match=r"num_epochs=-1 has no end. Give num_epochs, or max_time"):
+        given("--lr-schedule", "cosine", "--num-epochs", "-1")
+    assert given("--lr-schedule", "cosine", "--num-epochs", "-1", "--max-time", "01:00:00").max_time == 3600
+
+
+def test_a_planned_run_is_stopped_early_only_where_that_is_asked_for(caplog):
+    assert given("--lr-schedule", "cosine").early_stopping_monitor is None
+    assert "early stopping" not in caplog.text
+    assert given("--lr-schedule", "cosine", "--early-stopping-patience", "5").early_stopping_monitor
+    assert "early stopping may end the run before lr_schedule=cosine" in caplog.text
+
+
+def test_groups_of_weight_decay_without_any_are_warned_of(caplog):
+    given("--weight-decay-on", "matrices")
+    assert "weight_decay_on=matrices has no effect, because weight_decay is 0" in caplog.text
+
+
+def test_words_of_other_programs_lead_to_the_average_of_weights():
+    with pytest.raises(ConfigError, match="--model-ema-decay"):
+        given("--ema-decay", "0.99")

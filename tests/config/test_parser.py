@@ -53,6 +53,7 @@ def test_both_spellings_are_accepted(option, tmp_path):
     samples = {
         "int": "1", "float": "0.5", "size": "0.5", "path": "here", "paths": "here", "text": "word", "priors": "D2",
         "mapping": "a=1", "properties": "dipole", "weights": "[1]", "box": "[[1,0,0],[0,1,0],[0,0,1]]", "bool": "1",
+        "duration": "00:10:00",
     }  # fmt: skip
     if option.key in ("load_model", "prior_args"):
         return  # these need more than a word to make sense

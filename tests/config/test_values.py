@@ -191,3 +191,27 @@ def test_zero_turns_clipping_off_and_what_is_far_below_any_gradient_is_refused()
     assert coerce("gradient_clipping", 1e-6, "--gradient-clipping") == 1e-6
     with pytest.raises(ConfigError, match=r"It takes a number between 1e-09 and 1e\+12, or 0"):
         coerce("gradient_clipping", 1e-300, "--gradient-clipping")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("00:10:00", 600), ("10:00", 600), (600, 600), ("600", 600), ("1.5e2", 150), ("100:00:01", 360_001)],
+)
+def test_times_are_seconds_or_hours_minutes_and_seconds(given, seconds):
+    assert coerce("max_time", given, "here") == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:10:00", 600), ("10:00:00", 36_000), ('"10:00:00"', 36_000), ("90", 90)]
+)
+def test_times_in_yaml_need_no_quotes(text, seconds, tmp_path):
+    from torchmdnet.config import resolve
+
+    (tmp_path / "run.yaml").write_text(f"dataset: TinyQM\nlog_dir: {tmp_path / 'run'}\nmax_time: {text}\n")
+    assert resolve(["--conf", str(tmp_path / "run.yaml")]).max_time == seconds
+
+
+@pytest.mark.parametrize("given", ["10 min", "1:60", "1:0:0:0", "-1:00", "::", 0, -5, True, "long", 1e12])
+def test_other_times_are_refused(given):
+    with pytest.raises(ConfigError, match=r"here: max_time=.*It takes a time in seconds, or hours:minutes:seconds"):
+        coerce("max_time", given, "here")

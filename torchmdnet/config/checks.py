@@ -182,6 +182,56 @@ def _scaling(args: argparse.Namespace, settings: Settings) -> None:
         )
 
 
+def _is_given(key: str, args: argparse.Namespace, settings: Settings) -> bool:
+    """Whether an option was chosen for this run: ``input.yaml`` and saved settings hold the defaults of all others."""
+    if "load_model" in settings.flags:
+        return key in settings.flags
+    return key in settings.flags or (key in settings and getattr(args, key) != OPTIONS[key].default)
+
+
+#: Options of the plateau schedule.
+_OF_PLATEAU = ("lr_patience", "lr_factor", "lr_min", "lr_metric")
+
+
+def _schedule(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse options that the learning rate does not follow; a planned run is not stopped early unless asked to."""
+    schedule, is_planned = args.lr_schedule, args.lr_schedule != "plateau"
+    for key in _OF_PLATEAU if is_planned else ():
+        if _is_given(key, args, settings):
+            raise ConfigError(
+                f"{settings.source(key)}: {key}={getattr(args, key)} belongs to lr_schedule=plateau; with "
+                f"lr_schedule={schedule} the learning rate falls to 0 over the run. Leave {key} out, or set "
+                "lr_schedule to plateau."
+            )
+    if schedule != "warmup-stable-decay" and _is_given("lr_decay_fraction", args, settings):
+        raise ConfigError(
+            f"{settings.source('lr_decay_fraction')}: lr_decay_fraction={args.lr_decay_fraction:g} belongs to "
+            f"lr_schedule=warmup-stable-decay, but lr_schedule is {schedule}. Leave lr_decay_fraction out, or set "
+            "lr_schedule to warmup-stable-decay."
+        )
+    if is_planned and args.num_epochs < 0 and args.max_time is None:
+        raise ConfigError(
+            f"lr_schedule={schedule} falls to 0 at the end of the run, but num_epochs={args.num_epochs} has no end. "
+            "Give num_epochs, or max_time."
+        )
+    if "weight_decay_on" in settings and args.weight_decay_on != "all" and args.weight_decay == 0:
+        logger.warning(
+            "%s: weight_decay_on=%s has no effect, because weight_decay is 0.",
+            settings.source("weight_decay_on"), args.weight_decay_on,
+        )  # fmt: skip
+    if not is_planned or args.early_stopping_monitor is None:
+        return
+    stopping = [key for key in ("early_stopping_patience", "early_stopping_monitor") if _is_given(key, args, settings)]
+    if stopping or "load_model" in settings.flags:
+        logger.warning(
+            "%s: early stopping may end the run before lr_schedule=%s has brought the learning rate to 0; "
+            "early_stopping_monitor: null turns it off.",
+            settings.source((*stopping, "early_stopping_monitor")[0]), schedule,
+        )  # fmt: skip
+    else:
+        args.early_stopping_monitor = None
+
+
 def _monitors(args: argparse.Namespace, settings: Settings) -> None:
     """Follow the loss that is trained, and the training set where there is no other."""
     from torchmdnet.losses import loss_name
@@ -213,7 +263,7 @@ def _monitors(args: argparse.Namespace, settings: Settings) -> None:
             if monitor is not None and monitor.startswith("val_"):
                 setattr(args, key, f"train_total_{loss}")
                 changed.append(f"{key}=train_total_{loss}")
-        if args.lr_metric == "val":
+        if args.lr_metric == "val" and args.lr_schedule == "plateau":
             args.lr_metric = "train"
             changed.append("lr_metric=train")
         if changed:
@@ -360,6 +410,7 @@ _CHECKS: tuple[Callable[[argparse.Namespace, Settings], None], ...] = (
     _sizes,
     _loss,
     _scaling,
+    _schedule,
     _monitors,
     _architecture,
     _charge_and_spin,

@@ -107,6 +107,18 @@ def _real(value: Any) -> Any:
     return value
 
 
+def _duration(value: Any) -> Any:
+    """Seconds of ``00:10:00``, or of ``10:00`` for minutes and seconds, which YAML without quotes has as seconds."""
+    if isinstance(value, str) and ":" in value:
+        parts = value.strip().split(":")
+        if len(parts) > 3 or not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+            raise ValueError("write hours:minutes:seconds, 01:30:00 for one hour and a half")
+        if any(int(part) >= 60 for part in parts[1:]):
+            raise ValueError("minutes and seconds after a colon are below 60")
+        return sum(int(part) * 60**power for power, part in enumerate(reversed(parts)))
+    return _real(value)
+
+
 def _truth(value: Any) -> Any:
     """An empty word is false, as it has always been on the command line."""
     return False if value == "" else value
@@ -270,6 +282,7 @@ _Mapping = Annotated[dict[str, Any], BeforeValidator(_structure)]
 _TYPES: dict[str, Any] = {
     "int": Annotated[int, BeforeValidator(_integer)],
     "float": Annotated[float, BeforeValidator(_real)],
+    "duration": Annotated[float, BeforeValidator(_duration)],
     "bool": Annotated[bool, BeforeValidator(_truth)],
     "text": Annotated[str, BeforeValidator(_text)],
     "path": Annotated[str, BeforeValidator(_path), Field(min_length=1)],

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.config.stopping import STOPS, interrupt_compiling, signals_to
 from torchmdnet.errors import CheckpointError, WriteError
+from torchmdnet.options import value_of
 from torchmdnet.training.files import copy_file
 
 __all__ = ["TOLD_IN_TIME", "Checkpoints", "ContinueRun", "PoliteStop", "StopRequested", "patient_stop"]
@@ -330,9 +331,11 @@ class ContinueRun(Callback):
         if self._changed("lr"):
             for group in optimizer.param_groups:
                 group["lr"] = float(self.options["lr"])
-        if self._changed("weight_decay"):
-            for group in optimizer.param_groups:
-                group["weight_decay"] = float(self.options["weight_decay"])
+        elif value_of(self.stored, "lr_schedule") != value_of(self.options, "lr_schedule"):
+            for group in optimizer.param_groups:  # told elsewhere; what was planned does not go on
+                group["lr"] = float(self.options["lr"])
+        if self._changed("weight_decay"):  # the first group is the one that has it
+            optimizer.param_groups[0]["weight_decay"] = float(self.options["weight_decay"])
         plateau = getattr(pl_module, "plateau", None)
         if plateau is not None:
             if self._changed("lr_factor"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +28,15 @@ from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.losses import LOSSES, LossFunction, l1_loss, loss_name
 from torchmdnet.ops.kernels.threads import cores
 from torchmdnet.options import OPTIONS, defaults_of, value_of
+from torchmdnet.training.averaging import WeightAverage
 from torchmdnet.training.comparison import NAMED_FIELDS, Comparison, compare, flags_of, labels_of
 from torchmdnet.training.metrics import Errors, ErrorSums, RunningMean, accumulator_dtype
+from torchmdnet.training.parameter_groups import parameter_groups
+from torchmdnet.training.schedules import RunPlan
 
 __all__ = ["LNNP", "Comparison", "EnergyRefRemover", "FloatCastDatasetWrapper", "LossFunction"]
+
+log = logging.getLogger(__name__)
 
 NamedLoss = tuple[str, Callable[[Tensor, Tensor], Tensor]]
 
@@ -51,6 +58,9 @@ class LNNP(LightningModule):
     With ``0 < ema_alpha < 1`` each term is smoothed over steps, :math:`\alpha L + (1 - \alpha) E`, where E is the
     previous smoothed value. The gradient of a smoothed term is :math:`\alpha` times the plain one, and what is logged
     and monitored is smoothed too; test errors never are.
+
+    With ``model_ema_decay`` the weights are averaged over steps, see :mod:`torchmdnet.training.averaging`: the model
+    holds the average in validation and after the training, and ``state_dict`` in checkpoints is the average.
 
     Means over an epoch are weighted by molecules (``y``) or atoms (``neg_dy``), so a short last batch counts for what
     it holds.
@@ -118,6 +128,10 @@ class LNNP(LightningModule):
         #: Whether a parameter update has begun whose step is not yet counted; such a state must not be saved.
         self.is_updating = False
         self.plateau: ReduceLROnPlateau | None = None
+        #: The learning rate of each step, and the end by the clock.
+        self.plan = RunPlan(hparams)
+        #: The average of the weights, from the first step on, with ``model_ema_decay``.
+        self.average: WeightAverage | None = None
         self._first_lost: Tensor | None = None  # (2,) epoch and batch, -1 before there is one
         self._restored: dict[str, Any] = {}
         self._continued_epoch: int | None = None
@@ -195,12 +209,18 @@ class LNNP(LightningModule):
     # ------------------------------------------------------------------------------------------ optimization
 
     def configure_optimizers(self) -> tuple[list[AdamW], list[dict[str, Any]]]:  # type: ignore[override]
-        """AdamW, and a scheduler that lowers the learning rate on a plateau of ``{lr_metric}_total_{train_loss}``."""
+        """AdamW, and a scheduler that lowers the learning rate on a plateau of ``{lr_metric}_total_{train_loss}``.
+
+        With another ``lr_schedule`` :meth:`optimizer_step` sets the learning rate.
+        """
         lr, weight_decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
+        groups = parameter_groups(self.model, weight_decay, value_of(self.hparams, "weight_decay_on"))
         try:
-            optimizer = AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+            optimizer = AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
         except RuntimeError:  # a device or dtype without fused kernels
-            optimizer = AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay)
+            optimizer = AdamW(groups, lr=lr, weight_decay=weight_decay)
+        if self.plan.is_planned:
+            return [optimizer], []
         self.plateau = ReduceLROnPlateau(
             optimizer,
             mode="min",
@@ -250,12 +270,11 @@ class LNNP(LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Warm the learning rate up linearly over ``lr_warmup_steps``, then step."""
-        warmup = int(self.hparams["lr_warmup_steps"])
-        if warmup and (step := self.trainer.global_step) < warmup:
-            lr = float(self.hparams["lr"]) * min(1.0, (step + 1) / warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        """Set the learning rate, in the warm-up or as it is planned, step, and average the weights."""
+        self.plan.begin_step(self.trainer.is_last_batch, self._largest_over_processes)
+        lr = self.plan.learning_rate(self.trainer.global_step)
+        for group in optimizer.param_groups if lr is not None else ():
+            group["lr"] = lr
 
         def closure() -> Any:
             loss = optimizer_closure() if optimizer_closure is not None else None
@@ -265,6 +284,8 @@ class LNNP(LightningModule):
         with cores.for_all():
             super().optimizer_step(epoch, batch_idx, optimizer, closure)
         optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing is left to do: gradients are dropped after every step."""
@@ -448,17 +469,37 @@ class LNNP(LightningModule):
     # ------------------------------------------------------------------------------------------ end of an epoch
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The step is complete: its state may be saved again."""
+        """The step is complete: its state may be saved again. By the clock it may have been the last one."""
         self.is_updating = False
+        self.plan.end_step()
+        if self.plan.is_over:
+            self.trainer.should_stop = True  # after a validation
 
     def on_train_epoch_start(self) -> None:
         """Forget what the last epoch measured."""
         if self.current_epoch == self._continued_epoch:  # some releases of Lightning restart a continued epoch
             return
+        self.plan.begin_epoch()
         self.losses.clear()
         self.errors.clear()
         self.epoch_samples = 0
         self.epoch_metrics, self.epoch_errors = {}, {}
+
+    def on_validation_start(self) -> None:
+        """The average is validated, if there is one."""
+        self._hold_average(not self._is_sanity_check())
+
+    def on_validation_end(self) -> None:
+        """Training goes on with the weights it had."""
+        self._hold_average(False)
+
+    def on_train_end(self) -> None:
+        """The average is the result, if there is one."""
+        self._hold_average(True)
+
+    def _hold_average(self, is_held: bool) -> None:
+        if self.average is not None:
+            self.average.swap(into_model=is_held)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of everything collected since the epoch began."""
@@ -517,11 +558,20 @@ class LNNP(LightningModule):
             return values
         return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
 
+    def _largest_over_processes(self, values: Tensor) -> Tensor:
+        if self._trainer is None or self.trainer.world_size == 1:
+            return values
+        values = values.to(device=self.device, dtype=accumulator_dtype(self.device))
+        return self.trainer.strategy.reduce(values, reduce_op="max")  # type: ignore[return-value]
+
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add, under our own key, the facts about the data and what an exact continuation needs."""
         _count_this_batch(checkpoint)
+        if self.average is not None:
+            averaged = {f"model.{name}": weight.detach() for name, weight in self.average.averaged.items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **averaged}
         to_cpu = _map_tensors(lambda value: value.detach().cpu().clone())
         checkpoint["torchmdnet"] = {
             "version": __version__,
@@ -533,6 +583,8 @@ class LNNP(LightningModule):
                     for term, by_name in self.losses.get("train", {}).items()
                 },
                 "data_digest": self.data_digest,
+                "plan": self.plan.state_dict(),
+                "model_ema": None if self.average is None else self.average.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device).cpu() if self.device.type == "cuda" else None,
             },
@@ -555,10 +607,20 @@ class LNNP(LightningModule):
         self.provenance = {**facts, **self.provenance}
         check_finite(self._restored.get("ema"), "ema", path)
         self.ema = _map_tensors(lambda value: value.to(self.device))(self._restored.get("ema", {}))
+        raw = (self._restored.get("model_ema") or {}).get("weights")
+        if raw is not None:
+            check_weights({**self.model.state_dict(), **raw}, self.model.state_dict(), path)
 
     def on_train_start(self) -> None:
-        """Continue inside an epoch and restore the random state of a resumed run."""
+        """Continue inside an epoch and restore clock, average and random state of a resumed run."""
         state, self._restored = self._restored, {}
+        epochs = math.inf if self.trainer.max_epochs in (None, -1) else self.trainer.max_epochs
+        self.plan.begin(epochs * self.trainer.num_training_batches, state.get("plan"))
+        if (self.plan.is_planned or self.plan.max_time is not None) and self.global_rank == 0:
+            log.info("Learning rate: %s.", self.plan)
+        if self.plan.is_over:
+            self.trainer.should_stop = True
+        self._begin_average(state.get("model_ema"))
         self._continued_epoch = self.current_epoch if state.get("train_losses") else None
         for term, by_name in state.get("train_losses", {}).items() if self.global_rank == 0 else ():
             for name, mean in by_name.items():
@@ -568,6 +630,16 @@ class LNNP(LightningModule):
             torch.set_rng_state(state["rng"])
         if state.get("cuda_rng") is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _begin_average(self, state: Mapping[str, Any] | None) -> None:
+        """Start an average of the weights, or go on with that of a checkpoint, whose weights the model now holds."""
+        decay = float(value_of(self.hparams, "model_ema_decay"))
+        self.average = WeightAverage(self.model, decay) if decay or state else None
+        if self.average is None or not state:
+            return
+        self.average.resume(state)
+        if not decay:
+            self.average = None
 
 
 def _loss(function: Callable[..., Tensor], prediction: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:

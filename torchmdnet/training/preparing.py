@@ -18,6 +18,7 @@ from torchmdnet.data import DataModule
 from torchmdnet.datasets.labels import LARGEST_LABEL, too_large
 from torchmdnet.elements import symbols
 from torchmdnet.errors import CheckpointError, ConfigError, DataError
+from torchmdnet.options import value_of
 from torchmdnet.priors.atomref import Atomref
 from torchmdnet.priors.named import create_prior_models
 from torchmdnet.training.evaluate import SplitFacts, read_batches
@@ -166,6 +167,13 @@ def checkpoint_to_continue(args: Namespace) -> Resumed | None:
             f"batch_size: {args.batch_size}, but {args.load_model} stands in the middle of an epoch of batches of "
             f"{size}. Continue with --batch-size {size}, or change it from the checkpoint of an epoch's end; "
             "--reset-trainer starts a new training from its weights."
+        )
+    decayed = value_of(resumed.options, "weight_decay_on")
+    if decayed != args.weight_decay_on:
+        raise ConfigError(
+            f"weight_decay_on: {args.weight_decay_on!r}, but the run of {args.load_model} had {decayed!r}, and its "
+            f"optimizer state is ordered by it. Continue with --weight-decay-on {decayed}; --reset-trainer starts a "
+            "new training from its weights."
         )
     state = {key.removeprefix("model."): None for key in checkpoint["state_dict"]}
     if has_old_tensor_layout(state, resumed.options):  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ from torchmdnet.training.results import (
     write_all,
 )
 from torchmdnet.training.start import check_same_data
-from torchmdnet.training.terminal import Terminal, Units, console_for
+from torchmdnet.training.terminal import Terminal, Units, console_for, duration
 
 __all__ = ["train"]
 
@@ -422,13 +422,17 @@ def _fit(
 
 def _why_stopped(trainer: Trainer, module: LNNP, checkpoints: Checkpoints) -> tuple[str, bool]:
     """Why training ended before ``num_epochs``, in words, empty where all epochs are done; and whether it diverged."""
-    advice = "; try a lower lr, or gradient_clipping"
+    advice, plan = "; try a lower lr, or gradient_clipping", module.plan
     stoppings = cast("list[EarlyStopping]", trainer.early_stopping_callbacks)
     for stopping in stoppings:
         if not math.isfinite(module.epoch_metrics.get(stopping.monitor, 0.0)):
             return f"stopped: {stopping.monitor} is not a number any more{advice}", True
     if checkpoints.is_lost:
         return f"stopped: the weights are not numbers any more{advice}", True
+    if plan.is_over and plan.max_time is not None:
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else plan.lr
+        annealed = f"; the learning rate fell to {rate:.2g}" if plan.is_planned else ""
+        return f"stopped: max_time, {duration(plan.max_time)}, is over{annealed}", False
     if trainer.current_epoch >= cast(int, trainer.max_epochs) >= 0:
         return "", False
     for stopping in stoppings:

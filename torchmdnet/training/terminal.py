@@ -182,13 +182,15 @@ class Terminal(Callback):
         The first batch, in which loops are compiled, counts as long as the others; None before there are any.
         """
         num_epochs = _num_epochs(trainer)
+        limit = getattr(getattr(trainer.lightning_module, "plan", None), "seconds_left", None)
         if self._recent:
             each = sum(self._recent) / len(self._recent)
         elif self._first is not None and part > self._first[1]:
             each = (time.monotonic() - self._first[0]) / (part - self._first[1])
         else:
-            return None
-        return each * max(0.0, num_epochs - trainer.current_epoch - part) if num_epochs else None
+            return limit
+        by_epochs = each * max(0.0, num_epochs - trainer.current_epoch - part) if num_epochs else None
+        return min((left for left in (by_epochs, limit) if left is not None), default=None)
 
     def _seconds_starting(self) -> float:
         """What the first batch of the first epoch took longer than its others, as loops were compiled in it."""
