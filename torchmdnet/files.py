@@ -25,6 +25,7 @@ __all__ = [
     "draft_of",
     "ensure_home",
     "expanded",
+    "not_a_file",
     "plain",
     "private_temporary_folder",
     "reader_may_end",
@@ -88,6 +89,22 @@ def check_target(path: str | os.PathLike[str], key: str) -> Path:
         where = error.strerror or str(error)
         raise ConfigError(f"{key}: {str(path)[:200]!r} cannot be written: {where}. Choose another.") from error
     return path
+
+
+def not_a_file(path: str | os.PathLike[str]) -> str | None:
+    """Why nothing can be read from a path, in words that follow a key; None of a regular file."""
+    path = expanded(path)
+    try:
+        if path.is_file():
+            return None
+        if path.is_dir():
+            return f"{str(path)!r} is a folder, not a file."
+        if path.exists():
+            return f"{str(path)!r} is no regular file."
+    except (OSError, ValueError) as error:  # no access, a name that is too long
+        reason = error.strerror if isinstance(error, OSError) else None
+        return f"{str(path)[:200]!r} cannot be read: {reason or error}."
+    return f"there is no file {str(path)!r}."
 
 
 @contextmanager

@@ -153,6 +153,10 @@ def test_a_split_file_makes_sizes_irrelevant(here):
     assert given("--splits", "dataset").splits == "dataset"
     with pytest.raises(ConfigError, match=r"^--splits: there is no file 'x.npz'.*the word 'dataset'"):
         given("--splits", "x.npz")
+    with pytest.raises(ConfigError, match=r"^--splits: '\.' is a folder, not a file\. Give an .npz file"):
+        given("--splits", ".")
+    with pytest.raises(ConfigError, match=r"^--splits: '/dev/zero' is no regular file"):
+        given("--splits", "/dev/zero")
 
 
 # Model

@@ -134,6 +134,10 @@ def test_a_wrong_split_is_refused(tmp_path, arrays, message):
 def test_a_missing_or_broken_splits_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no file"):
         make_splits(10, 1, 1, 1, 1, splits=tmp_path / "none.npz")
+    with pytest.raises(ConfigError, match="is a folder, not a file"):
+        make_splits(10, 1, 1, 1, 1, splits=tmp_path)
+    with pytest.raises(ConfigError, match="'/dev/zero' is no regular file"):
+        make_splits(10, 1, 1, 1, 1, splits="/dev/zero")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ConfigError, match="cannot be read"):
         make_splits(10, 1, 1, 1, 1, splits=tmp_path / "text.npz")

@@ -476,6 +476,23 @@ def test_a_truncated_binary_file_is_refused(tmp_path, frames, name):
     refused(path, rf"{name}")
 
 
+@pytest.mark.parametrize(("name", "text", "told"), [
+    ("a.json", '{"1": {"numbers": [1], "positions": [[0, 0, 0]]}, "ids": [1], "nextid": 2}',
+     "a.json, frame 0: cannot be read as ASE JSON database ('unique_id' is missing)."),
+    ("b.json", "[1, 2",
+     "b.json: cannot be read as ASE JSON database (Expecting ',' delimiter: line 1 column 6 (char 5))."),
+    ("c.traj", "no trajectory", "c.traj: cannot be read as ASE trajectory (This is not an ULM formatted file)."),
+    ("POSCAR", "x\n1.0\n1 0 0\n0 1 0\n0 0 1\nH\n2\nDirect\n0 0 0\n",
+     "POSCAR: cannot be read as VASP POSCAR/CONTCAR (could not broadcast input array from shape (0,) into shape "
+     "(3,))."),
+])  # fmt: skip
+def test_what_another_package_cannot_read_is_told_without_the_names_of_its_code(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        list(read_structures(tmp_path / name, ALL))
+    assert str(caught.value) == f"{tmp_path}/{told}"
+
+
 def test_blank_lines_lose_no_frames(tmp_path, frames):
     path = write(tmp_path / "a.extxyz", frames)
     path.write_text(path.read_text().replace("\n5\n", "\n\n5\n") + "\n\n")

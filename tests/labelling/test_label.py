@@ -248,6 +248,23 @@ def test_results_of_other_settings_are_not_mixed_in(tmp_path):
         label([tmp_path / "in.extxyz"], tmp_path / "out.extxyz", Method("lj", {"sigma": 3.5}))
 
 
+def test_errors_alone_do_not_bind_to_their_settings(tmp_path):
+    same = Atoms("Ar2", [[0, 0, 0], [0, 0, 1e-9]])
+    write(tmp_path / "in.traj", [same])
+    for options in ({"sigma": 3.4}, {"sigma": 3.5}):
+        with pytest.raises(DataError, match=r"no structure could be labelled; 1 times: atom 0 \(Ar\) and .* 1e-09 Å"):
+            label([tmp_path / "in.traj"], tmp_path / "out.extxyz", Method("lj", options))
+    with Journal(tmp_path / "j", {"options": 1}) as journal:
+        journal.append("a", {"error": "no"})
+    with Journal(tmp_path / "j", {"options": 1}) as journal:
+        assert "a" in journal  # and is not tried again
+    with Journal(tmp_path / "j", {"options": 2}) as journal:
+        assert "a" not in journal
+        journal.append("a", {"result": {"energy": 1.0}})
+    with pytest.raises(DataError, match="has results with options 2, but now it is 1"):
+        Journal(tmp_path / "j", {"options": 1})
+
+
 def test_two_runs_do_not_write_to_one_journal(tmp_path):
     with Journal(tmp_path / "j", {}), pytest.raises(DataError, match="another process is writing to it"):
         Journal(tmp_path / "j", {})

@@ -21,6 +21,8 @@ UNSOUND = [
     (Atoms("H", [[0, 0, 0]], cell=[0.05, 0.05, 0.05], pbc=True), r"periodic images of each atom"),
     (Atoms("H", [[0, 0, 0]], cell=[[5, 0, 0], [5, 0, 0], [0, 0, 5]], pbc=True), "spans no volume"),
     (Atoms("H", [[0, 0, 0]], cell=[[5, 0, 0], [0, 0, 0], [0, 0, 5]], pbc=True), "spans no volume"),
+    (Atoms("H2", [[0, 0, 0], [0, 0, 1e-9]]), r"atom 0 \(H\) and atom 1 \(H\) are 1e-09 Å apart, nearer than 5e-05 Å"),
+    (Atoms("H2", [[0, 0, 0], [0, 0, 5]], cell=[5, 5, 5], pbc=True), r"an image of atom 1 \(H\) are 0 Å apart"),
     (Atoms("H", [[0, 0, 0]], cell=[5, 5, np.inf], pbc=True), "lattice vector 2 is .*inf"),
 ]
 

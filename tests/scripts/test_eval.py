@@ -160,6 +160,12 @@ def test_a_part_of_the_data_is_compared_alone(models, data, tmp_path, capsys, no
         (["MODEL", "DATA", "--dataset", "QM9"], "one of the two"),
         (["MODEL", "DATA", "--dataset-arg", "[1]"], "should be a mapping"),
         (["MODEL", "none.extxyz"], "none.extxyz"),
+        (["MODEL", "DATA", "--split", "test", "--splits", "."], "is a folder, not a file"),
+        (
+            ["MODEL", "SULPHUR"],
+            "has never seen S: it was trained on H, C, O, Si. Its answer is not learned. Pass --allow-unseen",
+        ),
+        (["CHARGED", "IONS"], "has never seen charge 3: it was trained on -1 to 1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
@@ -167,11 +173,31 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write("unlabelled.extxyz", molecule("H2O"))
+    for name, charge in (("SH2", 0), ("H2O", 3)):
+        atoms = molecule(name)
+        atoms.info["charge"] = charge
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+        write(f"{name}.extxyz", atoms)
+    if "CHARGED" in words:
+        charged = tiny_model("tensornet", precision=32, charge=True)
+        save_model(charged, "charged.safetensors", provenance=PROVENANCE | {"training": {"total_charge": [-1, 1]}})
     names = {"MODEL": models[0], "DATA": str(data / "molecules.extxyz"), "UNLABELLED": "unlabelled.extxyz"}
+    names |= {"SULPHUR": "SH2.extxyz", "IONS": "H2O.extxyz", "CHARGED": "charged.safetensors"}
     with pytest.raises(SystemExit):
         main(["eval", *[names.get(word, word) for word in words], "-o", "out"])
     assert told in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_elements_that_were_not_trained_are_compared_where_that_is_asked_for(
+    models, tmp_path, capsys, no_plots, caplog
+) -> None:
+    atoms = molecule("SH2")
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+    write(tmp_path / "s.extxyz", atoms)
+    main(["eval", models[0], str(tmp_path / "s.extxyz"), "-o", str(tmp_path / "out"), "--json", "--allow-unseen"])
+    assert json.loads(capsys.readouterr().out)["structures"] == 1
+    assert "has never seen S" in caplog.text
 
 
 def test_sizes_of_errors() -> None:

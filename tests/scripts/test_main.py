@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +203,26 @@ def test_the_file_that_was_asked_for_is_named_when_it_cannot_be_written(tmp_path
     with pytest.raises(ConfigError) as caught:
         convert("old.ckpt", tmp_path / "x.zip")
     assert str(caught.value) == f"{tmp_path / 'x.zip'} cannot be written: x.zip is for ensembles."
+
+
+@pytest.mark.parametrize("name", ["p.safetensors", "p.ckpt"])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_full_disk_is_told_of_the_file_that_was_asked_for(
+    checkpoint, name: str, is_there: bool, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / name
+    if is_there:
+        target.write_text("earlier")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(torch, "save", full)
+    status, message = refused(capsys, "convert", checkpoint, target, "--overwrite")
+    assert status == 1
+    left = "The file that was there is unchanged." if is_there else "Nothing is left of it."
+    assert message == f"error: {target} could not be written: No space left on device. {left}"
+    assert {path.name for path in tmp_path.iterdir()} == {"old.ckpt", *([name] * is_there)}
 
 
 @pytest.mark.parametrize(

@@ -144,10 +144,46 @@ def test_a_signal_saves_and_says_how_to_go_on(model, ethanol, tmp_path, capsys, 
         patch.setattr(progress.Meter, "update", stopping)
         assert status(*words, "-o", tmp_path / "md") == 128 + signal.SIGTERM
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("SIGTERM: stopped at ")
+    assert told.startswith("SIGTERM: stopped with 0.0")
     assert f"--resume --out {tmp_path / 'md'}" in told
     assert status(*words, "-o", tmp_path / "md") == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_signal_while_the_page_is_written_tells_the_reason_and_how_to_go_on(
+    model, ethanol, tmp_path, capsys, monkeypatch
+) -> None:
+    def interrupted(*args, **options) -> bytes:
+        signal.raise_signal(signal.SIGINT)
+        return b"plots"
+
+    words = [model, ethanol, "--steps", "4"]
+    monkeypatch.setattr(report, "draw_simulation", interrupted)
+    assert status(*words, "-o", tmp_path / "hot", "--max-temperature", "20") == 128 + signal.SIGINT
+    reason, told = capsys.readouterr().err.splitlines()[-2:]
+    assert "stopped: it reached " in reason
+    assert told.startswith("SIGINT: stopped with 0 of 0.002 ps saved. Go on with: torchmd-net md --resume --out ")
+    assert status(*words, "-o", tmp_path / "all", "--replicas", "2") == 128 + signal.SIGINT
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "0 of 2 simulations finished and all of 0.002 ps saved, before the page was written. Go on with" in told
+    monkeypatch.setattr(report, "draw_simulation", lambda *args, **options: b"plots")
+    md("--resume", "--out", tmp_path / "all")
+    assert len(json.loads((tmp_path / "all" / "summary.json").read_text())["runs"]) == 2
+
+
+def test_a_signal_in_the_last_step_ends_the_simulations_that_follow_too(
+    model, ethanol, tmp_path, capsys, monkeypatch
+) -> None:
+    update = progress.Meter.update
+
+    def stopping(self, done: float, text: str) -> None:
+        update(self, done, text)
+        if done == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(progress.Meter, "update", stopping)
+    assert status(model, ethanol, "--steps", "4", "--replicas", "2", "-o", tmp_path / "md") == 128 + signal.SIGTERM
+    assert "0 of 2 simulations finished and all of 0.002 ps saved" in capsys.readouterr().err
 
 
 def test_results_are_printed_as_json_and_written_to_a_page(model, ethanol, tmp_path, capsys) -> None:
@@ -227,12 +263,18 @@ def test_temperature_and_pressure_follow_a_ramp(model, silicon, tmp_path) -> Non
     assert rows[0]["volume_A3"] != rows[-1]["volume_A3"]
 
 
-def test_a_simulation_can_become_longer(model, ethanol, tmp_path) -> None:
+def test_a_simulation_can_become_longer(model, ethanol, tmp_path, capsys) -> None:
     md(model, ethanol, "--steps", "10", "--log-interval", "1", "-o", tmp_path / "parts")
     md("--resume", "--steps", "30", "-o", tmp_path / "parts")
     md(model, ethanol, "--steps", "30", "--log-interval", "1", "-o", tmp_path / "whole")
     positions = [read(tmp_path / name / "final.extxyz").positions for name in ("parts", "whole")]
     np.testing.assert_array_equal(*positions)
+    assert status("--resume", "--steps", "20", "-o", tmp_path / "parts") == 2
+    assert "--steps: the simulation has 30 steps, and 20 would be fewer" in capsys.readouterr().err
+    assert status("--resume", "--time", "0.01", "-o", tmp_path / "parts") == 2
+    assert "--time: the simulation has 30 steps, and 20 would be fewer" in capsys.readouterr().err
+    assert status("--resume", "--time", "1", "--steps", "50", "-o", tmp_path / "parts") == 2
+    assert "Give one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -253,7 +295,8 @@ def test_a_simulation_can_become_longer(model, ethanol, tmp_path) -> None:
         (["MODEL", "ETHANOL", "--index", "x"], "is not understood"),
         (["MODEL", "ETHANOL", "--device", "gpu"], "'gpu' is not available"),
         (["MODEL", "SULPHUR"], "has never seen S"),
-        (["MODEL", "CLASH"], "0.100 Å apart"),
+        (["MODEL", "CLASH"], "0.100 Å apart. Relax it first, torchmd-net relax, or look at its units"),
+        (["MODEL", "ETHANOL", "--steps", "1000000000", "--replicas", "20"], "--steps: 1,000,000,000 steps for each"),
         (["MODEL", "NONE.xyz"], "NONE.xyz"),
         (["--resume"], "holds no simulation"),
         (["--resume", "--timestep", "1"], "takes no --timestep"),

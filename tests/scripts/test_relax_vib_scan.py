@@ -128,6 +128,46 @@ def test_atoms_that_run_into_each_other_are_told() -> None:
     assert "Å apart" in str(each.reason)
 
 
+def test_atoms_that_are_too_near_to_each_other_are_moved_apart(argon, tmp_path, capsys) -> None:
+    argon(LennardJones(sigma=1.0, epsilon=1.0, rc=20.0))
+    write(tmp_path / "pair.extxyz", Atoms("C2", [[0, 0, 0], [0, 0, 0.6]]))
+    main(["relax", "none.ckpt", str(tmp_path / "pair.extxyz"), "-o", str(tmp_path / "out"), "--json"])
+    (found,) = json.loads(capsys.readouterr().out)["structures"]
+    assert found["converged"]
+    assert read(tmp_path / "out" / "relaxed.extxyz").get_distance(0, 1) == pytest.approx(2 ** (1 / 6), abs=1e-3)
+    argon(LennardJones(sigma=0.5, epsilon=1.0, rc=20.0))  # whose minimum is where atoms of carbon clash
+    words = ["relax", "none.ckpt", str(tmp_path / "pair.extxyz"), "-o", str(tmp_path / "near")]
+    assert status(*words) == 1
+    told = capsys.readouterr().out
+    assert "Å apart after " in told
+    assert "which more --steps do not mend" in told
+    assert "Take more --steps" not in told
+
+
+@pytest.mark.parametrize(
+    ("atoms", "told"),
+    [
+        (Atoms("C2", [[0, 0, 0], [0, 0, 0]]), "(C) are 0 Å apart, nearer than 5e-05 Å. Remove one of the two."),
+        (Atoms("C2", [[0, 0, 0], [0, 0, 1e-8]]), "(C) are 1e-08 Å apart, nearer than 5e-05 Å. Remove one of the two."),
+        (Atoms("C2", [[0, 0, 0], [0, 0, 4]], cell=[4, 4, 4], pbc=True), "Remove one of the two, or check the cell: its "
+                                                                       "lattice vectors are 4, 4, 4 Å long."),
+        (Atoms("C", cell=[0.5, 0.5, 0.5], pbc=True), "atom 0 (C) and its periodic image are 0.500 Å apart. Check the "
+                                                     "cell: its lattice vectors are 0.5, 0.5, 0.5 Å long."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["relax", "md", "vib", "scan"])
+def test_what_no_relaxation_mends_is_refused_before_any_work(
+    command, atoms, told, model, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("atoms.traj", atoms)
+    assert status(command, model, "atoms.traj", *(["--bond", "0", "1"] * (command == "scan")), "-o", "out") == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert "Relax it first" not in said
+    assert not Path("out").exists()
+
+
 # ----------------------------------------------------------------------------------------------------------- vib
 
 

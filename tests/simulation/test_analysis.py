@@ -7,9 +7,11 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from torchmdnet.labelling.sound import REACH
+from torchmdnet.neighbors.sound import CLOSEST as CLOSEST_TO_CUTOFF
 from torchmdnet.simulation.analysis import drift_of, radial_distributions, rmsd, vibrational_density
 from torchmdnet.simulation.modes import normal_modes_of, rigid_motions
-from torchmdnet.simulation.sanity import closest_pair, explosion, what_is_wrong
+from torchmdnet.simulation.sanity import COINCIDENT, clash_of, closest_pair, coincidence_of, explosion, what_is_wrong
 
 
 def test_the_density_of_states_has_its_peak_at_the_frequency_of_the_motion() -> None:
@@ -109,3 +111,16 @@ def test_what_has_exploded_is_told() -> None:
     assert "0.200 Å apart" in str(closest_pair(atoms))
     atoms.positions[1] = np.nan
     assert "not finite" in str(explosion(atoms, 300, 4000))
+
+
+def test_which_atoms_are_at_one_place_and_what_would_help() -> None:
+    assert pytest.approx(CLOSEST_TO_CUTOFF * REACH) == COINCIDENT
+    crowd = Atoms("H100000", np.zeros((100_000, 3)))
+    assert coincidence_of(crowd) is not None  # without 10^10 pairs
+    wrapped = Atoms("C2", [[0, 0, 0.1], [0, 0, 3.9]], cell=[4, 4, 4], pbc=True)
+    clash = clash_of(wrapped)
+    assert clash is not None
+    assert clash.can_be_relaxed
+    assert clash.words == "atom 0 (C) and an image of atom 1 (C) are 0.200 Å apart"
+    assert "Relax it first, torchmd-net relax, or check the cell: its lattice vectors are 4, 4, 4 Å long" in clash.told
+    assert coincidence_of(wrapped) is None

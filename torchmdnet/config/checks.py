@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torchmdnet.config.rundir import other_checkpoint
 from torchmdnet.errors import ConfigError, did_you_mean
+from torchmdnet.files import not_a_file
 from torchmdnet.heads import HEADS, named_head
 from torchmdnet.limits import check_range, is_small
 from torchmdnet.options import OPTIONS
@@ -67,13 +68,16 @@ def _input_files(args: argparse.Namespace, settings: Settings) -> None:
         logger.warning("accept_changed_data has no effect without load_model or splits.")
     for key in ("load_model", "load_weights", "splits"):
         name = getattr(args, key)
-        if name is None or (key == "splits" and name in ("dataset", "random")) or Path(name).is_file():
+        if name is None or (key == "splits" and name in ("dataset", "random")):
+            continue
+        wrong = not_a_file(name)
+        if wrong is None:
             continue
         hint = (
             "" if key != "splits" else " Give an .npz file, the word 'dataset' for the split it publishes, or 'random'."
         )
         hint = hint or other_checkpoint(name)
-        raise ConfigError(f"{_place(settings, key)}: there is no file {name!r}.{hint}")
+        raise ConfigError(f"{_place(settings, key)}: {wrong}{hint}")
     if args.overwrite and args.load_model and args.log_dir and Path(args.load_model).parent == Path(args.log_dir):
         raise ConfigError(
             f"overwrite would delete {args.load_model!r}, which the run continues from. Leave overwrite out, or choose "

@@ -19,7 +19,7 @@ from torchmdnet.config.reader import Setting, plain, read_yaml
 from torchmdnet.config.rundir import companion, other_checkpoint
 from torchmdnet.config.values import as_truth, coerce, number, takes_truth
 from torchmdnet.errors import CheckpointError, ConfigError, did_you_mean
-from torchmdnet.files import expanded
+from torchmdnet.files import expanded, not_a_file
 from torchmdnet.options import OPTIONS, RENAMED, RETIRED, SYNONYMS
 from torchmdnet.parse import parse_json
 from torchmdnet.priors import named_priors
@@ -175,8 +175,8 @@ def read_saved_settings(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, S
         CheckpointError: The file cannot be read, or asks for more than plain values.
     """
     path = expanded(checkpoint)
-    if not path.is_file():
-        raise ConfigError(f"load_model: there is no file {str(path)!r}.{other_checkpoint(path)}")
+    if wrong := not_a_file(path):
+        raise ConfigError(f"load_model: {wrong}{other_checkpoint(path)}")
     from torchmdnet.checkpoint import hyper_parameters_of, read_checkpoint
 
     content = read_checkpoint(path)

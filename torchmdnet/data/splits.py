@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchmdnet.errors import DataError, SplitError
-from torchmdnet.files import draft_of
+from torchmdnet.files import draft_of, not_a_file
 
 __all__ = ["digest_in", "load_splits", "make_splits", "save_splits", "train_val_test_split"]
 
@@ -144,11 +144,11 @@ def load_splits(source: str | os.PathLike[str] | Mapping[str, Any], dataset_len:
         name, arrays = "the data set's own split", {key: np.asarray(source[key]) for key in keys if key in source}
     else:
         name = os.path.expanduser(os.fspath(source))
+        if wrong := not_a_file(name):
+            raise SplitError(f"splits: {wrong}")
         try:
             with np.load(name, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in keys if key in file}
-        except FileNotFoundError as error:
-            raise SplitError(f"splits: there is no file {name!r}.") from error
         except Exception as error:  # a broken zip, an object array, anything else that is not plain numbers
             why = str(error).partition(". If you trust")[0].rstrip(".") or type(error).__name__
             raise SplitError(

@@ -49,6 +49,8 @@ def find_files(where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         text = expand(entry.strip())
         if os.path.isdir(text):
             raise DataError(f"{what}: {entry} is a folder. Name its files with a pattern such as '{entry}/*.extxyz'.")
+        if os.path.exists(text) and not os.path.isfile(text):
+            raise DataError(f"{what}: {entry} is no regular file. Name a file.")
         if os.path.exists(text):
             found.append(Path(text))
             continue

@@ -336,7 +336,7 @@ def _readable(path: str | Path) -> Iterator[None]:
     except (ConfigError, DataError, FileNotFoundError):
         raise
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{path}: the file cannot be read as HDF5 ({reason}). Is it complete?") from error
 
 

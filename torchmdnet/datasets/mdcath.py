@@ -18,6 +18,7 @@ from torchmdnet.datasets.files import expand, progress
 from torchmdnet.datasets.frames import Indices, as_tensor, make_batch
 from torchmdnet.datasets.memdataset import open_hdf5
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.files import not_a_file
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
@@ -308,8 +309,8 @@ def load_pdb_list(pdb_list: Sequence[str] | str | os.PathLike[str]) -> list[str]
     if not isinstance(pdb_list, (str, os.PathLike)):
         return list(dict.fromkeys(pdb_list))
     path = Path(expand(pdb_list))
-    if not path.is_file():
-        raise DataError(f"pdb_list: there is no file {str(path)!r}. Give a text file, or a list of domains.")
+    if wrong := not_a_file(path):
+        raise DataError(f"pdb_list: {wrong} Give a text file, or a list of domains.")
     lines = (line.strip() for line in path.read_text().splitlines())
     return list(dict.fromkeys(line for line in lines if line))
 

@@ -31,6 +31,8 @@ Index = tuple[int | None, int | None, int | None] | int
 MOST_ATOMS = 10**8
 #: Numbers and words that a line of an extended XYZ file may have, and characters.
 MOST_COLUMNS, LONGEST_LINE = 100_000, 2**23
+#: Characters of the message of another package.
+_REASON = 300
 #: Characters of a comment in which ``charge 1`` is looked for; a longer one was written by a program.
 LONGEST_PROSE = 10_000
 ALL: Index = (None, None, None)
@@ -56,7 +58,7 @@ def read_structures(path: Path, index: Index, columns: Mapping[str, str] | None 
     elif kind == "table":
         yield from read_table(path, columns or {}, lambda total: _wanted(index, lambda: total))
     elif kind in ("db", "json"):
-        yield from _read_database(path, index)
+        yield from _read_database(path, kind, index)
     else:
         yield from _read_other(path, kind, index)
 
@@ -271,7 +273,7 @@ def _read_extxyz(path: Path, wanted: Sequence[int] | None, chunk: int = 200) -> 
                     if not text.endswith("\n"):
                         lines = text.splitlines()
                         raise _cut(path, number, first + len(lines) - 1, lines[-1]) from one
-                    raise DataError(f"{path}, frame {number}: {_reason(one)}") from one
+                    raise _unreadable(path, number, kind="extxyz", error=one) from one
                 yield number, _with_pairs(one[0], text)
         else:
             for (number, _, text), atoms in zip(block, frames, strict=True):
@@ -375,28 +377,55 @@ def _is_foreign_unit(word: str | None) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
+def _unreadable(path: Path, frame: int | None, kind: str, error: Exception) -> DataError:
+    """What is told of an error in a reader of another package, which may be of any kind.
+
+    Args:
+        path: The file.
+        frame: The frame that was read; None where the file has not given any.
+        kind: ASE's name of the format.
+        error: What the reader raised.
+    """
+    from ase.io.formats import ioformats
+
+    where = str(path) if frame is None else f"{path}, frame {frame}"
     if isinstance(error, KeyError):
-        return unknown_element(error.args[0])
-    return f"it cannot be parsed ({type(error).__name__}: {error})."
+        key = error.args[0] if error.args else None
+        if kind == "extxyz" or re.fullmatch("[A-Za-z]{1,3}", str(key)):
+            return DataError(f"{where}: {unknown_element(key)}")
+        why = f"{key!r} is missing"
+    elif isinstance(error, AttributeError) and error.name and type(error.obj).__module__ != "builtins":
+        why = f"{error.name!r} is missing"  # of a row
+    elif isinstance(error, (EOFError, StopIteration)):
+        why = "it ends too early"
+    elif isinstance(error, IndexError):
+        why = f"a value is missing: {error}"
+    else:
+        text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        why = text if len(text) <= _REASON else f"{text[:_REASON]} ..."
+    name = ioformats[kind].description
+    name = "extended XYZ" if kind == "extxyz" else re.sub("[ -](file|format)$", "", name)
+    return DataError(f"{where}: cannot be read as {name} ({why}).")
 
 
-def _read_database(path: Path, index: Index) -> Iterator[tuple[int, Atoms]]:
+def _read_database(path: Path, kind: str, index: Index) -> Iterator[tuple[int, Atoms]]:
     """Rows of an ASE database, with their key-value pairs and data, which ``ase.io.read`` leaves behind."""
     from ase.db import connect
 
-    number = -1
+    reached: int | None = None
     try:
         database = connect(str(path))
         wanted = _wanted(index, lambda: database.count())
         chosen = None if wanted is None else set(wanted)
         for number, row in enumerate(database.select()):
+            reached = number
             if chosen is None or number in chosen:
                 yield number, row.toatoms(add_additional_information=True)
+            reached = number + 1
     except Exception as error:  # database backends raise their own kinds
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}, frame {number + 1}: {_reason(error)}") from error
+        raise _unreadable(path, reached, kind, error) from error
 
 
 #: Where other formats state a number of atoms; ASE makes room for it, or counts to it, before it meets the end.
@@ -473,4 +502,4 @@ def _read_other(path: Path, kind: str, index: Index) -> Iterator[tuple[int, Atom
     except DataError:
         raise
     except Exception as error:  # as above: any kind of error for any kind of file
-        raise DataError(f"{path}, frame {number + 1}: {_reason(error)}") from error
+        raise _unreadable(path, number + 1 if number >= 0 else None, kind, error) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchmdnet.errors import ConfigError, DataError, did_you_mean
+from torchmdnet.files import not_a_file
 from torchmdnet.units import energy_factor, length_factor
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def part_of(references: References, file: str | None, part: str) -> References:
         ConfigError: If there is no such part.
     """
     if file is not None:
+        if wrong := not_a_file(file):
+            raise DataError(f"--splits: {wrong}")
         try:
             with np.load(file, allow_pickle=False) as stored:
                 splits = {name: stored[name] for name in stored.files}

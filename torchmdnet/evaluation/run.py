@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from torchmdnet.calculators.loading import members_of, unseen_elements
+from torchmdnet.calculators.loading import members_of, trained_with, unseen_elements, unseen_states
 from torchmdnet.data.labels import targets_of
 from torchmdnet.errors import ConfigError, DataError
 from torchmdnet.evaluation.data import References, files_of, named_of, part_of
@@ -43,6 +43,7 @@ class Request:
         device: Where to compute.
         dtype: ``float32`` or ``float64``.
         units: Of the models, where their files do not state them.
+        allow_unseen: Whether to go on with elements, charges and spins that a model was not trained on.
     """
 
     models: Sequence[str]
@@ -56,6 +57,7 @@ class Request:
     device: str = "cpu"
     dtype: str = "float32"
     units: str | None = None
+    allow_unseen: bool = False
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -77,6 +79,7 @@ class Request:
         """The models, the data, and for each property that is compared the name of its label.
 
         Raises:
+            ConfigError: If a model was not trained on the elements, charges or spins of the data.
             DataError: If the data cannot be read or have no labels.
             CheckpointError: If a model cannot be read.
         """
@@ -105,7 +108,23 @@ class Request:
             for name, each in targets.items()
             if each.label in there and all(name in model.properties for model in models)
         }
+        for model in models:
+            for told in unseen(model, references):
+                if not self.allow_unseen:
+                    raise ConfigError(f"{references.name}: {told} Pass --allow-unseen to go on all the same.")
+                log.warning("%s: %s", model.name, told)
         return models, references, labels
+
+
+def unseen(model: Model, references: References) -> list[str]:
+    """Sentences about elements, charges and spins that a model was not trained on, as far as its file says."""
+    tensors = references.frames.gather(references.rows)
+    told = [unseen_elements(model.network, tensors["z"])]
+    states: tuple[tuple[Literal["charge", "spin"], str], ...] = (("charge", "q"), ("spin", "s"))
+    for option, key in states:
+        if key in tensors and trained_with(model.network, option) is not False:
+            told.append(unseen_states(model.network, option, tensors[key].double()))
+    return [sentence for sentence in told if sentence]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -136,9 +155,6 @@ def compared(
     size = len(references)
     comparisons = []
     for number, model in enumerate(models):
-        told = unseen_elements(model.network, torch.from_numpy(labels["z"]))
-        if told:
-            log.warning("%s: %s", model.name, told)
         predictions = predict_all(
             model,
             references,
@@ -183,6 +199,7 @@ def evaluate(
     device: str = "cpu",
     dtype: str = "float32",
     units: str | None = None,
+    allow_unseen: bool = False,
 ) -> dict[str, Any]:
     """Compare models with reference data, as ``torchmd-net eval`` does.
 
@@ -203,13 +220,14 @@ def evaluate(
         device: Where to compute.
         dtype: ``float32`` or ``float64``.
         units: Of the models, where their files do not state them.
+        allow_unseen: Go on with elements, charges and spins that a model was not trained on.
 
     Returns:
         What ``summary.json`` holds: ``structures``, ``atoms``, and for each of ``models`` its ``errors`` by quantity,
         which have ``unit``, ``mae``, ``rmse``, ``p95`` and ``largest``, and ``groups``.
 
     Raises:
-        ConfigError: If an argument cannot work.
+        ConfigError: If an argument cannot work, or a model was not trained on such structures.
         DataError: If the data cannot be read or have no labels.
         CheckpointError: If a model cannot be read.
     """
@@ -225,6 +243,7 @@ def evaluate(
         device,
         dtype,
         units,
+        allow_unseen,
     )
     result = compared(*request.open())
     if folder is None:

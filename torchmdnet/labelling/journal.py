@@ -28,7 +28,8 @@ class Journal:
 
     Args:
         path: The file; made if it is not there.
-        header: Everything the outcomes depend on. A journal with another header is refused.
+        header: Everything the outcomes depend on. A journal that has results with another header is refused; one with
+            errors alone begins again.
 
     Raises:
         DataError: If the file belongs to other settings, to another program, or to a process that is running.
@@ -74,10 +75,11 @@ class Journal:
             elif entry is not None and "key" in entry:
                 self._places[entry["key"]] = (place, tuple(entry.get("result", ())))
             place += len(line)
-        if self._places and found is not None:
+        if found is not None and any(names for _, names in self._places.values()):
             self._check(found, header)
-        else:  # nothing is lost with another header
-            place = 0
+        elif found is None or any(found.get(name) != header[name] for name in header):
+            place = 0  # nothing is lost with another header
+            self._places.clear()
         self._file.truncate(place)
         self._file.seek(place)
         if place == 0:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from torchmdnet.datasets.labels import FARTHEST
 from torchmdnet.errors import DataError
+from torchmdnet.simulation.sanity import COINCIDENT, coincidence_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from ase import Atoms
 
 __all__ = ["check_structure"]
@@ -18,8 +20,12 @@ REACH = 5.0
 MOST_IMAGES, MOST_ALONG = 1_000_000, 500
 
 
-def check_structure(atoms: Atoms) -> None:
-    """Refuse a structure without atoms, positions that are no places, and cells that are flat or tiny.
+def check_structure(atoms: Atoms, closest: float = COINCIDENT) -> None:
+    """Refuse a structure without atoms, positions that are no places, flat and tiny cells, and atoms at one place.
+
+    Args:
+        atoms: The structure.
+        closest: Below this distance in Å two atoms are at one place.
 
     Raises:
         DataError: With what is wrong.
@@ -37,8 +43,16 @@ def check_structure(atoms: Atoms) -> None:
                 f"{FARTHEST:g} Å"
             )
     periodic = atoms.cell.array[atoms.pbc]  # (P, 3)
-    if not len(periodic):
-        return
+    if len(periodic):
+        _check_cell(periodic)
+    if clash := coincidence_of(atoms, closest):
+        raise DataError(clash.told.rstrip("."))
+
+
+def _check_cell(periodic: np.ndarray) -> None:
+    """Refuse lattice vectors (P, 3), in Å, that span no volume, and cells with too many images within reach."""
+    import numpy as np
+
     lengths = np.linalg.norm(periodic, axis=1)
     if not lengths.all() or np.linalg.matrix_rank(periodic / lengths[:, None], tol=1e-6) < len(periodic):
         raise DataError(f"the cell spans no volume: its periodic lattice vectors are {periodic.tolist()}")

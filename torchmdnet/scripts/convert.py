@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchmdnet.errors import CheckpointError, ConfigError
+from torchmdnet.errors import CheckpointError, ConfigError, WriteError
 from torchmdnet.files import check_target
 
 if TYPE_CHECKING:
@@ -122,6 +122,12 @@ def convert(
     except (CheckpointError, ConfigError) as error:  # the file that was asked for, not the draft of it
         words = str(error).replace(str(draft), str(target)).replace(draft.name, target.name)
         raise type(error)(words) from error
+    except OSError as error:
+        if draft.name not in str(error):
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error).rpartition("written: ")[2].partition(". ")[0]
+        left = "The file that was there is unchanged." if target.exists() else "Nothing is left of it."
+        raise WriteError(f"{target} could not be written: {reason}. {left}", error.errno) from error
     finally:
         draft.unlink(missing_ok=True)
     return deviation

@@ -14,6 +14,7 @@ from torchmdnet.files import plain, write_json
 from torchmdnet.parse import parse_yaml
 from torchmdnet.scripts.argument_types import count
 from torchmdnet.scripts.folder import MARK, add_folder_options, results_folder
+from torchmdnet.scripts.potential import add_unseen_option
 from torchmdnet.scripts.progress import Meter
 
 __all__ = ["get_parser", "main"]
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare models with reference data, print their errors, and write a folder with a page.
 
     Raises:
-        ConfigError: If an argument cannot work.
+        ConfigError: If an argument cannot work, or a model was not trained on such structures.
         DataError: If the data cannot be read or have no labels.
         CheckpointError: If a model cannot be read.
     """
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.device,
         args.dtype,
         args.units,
+        args.allow_unseen,
     )
     opened, references, labels = request.open()
     with results_folder(args.out, overwrite=args.overwrite, outputs=OUTPUTS) as folder:
@@ -93,6 +95,7 @@ def get_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--splits", metavar="FILE", help="splits.npz of a training run that says which structures these are"
     )
+    add_unseen_option(data)
     data.add_argument("--max", type=count, metavar="NUMBER", help="compare this many structures, evenly chosen")
     potential = parser.add_argument_group("potential")
     potential.add_argument(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torchmdnet._version import __version__
 from torchmdnet.config.stopping import Stopped, interrupt_compiling, signals_to
 from torchmdnet.errors import ConfigError, DataError
-from torchmdnet.files import plain, write_json
+from torchmdnet.files import not_a_file, plain, write_json
 from torchmdnet.scripts.argument_types import count, non_negative, positive, seed
 from torchmdnet.scripts.folder import MARK, add_folder_options, checked, held, mark_part, results_folder
 from torchmdnet.scripts.potential import (
@@ -23,6 +24,7 @@ from torchmdnet.scripts.potential import (
     add_state_options,
     calculator_of,
     check_fits,
+    closest_of,
     digest_of,
     hold,
     structures_of,
@@ -159,7 +161,7 @@ def _start(args: argparse.Namespace) -> None:
         hold(atoms, args.fix, name)
         check_protocol(protocol, atoms, name)
     if protocol.steps * len(structures) * args.replicas > MOST_STEPS:
-        raise ConfigError(f"--time: {protocol.steps:,} steps for each simulation are more than can be done.")
+        raise ConfigError(f"{_flag(args)}: {protocol.steps:,} steps for each simulation are more than can be done.")
     calculator = calculator_of(args.model, args)
     _check_uncertainty(calculator, protocol)
     runs = []
@@ -189,7 +191,8 @@ def _start(args: argparse.Namespace) -> None:
                 mark_part(place)
             write_atoms(place / STRUCTURE, prepared(structures[run["number"][0]][1], None))
         write_json(folder / MARK, settings)  # from here on it can be resumed
-        _run_all(folder, settings, calculator, args)
+        with _resumable(folder, settings) as summaries:
+            _run_all(folder, settings, calculator, args, summaries)
 
 
 def _protocol(args: argparse.Namespace) -> Protocol:
@@ -230,8 +233,13 @@ def _protocol(args: argparse.Namespace) -> Protocol:
 def _steps(args: argparse.Namespace, timestep: float) -> int:
     steps = args.steps if args.steps is not None else (10.0 if args.time is None else args.time) * 1000 / timestep
     if steps > MOST_STEPS:
-        raise ConfigError(f"--time: {steps:.2g} steps of {timestep:g} fs are more than can be done.")
+        raise ConfigError(f"{_flag(args)}: {steps:.2g} steps of {timestep:g} fs are more than can be done.")
     return max(1, round(steps))
+
+
+def _flag(args: argparse.Namespace) -> str:
+    """The flag that says how long to simulate."""
+    return "--time" if args.steps is None else "--steps"
 
 
 def _check_uncertainty(calculator: Any, protocol: Protocol) -> None:
@@ -244,9 +252,11 @@ def _check_uncertainty(calculator: Any, protocol: Protocol) -> None:
 
 def _look(atoms: Atoms, protocol: Protocol, name: str) -> None:
     """Refuse a start that would explode in its first steps."""
-    from torchmdnet.simulation.sanity import closest_pair, what_is_wrong
+    from torchmdnet.simulation.sanity import clash_of, what_is_wrong
 
-    wrong = closest_pair(atoms) or what_is_wrong(
+    if clash := clash_of(atoms, closest_of(atoms.calc)):
+        raise DataError(f"{name}: {clash.told}")
+    wrong = what_is_wrong(
         atoms,
         forces=atoms.get_forces(apply_constraint=False),
         energy=float(atoms.get_potential_energy()),
@@ -288,28 +298,33 @@ def _resume(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise ConfigError(f"--resume: {str(folder)!r} holds no simulation. Name its folder with --out.")
     settings = _read_settings(folder / MARK)
     model = settings["model"]
-    if not Path(model).is_file():
-        raise FileNotFoundError(f"{model} does not exist. The simulation in {folder} began with it; bring it back.")
+    if wrong := not_a_file(model):
+        raise FileNotFoundError(f"model: {wrong} The simulation in {folder} began with it; bring it back.")
     if digest_of(model) != settings["sha256"]:
         raise DataError(
             f"{model} has changed since the simulation in {folder} began, so it cannot go on. Bring the file back, or "
             "start again."
         )
+    if args.time is not None and args.steps is not None:
+        raise ConfigError("--time and --steps both say how long to simulate. Give one of them.")
     protocol = settings["protocol"]
     if args.time is not None or args.steps is not None:
         steps = _steps(args, protocol["timestep"])
         if steps < protocol["steps"]:
             raise ConfigError(
-                f"--time: the simulation has {protocol['steps']:,} steps, and {steps:,} would be fewer. Give a longer "
-                "time, or none."
+                f"{_flag(args)}: the simulation has {protocol['steps']:,} steps, and {steps:,} would be fewer. Give "
+                f"more, or leave {_flag(args)} out."
             )
         if steps != protocol["steps"] and any(len(set(protocol[name])) > 1 for name in ("temperature", "pressure")):
-            raise ConfigError("--time: a ramp ends where it was meant to. Start another simulation from final.extxyz.")
+            raise ConfigError(
+                f"{_flag(args)}: a ramp ends where it was meant to. Start another simulation from final.extxyz."
+            )
         protocol["steps"] = steps
-    calculator = calculator_of(model, argparse.Namespace(**settings["potential"]))
-    with held(folder):
-        write_json(folder / MARK, settings)
-        _run_all(folder, settings, calculator, args)
+    with _resumable(folder, settings) as summaries:
+        calculator = calculator_of(model, argparse.Namespace(**settings["potential"]))
+        with held(folder):
+            write_json(folder / MARK, settings)
+            _run_all(folder, settings, calculator, args, summaries)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -326,7 +341,14 @@ def _read_settings(path: Path) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- running
 
 
-def _run_all(folder: Path, settings: dict[str, Any], calculator: Any, args: argparse.Namespace) -> None:
+def _run_all(
+    folder: Path,
+    settings: dict[str, Any],
+    calculator: Any,
+    args: argparse.Namespace,
+    summaries: list[dict[str, Any]],
+) -> None:
+    """Simulate one after the other; their summaries are added to ``summaries`` as they come."""
     from torchmdnet.simulation.dynamics import Simulation
     from torchmdnet.simulation.ensembles import Protocol
     from torchmdnet.simulation.report import finish
@@ -334,24 +356,20 @@ def _run_all(folder: Path, settings: dict[str, Any], calculator: Any, args: argp
 
     protocol = Protocol(**settings["protocol"])
     shown = {name: settings[name] for name in ("model", "structures")} | settings["potential"]
-    summaries = []
     for run in settings["runs"]:
         place = folder / run["folder"]
         atoms = read_atoms(place / STRUCTURE)
         atoms.calc = calculator
         simulation = Simulation(place, atoms, protocol, tuple(run["number"]))
-        stopped = _run(simulation, f"{run['name']}: " if len(settings["runs"]) > 1 else "")
-        if stopped is not None:
-            done, total = (steps * protocol.timestep / 1000 for steps in (simulation.step, protocol.steps))
-            print(
-                f"{stopped.name}: stopped at {done:.6g} of {total:.6g} ps, and saved. Go on with: torchmd-net md "
-                f"--resume --out {folder}",
-                file=sys.stderr,
-            )
-            raise SystemExit(stopped.status)
-        if settings["traj"]:
-            _convert(place)
-        summaries.append(finish(simulation, run["name"], shown))
+        try:
+            _run(simulation, f"{run['name']}: " if len(settings["runs"]) > 1 else "")
+            if settings["traj"]:
+                _convert(place)
+            summaries.append(finish(simulation, run["name"], shown))
+        except KeyboardInterrupt:
+            if simulation.reason is not None:
+                print(f"{run['name']}: {_stopped(simulation.reason, place)}", file=sys.stderr)
+            raise
         if not args.json:
             _print(summaries[-1], place)
     if len(summaries) > 1:
@@ -362,8 +380,49 @@ def _run_all(folder: Path, settings: dict[str, Any], calculator: Any, args: argp
         raise SystemExit(1)
 
 
-def _run(simulation: Simulation, name: str) -> Stopped | None:
-    """Simulate; the signal that asked for an end, if one did: a second one ends it at once."""
+@contextlib.contextmanager
+def _resumable(folder: Path, settings: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Say after a signal what is saved, and how to go on. Yields a list to which each simulation adds its summary.
+
+    Raises:
+        SystemExit: Then, with 128 + the number of the signal.
+    """
+    summaries: list[dict[str, Any]] = []
+    try:
+        yield summaries
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped()
+        print(
+            f"{stopped.name}: stopped with {_saved(folder, settings, len(summaries))}. Go on with: torchmd-net md "
+            f"--resume --out {folder}",
+            file=sys.stderr,
+        )
+        raise SystemExit(stopped.status) from None
+
+
+def _saved(folder: Path, settings: dict[str, Any], done: int) -> str:
+    """How far the simulations in a folder are, in words; ``done`` of them have their page."""
+    from torchmdnet.simulation.dynamics import STATE
+    from torchmdnet.simulation.state import State
+
+    protocol, runs = settings["protocol"], settings["runs"]
+    total = f"{protocol['steps'] * protocol['timestep'] / 1000:.6g} ps"
+    of = f"{done} of {len(runs)} simulations finished and " if len(runs) > 1 else ""
+    if done == len(runs):
+        return f"{of}all of {total} saved"
+    state = folder / runs[done]["folder"] / STATE
+    step = State.read(state).step if state.is_file() else 0
+    if step >= protocol["steps"]:
+        return f"{of}all of {total} saved, before the page was written"
+    return f"{of}{step * protocol['timestep'] / 1000:.6g} of {total} saved"
+
+
+def _run(simulation: Simulation, name: str) -> None:
+    """Simulate.
+
+    Raises:
+        Stopped: After a signal asked for an end and the state was saved; a second one ends it at once.
+    """
     from torchmdnet.scripts.progress import Meter
 
     stops: list[Stopped] = []
@@ -376,7 +435,8 @@ def _run(simulation: Simulation, name: str) -> Stopped | None:
 
     with Meter(simulation.protocol.steps, simulation.step) as meter, signals_to(stop):
         simulation.run(lambda progress: meter.update(progress.step, name + _words(progress, simulation)))
-    return stops[0] if stops and not simulation.is_done and simulation.reason is None else None
+    if stops:
+        raise stops[0]
 
 
 def _words(progress: Progress, simulation: Simulation) -> str:
@@ -409,6 +469,10 @@ def _convert(folder: Path) -> None:
             trajectory.write(frame)
 
 
+def _stopped(reason: str, folder: Path) -> str:
+    return f"stopped: {reason}. The structure is in {folder / 'stopped.extxyz'}."
+
+
 def _print(summary: dict[str, Any], folder: Path) -> None:
     words = [f"{summary['time_ps']:.6g} ps"]
     if summary.get("mean_temperature_K") is not None:
@@ -421,6 +485,6 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
         words.append(f"{summary['ns_per_day']:.3g} ns/day")
     print(f"{summary['name']}: {', '.join(words)}")
     if summary["stopped"]:
-        print(f"stopped: {summary['stopped']}. The structure is in {folder / 'stopped.extxyz'}.")
+        print(_stopped(summary["stopped"], folder))
         print("Take a shorter --timestep, relax first (torchmd-net relax), or train on structures like it.")
     print(f"page with plots: {folder / 'report.html'}")

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "add_potential_options",
     "add_state_options",
+    "add_unseen_option",
     "calculator_of",
     "check_fits",
+    "closest_of",
     "digest_of",
     "hold",
     "structures_of",
@@ -56,6 +58,11 @@ def add_state_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--charge", type=finite, help="total charge in e, if not the one in the file")
     group.add_argument("--spin", type=finite, help="spin, in the convention of the training data")
+    add_unseen_option(group)
+
+
+def add_unseen_option(group: argparse._ArgumentGroup) -> None:
+    """``--allow-unseen``."""
     group.add_argument(
         "--allow-unseen",
         action="store_true",
@@ -127,20 +134,25 @@ def check_fits(calculator: TMDNETCalculator, atoms: Atoms, name: str, *, allow_u
 
     Raises:
         ConfigError: For elements, charges and spins that the model was not trained on, as far as its file says.
-        DataError: For positions and cells that are none.
+        DataError: For positions and cells that are none, atoms at one place, and an atom too near to its own image.
     """
     import torch
 
     from torchmdnet.calculators.ase import stated
     from torchmdnet.calculators.loading import check_elements, unseen_elements, unseen_states
     from torchmdnet.labelling.sound import check_structure
+    from torchmdnet.simulation.sanity import clash_of
 
+    closest = closest_of(calculator)
     try:
-        check_structure(atoms)
+        check_structure(atoms, closest)
         z = torch.from_numpy(atoms.get_atomic_numbers().astype("int64"))
         check_elements(calculator.model, z)
     except ValueError as error:
-        raise DataError(f"{name}: {error}") from None
+        raise DataError(f"{name}: {str(error).rstrip('.')}.") from None
+    clash = clash_of(atoms, closest)
+    if clash is not None and not clash.can_be_relaxed:
+        raise DataError(f"{name}: {clash.told}")
     told = [unseen_elements(calculator.model, z)]
     for option in ("charge", "spin"):
         value = stated(option, atoms)
@@ -149,6 +161,17 @@ def check_fits(calculator: TMDNETCalculator, atoms: Atoms, name: str, *, allow_u
     for sentence in filter(None, told):
         if not allow_unseen:
             raise ConfigError(f"{name}: {sentence} Pass --allow-unseen to go on all the same.")
+
+
+def closest_of(calculator: Any) -> float:
+    """Distance in Å below which a potential refuses two atoms as one; see :func:`.neighbors.sound.check_apart`."""
+    from torchmdnet.calculators.loading import members_of
+    from torchmdnet.neighbors.sound import CLOSEST
+    from torchmdnet.simulation.sanity import COINCIDENT
+
+    parts = [getattr(member, "representation_model", None) for member in members_of(calculator.model)]
+    cutoffs = [float(getattr(part, "cutoff_upper", 0.0)) * calculator.units.in_angstrom for part in parts]
+    return max(CLOSEST * max(cutoffs, default=0.0), COINCIDENT)
 
 
 def hold(atoms: Atoms, words: Sequence[str], name: str) -> None:

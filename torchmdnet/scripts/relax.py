@@ -87,7 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 relaxations.append(each)
                 meter.update(number + 1, name)
-        summaries = _write(folder, relaxations, args)
+        try:
+            summaries = _write(folder, relaxations, args)
+        except KeyboardInterrupt:
+            kept = "with" if (folder / "relaxed.extxyz").is_file() else "without"
+            print(f"{folder} was not finished: it was left {kept} relaxed.extxyz.", file=sys.stderr)
+            raise
     if args.json:
         print(json.dumps(plain({"folder": str(folder), "structures": summaries}), indent=2, ensure_ascii=False))
     else:
@@ -212,7 +217,13 @@ def _print(summaries: Sequence[dict[str, Any]], folder: Path, args: argparse.Nam
                 f"volume {summary['volume_A3']:.3f} Å³",
             ]
         print(f"{summary['name']}: {', '.join(words)}")
-    missing = sum(not summary["converged"] for summary in summaries)
+    lost = sum(summary["stopped"] is not None for summary in summaries)
+    if lost:
+        print(
+            f"{lost} of {len(summaries)} left the range in which energies mean anything, which more --steps do not "
+            "mend. Move atoms that are too near to each other apart, or train on structures like these."
+        )
+    missing = sum(not summary["converged"] for summary in summaries) - lost
     if missing:
         told = f"{missing} of {len(summaries)} did not reach {args.fmax:g} eV/Å."
         print(f"{told} Take more --steps, or another --optimizer.")

@@ -102,6 +102,9 @@ def relax(
 ) -> None:
     """Go downhill until the largest force is small enough.
 
+    Atoms that run into each other stop it. Those that are too near to each other at its start have until its end to
+    move apart.
+
     Args:
         relaxation: The structure; gets the steps.
         fmax: Largest force on an atom at the end, in eV/Å; with ``cell`` the stress times the volume, per atom, too.
@@ -117,6 +120,7 @@ def relax(
     atoms = relaxation.atoms
     moved: Any = FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa) if cell else atoms
     motion = optimizer_of(optimizer)(moved, logfile=None)
+    are_apart, clash = False, None
     for converged in motion.irun(fmax=fmax, steps=steps):
         forces = atoms.get_forces()
         relaxation.energies.append(float(atoms.get_potential_energy()))
@@ -128,14 +132,18 @@ def relax(
         copy.calc = None
         relaxation.frames.append(copy)
         relaxation.converged = bool(converged)
-        relaxation.reason = what_is_wrong(
-            atoms, forces=forces, energy=relaxation.energies[-1], max_force=math.inf
-        ) or closest_pair(atoms)
+        clash = closest_pair(atoms)
+        are_apart = are_apart or clash is None
+        relaxation.reason = what_is_wrong(atoms, forces=forces, energy=relaxation.energies[-1], max_force=math.inf) or (
+            clash if are_apart else None
+        )
         if relaxation.reason is not None:
             relaxation.converged = False
             return
         if not tell(relaxation):
             return
+    if clash is not None:
+        relaxation.converged, relaxation.reason = False, clash
 
 
 def draw_relaxations(relaxations: list[Relaxation], fmax: float) -> bytes:
