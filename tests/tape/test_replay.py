@@ -204,3 +204,23 @@ def test_an_evaluation_that_fails_half_way_leaves_nothing_behind(monkeypatch) ->
             model(Z, POS)
     for _ in range(3):
         assert torch.equal(model(Z, POS).forces, expected.forces)
+
+
+def test_a_program_of_somebody_else_is_repeated_only_where_it_says_so(repeats, monkeypatch) -> None:
+    """It may read what a recording does not follow, here the height of the atoms."""
+    from torchmdnet.models.torchmd_gn import TorchMD_GN
+    from torchmdnet.tape.steps import Add, Plain
+
+    class Heights(TorchMD_GN):
+        def program(self, tape, graph):
+            features = super().program(tape, graph)
+            height = tape(Plain(lambda: graph.pos[:, 2:].expand(-1, self.hidden_channels).clone()))
+            return features._replace(x=tape(Add(), features.x, height))
+
+    model = tiny_model("graph-network", **WIDE).eval()
+    model.representation_model.__class__ = Heights
+    energies = [model(Z, POS + shift)[0].item() for shift in (0.0, 0.0, 0.0, 0.3, 0.6)]
+    assert energies[0] == energies[1] == energies[2]
+    assert len({round(energy, 9) for energy in energies}) == 3
+    assert repeats == []
+    assert not model.representation_model._can_be_repeated

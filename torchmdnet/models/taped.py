@@ -50,6 +50,10 @@ class TapedRepresentation(Representation):
     takes_single_edges = False
     #: Whether every step that reads the geometry has passes in :mod:`torchmdnet.tape.device`.
     has_device_passes = False
+    #: Whether the program reads of a graph only its atoms, systems, charges and spins, and its edges by steps. Then
+    #: evaluations of small systems are recorded and repeated, see :mod:`torchmdnet.tape.replay`. The class that writes
+    #: :meth:`program` states it.
+    can_be_repeated = False
 
     distance_expansion: nn.Module
     embedding: nn.Embedding
@@ -122,13 +126,14 @@ class TapedRepresentation(Representation):
         on_device = self._runs_on_device(like)
         if self.training or not is_usual or self.adds_energy or not (on_device or self._has_loops):
             return None
-        repeats = not on_device and self._recordings.are_of(self, self._recorded_for(like))
+        can_be_repeated = not on_device and self._can_be_repeated
+        repeats = can_be_repeated and self._recordings.are_of(self, self._recorded_for(like))
         spline = self.radial.spline if repeats else self.radial.ready(like, *self._of_radial)
         if spline is None:
             return None
         if on_device:
             return lambda graph: self._on_device(graph, spline)
-        repeats = repeats or self._recordings.start(self, self._recorded_for(like))
+        repeats = repeats or (can_be_repeated and self._recordings.start(self, self._recorded_for(like)))
 
         def encode(graph: Graph) -> tuple[Features, Pullback]:
             if repeats:
@@ -152,6 +157,12 @@ class TapedRepresentation(Representation):
             return features, pull_back
 
         return encode
+
+    @property
+    def _can_be_repeated(self) -> bool:
+        """As the class says whose program it is: a subclass with a program of its own has to say so again."""
+        owner = next(kind for kind in type(self).__mro__ if "program" in vars(kind))
+        return bool(vars(owner).get("can_be_repeated", False))
 
     def _recorded_for(self, like: Tensor) -> tuple[Any, ...]:
         """What recordings depend on beside weights and modules, where it is the same object."""

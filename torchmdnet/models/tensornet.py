@@ -122,6 +122,7 @@ class TensorNet(TensorRepresentation):
 
     takes_single_edges = True
     has_device_passes = True
+    can_be_repeated = True
 
     def __init__(
         self,

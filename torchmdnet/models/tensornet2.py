@@ -78,6 +78,8 @@ class TensorNet2(TensorRepresentation):
         ConfigError: For an unknown ``rbf_type``, ``activation``, group or handedness.
     """
 
+    can_be_repeated = True
+
     def __init__(
         self,
         hidden_channels: int = 128,

@@ -56,6 +56,7 @@ class TorchMD_ET(TransformerRepresentation):
 
     head_prefix = "Equivariant"
     has_vectors = True
+    can_be_repeated = True
 
     def __init__(
         self,

@@ -63,6 +63,8 @@ class TorchMD_GN(TapedRepresentation):
         ConfigError: For an unknown ``rbf_type``, ``activation`` or ``aggr``.
     """
 
+    can_be_repeated = True
+
     def __init__(
         self,
         hidden_channels: int = 128,

@@ -49,6 +49,8 @@ class TorchMD_T(TransformerRepresentation):
             divide ``hidden_channels``.
     """
 
+    can_be_repeated = True
+
     def __init__(
         self,
         hidden_channels: int = 128,
