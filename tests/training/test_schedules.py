@@ -204,10 +204,15 @@ def test_a_plateau_run_may_have_a_limit_too(tmp_path, capsys):
     assert "Stopped: max_time, 2 s, is over." in capsys.readouterr().out
 
 
-def test_a_warm_up_of_all_steps_is_refused_before_the_first(tmp_path):
-    with pytest.raises(ConfigError, match=r"lr_warmup_steps: 12 are all steps of the run \(12 in num_epochs\)"):
-        train_toy(tmp_path / "run", lr_schedule="cosine", lr_warmup_steps=12)
-    assert not (tmp_path / "run").exists()
+def test_a_warm_up_of_all_steps_is_warned_of_and_still_ends_at_zero(caplog):
+    plan = _plan(10, lr_schedule="cosine", lr_warmup_steps=50)
+    assert "lr_warmup_steps: 50 are all steps of the run (10 in num_epochs)" in caplog.text
+    rates = [plan.learning_rate(step) for step in range(10)]
+    assert rates[:6] == pytest.approx([2.0 * (step + 1) / 50 for step in range(6)])
+    assert rates[-1] < 0.3 * max(rates)
+    caplog.clear()
+    _plan(10, lr_schedule="cosine", lr_warmup_steps=9)
+    assert not caplog.text
 
 
 def test_going_back_to_the_plateau_takes_the_rate_of_the_options(tmp_path):

@@ -13,6 +13,7 @@ where the warm-up ends at :math:`p_w` and the decay of the warm-up-stable-decay 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -23,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmdnet.errors import ConfigError
 from torchmdnet.options import value_of
 
 __all__ = ["RunPlan", "cosine", "warmup_stable_decay"]
 
-#: With ``max_time``, the share of a run after which the learning rate falls although the warm-up is not over.
+log = logging.getLogger(__name__)
+
+#: The share of a run after which a cosine falls although the warm-up is not over.
 LONGEST_WARMUP = 0.5
 
 
@@ -100,16 +102,14 @@ class RunPlan:
         Args:
             num_steps: Steps of all epochs; infinite where their number is open.
             state: Of the run that is continued, from :meth:`state_dict`.
-
-        Raises:
-            ConfigError: If the warm-up takes all steps of a planned run.
         """
         self.num_steps = int(num_steps) if 0 < num_steps < math.inf else None
         if self.is_planned and self.max_time is None and self.num_steps and self.warmup_steps >= self.num_steps:
-            raise ConfigError(
-                f"lr_warmup_steps: {self.warmup_steps} are all steps of the run ({self.num_steps} in num_epochs), so "
-                f"nothing is left for lr_schedule={self.kind}. Lower lr_warmup_steps, or raise num_epochs."
-            )
+            log.warning(
+                "lr_warmup_steps: %d are all steps of the run (%d in num_epochs), so the learning rate never reaches "
+                "lr before lr_schedule=%s brings it to 0. Lower lr_warmup_steps, or raise num_epochs.",
+                self.warmup_steps, self.num_steps, self.kind,
+            )  # fmt: skip
         over = 0.0
         if state:
             self._earlier = float(state["seconds"])
@@ -184,7 +184,7 @@ class RunPlan:
         if self.kind == "warmup-stable-decay":
             return self.lr * warm * warmup_stable_decay(progress, self.decay_fraction)
         if self.max_time is None:
-            start = self.warmup_steps / self.num_steps if self.num_steps else 0.0
+            start = min(self.warmup_steps / self.num_steps, LONGEST_WARMUP) if self.num_steps else 0.0
         else:
             if step <= self.warmup_steps:
                 self._warm_from = min(progress, LONGEST_WARMUP)
