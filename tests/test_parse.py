@@ -148,3 +148,14 @@ def test_a_value_alone_is_read():
 def test_the_line_of_an_error_is_the_one_that_is_wrong(text, line):
     with pytest.raises(ConfigError, match=f"^c.yaml, {line}: this is not YAML"):
         parse_yaml(text, "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["010", "-017", "0_10"])
+def test_what_yaml_takes_for_octal_is_refused(text):
+    with pytest.raises(ConfigError, match=f"{text} is octal in YAML"):
+        parse_yaml(f"batch_size: {text}")
+
+
+@pytest.mark.parametrize(("text", "value"), [("007", 7), ("0", 0), ("0x10", 16), ('"010"', "010"), ("10", 10)])
+def test_other_numbers_are_what_they_look_like(text, value):
+    assert parse_yaml(f"batch_size: {text}") == {"batch_size": value}

@@ -59,6 +59,11 @@ _TIMESTAMP, _BOOL, _FLOAT, _INT, _TUPLE = (
 _KINDS = {_TIMESTAMP: "a date", _BOOL: "true or false", _FLOAT: "a number", _INT: "a whole number"}
 
 
+def _is_misread(text: str) -> bool:
+    """Whether YAML takes for octal what looks like a decimal number."""
+    return re.fullmatch(r"[-+]?0[0-7_]+", text) is not None and int(text, 8) != int(text.replace("_", ""))
+
+
 class Loader(yaml.SafeLoader):
     """YAML without code, where ``1e-4`` is a number, dates and ``no`` are text and a repeated key is reported.
 
@@ -120,7 +125,14 @@ class Loader(yaml.SafeLoader):
         try:
             if isinstance(node, yaml.ScalarNode) and node.tag in (_INT, _FLOAT) and len(node.value) > MAX_DIGITS:
                 raise OverflowError
+            if isinstance(node, yaml.ScalarNode) and node.tag == _INT and _is_misread(node.value):
+                problem = (
+                    f"{node.value} is octal in YAML, {int(node.value, 8)}; write that, or the number without the 0"
+                )
+                raise ConstructorError(None, None, problem, node.start_mark)
             return super().construct_object(node, deep)
+        except ConstructorError:
+            raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             text = node.value if isinstance(node, yaml.ScalarNode) else ""
             problem = f"{shortened(text)} is not {_KINDS.get(node.tag, node.tag)}; quotes make it text"

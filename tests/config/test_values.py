@@ -176,6 +176,9 @@ def test_numbers_with_words_are_refused_without_the_text_of_python(key, value):
     ("box", "words"),
     [
         ("[[1,0,0],[2,0,0],[0,0,1]]", "its three vectors lie in a plane"),
+        ("[[1e-3,0,0],[0,1e-3,0],[0,0,1e-3]]", "its opposite faces are 0.001 Å apart"),
+        ("[[5,0,0],[0,5,0],[0,0,1e-9]]", "its opposite faces are 1e-09 Å apart"),
+        ("[[5,0,0],[4.99,0.09,0],[0,0,5]]", "its opposite faces are 0.09 Å apart"),
         ("[[1e300,0,0],[0,1,0],[0,0,1]]", "no lattice vector is longer than 1,000,000 Å"),
     ],
 )

@@ -260,6 +260,8 @@ def _with_truths_of(head: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any
 
 #: The longest lattice vector, in Å.
 LONGEST = 1e6
+#: The smallest distance of opposite faces of a cell, in Å: less than that of any two atoms.
+LOWEST = 0.1
 
 
 def _check_box(rows: list[list[float]]) -> list[list[float]]:
@@ -273,7 +275,14 @@ def _check_box(rows: list[list[float]]) -> list[list[float]]:
     volume = abs(sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3)))
     if len(vectors) == 3 and volume < 1e-6 * math.prod(lengths):
         raise ValueError("its three vectors lie in a plane")
+    low = volume / max(math.hypot(*_cross(a, b)), math.hypot(*_cross(b, c)), math.hypot(*_cross(c, a)), 1e-300)
+    if min(lengths, default=LOWEST) < LOWEST or (len(vectors) == 3 and low < LOWEST):
+        raise ValueError(f"its opposite faces are {min(low, *lengths) if volume else min(lengths):.3g} Å apart")
     return rows
+
+
+def _cross(a: list[float], b: list[float]) -> list[float]:
+    return [a[i - 2] * b[i - 1] - a[i - 1] * b[i - 2] for i in range(3)]
 
 
 _Mapping = Annotated[dict[str, Any], BeforeValidator(_structure)]
