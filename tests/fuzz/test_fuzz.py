@@ -157,6 +157,10 @@ FOUND: list[tuple[Callable[..., bool], tuple[Any, ...]]] = [
     (programs.continued, ("~", {}, [], {})),
     (programs.command, (["export", "model.safetensors", "a/../b.pt2"], {}, {}, False)),
     (programs.training, (_settings(dataset_root=int("9" * 400)), {}, {})),
+    (
+        programs.command,
+        (["bench", "model.ckpt", "--seconds=0.01", "--threads=1", "--replicate", "9999"], {}, {}, False),
+    ),
     (programs.command, (["convert", "model.zip", "new.zip", "--level-of-theory", "\ud800"], {}, {}, False)),
 ]
 

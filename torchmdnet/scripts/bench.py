@@ -29,6 +29,8 @@ __all__ = ["get_parser", "main"]
 IDLE = 0.2
 #: Part of the free memory that a larger system may be expected to need.
 FILL = 0.8
+#: Bytes of an atom, without a model.
+LEAST = 200
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,14 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: list[dict[str, Any]] = []
     with _each_once():
         structures = _structures(args)
-        copies = [_repeated(atoms, request.replicate) for atoms in structures.values()] if request.replicate else []
-        with Steps(len(structures) * len(request.routes) + sum(map(len, copies))) as steps:
+        with Steps(len(structures) * (len(request.routes) + len(request.replicate))) as steps:
             for name, atoms in structures.items():
                 subject = request.subject(atoms)
                 rows = request.measure_all(subject, steps, name)
                 found.append({"name": name, "atoms": atoms, "rows": rows, "growth": [], "stopped": None})
-            for entry, repeated in zip(found, copies, strict=False):
-                entry["growth"], entry["stopped"] = request.measure_growth(repeated, steps, entry["name"])
+            for entry in found if request.replicate else ():
+                entry["growth"], entry["stopped"] = request.measure_growth(entry["atoms"], steps, entry["name"])
     notes = _notes(found)
     if args.json:
         print(json.dumps(_plain(args, about, found, notes), indent=2, ensure_ascii=False))
@@ -159,24 +160,25 @@ class _Request:
             rows.append(measure(subject, route, **options))
         return rows
 
-    def measure_growth(self, copies: list[Atoms], steps: Steps, name: str) -> tuple[list[Measured], str | None]:
-        """The first route on more and more atoms; and why it ended early, if it did."""
+    def measure_growth(self, unit: Atoms, steps: Steps, name: str) -> tuple[list[Measured], str | None]:
+        """The first route on more and more copies of a structure; and why it ended early, if it did."""
         from torchmdnet.memory import available_memory
         from torchmdnet.timing.measure import measure
 
         rows: list[Measured] = []
         options = {"seconds": self.args.seconds, "timestep": self.args.timestep, "compare": False}
-        for atoms in copies:
-            steps.begin(f"{name}: {len(atoms)} atoms")
-            free = available_memory()
-            if rows and rows[-1].working_memory and free is not None and self.routes[0].device == "cpu":
-                needed = rows[-1].working_memory * len(atoms) / rows[-1].num_atoms
-                if needed > FILL * free:
-                    return rows, (
-                        f"{len(atoms)} atoms are left out: they would need about {needed / 2**30:.1f} GiB, and "
-                        f"{free / 2**30:.1f} GiB are free."
-                    )
-            rows.append(measure(self.subject(atoms), self.routes[0], **options))
+        for count in self.replicate:
+            number = len(unit) * count ** int(unit.pbc.sum())
+            steps.begin(f"{name}: {number} atoms")
+            free, needed = available_memory(), float(number * LEAST)
+            if rows and rows[-1].working_memory and self.routes[0].device == "cpu":
+                needed = max(needed, rows[-1].working_memory * number / rows[-1].num_atoms)
+            if free is not None and needed > FILL * free:
+                return rows, (
+                    f"{number} atoms are left out: they would need about {needed / 2**30:,.1f} GiB, and "
+                    f"{free / 2**30:.1f} GiB are free."
+                )
+            rows.append(measure(self.subject(_repeated(unit, count)), self.routes[0], **options))
         return rows, None
 
 
@@ -228,15 +230,12 @@ def _structures(args: argparse.Namespace) -> dict[str, Atoms]:
     return structures
 
 
-def _repeated(atoms: Atoms, counts: Sequence[int]) -> list[Atoms]:
-    """Copies with as many cells along each periodic vector."""
-    copies = []
-    for count in counts:
-        copy = atoms.repeat([count if periodic else 1 for periodic in atoms.pbc])
-        if "charge" in copy.info:
-            copy.info["charge"] = copy.info["charge"] * (len(copy) // len(atoms))
-        copies.append(copy)
-    return copies
+def _repeated(atoms: Atoms, count: int) -> Atoms:
+    """As many cells along each periodic vector."""
+    copy = atoms.repeat([count if periodic else 1 for periodic in atoms.pbc])
+    if "charge" in copy.info:
+        copy.info["charge"] = copy.info["charge"] * (len(copy) // len(atoms))
+    return copy
 
 
 @contextlib.contextmanager
