@@ -120,14 +120,13 @@ def looks_of(numbers: Sequence[int] | np.ndarray) -> dict[int, dict[str, Any]]:
     """Radius in Å and colour of each element that occurs."""
     from ase.data import chemical_symbols, covalent_radii
 
-    return {
-        int(z): {
-            "r": round(float(covalent_radii[z]), 2),
-            "c": _COLOURS.get(chemical_symbols[z], "#d889c8"),
-            "s": chemical_symbols[z],
-        }
-        for z in np.unique(numbers)
-    }
+    found = {}
+    for z in np.unique(numbers):
+        is_element = 0 <= z < len(chemical_symbols)  # others are types of beads
+        symbol = chemical_symbols[z] if is_element else str(z)
+        radius = round(float(covalent_radii[z]), 2) if is_element else 1.5
+        found[int(z)] = {"r": radius, "c": _COLOURS.get(symbol, "#d889c8"), "s": symbol}
+    return found
 
 
 def data_block(name: str, value: Any) -> str:

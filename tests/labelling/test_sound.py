@@ -50,3 +50,19 @@ def test_ordinary_structures_pass(atoms):
 def test_numbers_with_which_sampling_would_not_end_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Sampling("md", **options)
+
+
+@pytest.mark.parametrize("number", [119, 127, 200])
+def test_atomic_numbers_that_no_element_has_are_refused(number):
+    atoms = Atoms(positions=[[0, 0, 0], [0, 0, 1.5]], numbers=[6, number])
+    with pytest.raises(DataError, match=f"atom 1 has the atomic number {number}, which no element has"):
+        check_structure(atoms)
+
+
+def test_types_of_beads_are_shown_by_their_number():
+    from torchmdnet.viewer import looks_of
+
+    assert looks_of([6, 6, 127]) == {
+        6: {"r": 0.76, "c": looks_of([6])[6]["c"], "s": "C"},
+        127: {"r": 1.5, "c": "#d889c8", "s": "127"},
+    }

@@ -186,7 +186,9 @@ def test_what_is_logged_stands_on_lines_of_its_own_above_the_bar(monkeypatch):
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     callback = Terminal(EV, Console(force_terminal=True, width=80, color_system=None))
-    trainer = SimpleNamespace(is_global_zero=True, current_epoch=0, max_epochs=2, num_training_batches=4)
+    trainer = SimpleNamespace(
+        is_global_zero=True, current_epoch=0, max_epochs=2, num_training_batches=4, lightning_module=None
+    )
     module = SimpleNamespace(keep_latest=False, latest=None, running_loss=lambda: None)
     try:
         callback.on_train_start(trainer, module)
@@ -203,7 +205,14 @@ def test_the_time_left_leaves_out_that_the_first_batch_compiles(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
     callback = Terminal(EV, Console(file=io.StringIO()))
-    trainer = SimpleNamespace(current_epoch=0, max_epochs=2, num_training_batches=4, is_global_zero=False, world_size=1)
+    trainer = SimpleNamespace(
+        current_epoch=0,
+        max_epochs=2,
+        num_training_batches=4,
+        is_global_zero=False,
+        world_size=1,
+        lightning_module=None,
+    )
     module = SimpleNamespace(epoch_samples=4)
     callback.on_train_epoch_start(trainer, module)
     for batch, clock.now in enumerate((100.0, 101.0)):

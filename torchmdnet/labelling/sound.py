@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchmdnet.datasets.labels import FARTHEST
+from torchmdnet.elements import SYMBOLS
 from torchmdnet.errors import DataError
 from torchmdnet.simulation.sanity import COINCIDENT, coincidence_of
 
@@ -21,7 +22,7 @@ MOST_IMAGES, MOST_ALONG = 1_000_000, 500
 
 
 def check_structure(atoms: Atoms, closest: float = COINCIDENT) -> None:
-    """Refuse a structure without atoms, positions that are no places, flat and tiny cells, and atoms at one place.
+    """Refuse structures without atoms, with unknown elements, no places, flat or tiny cells, or atoms at one place.
 
     Args:
         atoms: The structure.
@@ -34,6 +35,10 @@ def check_structure(atoms: Atoms, closest: float = COINCIDENT) -> None:
 
     if not len(atoms):
         raise DataError("the structure has no atoms")
+    unknown = (atoms.numbers < 0) | (atoms.numbers >= len(SYMBOLS))
+    if unknown.any():
+        row = int(unknown.argmax())
+        raise DataError(f"atom {row} has the atomic number {atoms.numbers[row]}, which no element has")
     for what, values in (("the position", atoms.positions), ("the lattice vector", atoms.cell.array)):
         wrong = ~(np.abs(values) <= FARTHEST).all(axis=1)  # also where a number is not finite
         if wrong.any():

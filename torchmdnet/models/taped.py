@@ -188,6 +188,7 @@ class TapedRepresentation(Representation):
         features = None if recording is None else recording.forward(graph)
         if recording is None or features is None:
             return None
+        self._workspace.begin(graph.edge_vec.dtype)  # whose memory this evaluation did not need
 
         def pull_back(of_x: Tensor, of_v: Tensor | None = None, of_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
             known = {"x": of_x, "v": of_v, "S": of_S}

@@ -285,7 +285,7 @@ class BoundedDDPStrategy(DDPStrategy):
             raise
         except (RuntimeError, ValueError, OSError) as error:
             reason, waited = _reason(error), time.monotonic() - began
-            if rank == 0 and reason and waited < 1:  # nobody was waited for
+            if rank == 0 and reason and waited < 1:  # no other was waited for
                 told = f"MASTER_PORT: process 0 of {size} cannot open port {port} of {address}"
             else:
                 role = f"waited for the other {size - 1}" if rank == 0 else "could not reach process 0"
