@@ -108,7 +108,7 @@ def told(end: subprocess.CompletedProcess) -> str:
     return end.stdout.strip()
 
 
-@pytest.mark.parametrize("sizes", [("small", "large"), ("large", "small")])
+@pytest.mark.parametrize("sizes", [pytest.param(("small", "large"), marks=pytest.mark.slow), ("large", "small")])
 def test_one_compilation_serves_one_thread_and_several(sizes: tuple[str, str], call: Call, tmp_path: Path) -> None:
     assert told(call(sizes[0])) == "compiled"
     files = entries(tmp_path)

@@ -24,7 +24,7 @@ from torchmdnet.config.command_line import get_argparse
 from torchmdnet.scripts.main import COMMANDS
 
 #: Pages that take longest to follow.
-LONG = [page for page in PAGES if page.stem in ("in-the-shell", "making-data", "own-data", "speed")]
+LONG = [page for page in PAGES if page.stem in ("in-the-shell", "making-data", "own-data", "speed", "train")]
 
 
 @pytest.mark.parametrize("page", rarely(PAGES, *LONG), ids=lambda page: page.stem)

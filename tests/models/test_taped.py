@@ -12,7 +12,7 @@ import torch
 from daily import daily
 from torch.utils.checkpoint import checkpoint
 
-from torchmdnet.models import taped, tensornet2
+from torchmdnet.models import tensornet2
 from torchmdnet.models.base import set_radial_mode
 from torchmdnet.models.taped import TapedRepresentation
 from torchmdnet.ops import edge_network, kernels
@@ -260,7 +260,7 @@ def test_results_outlive_later_evaluations(name: str) -> None:
 def test_memory_of_systems_that_do_not_come_again_is_released(name: str, repeats: bool, monkeypatch) -> None:
     """Repeated evaluations have memory of their own, so that all of it may go."""
     if not repeats:
-        monkeypatch.setattr(taped, "SMALL", -1)
+        monkeypatch.setattr("torchmdnet.models.taped.SMALL", -1)
     model = tiny_model(name, **ONE)
     z, pos, batch, box, _ = SYSTEMS["cell"]
     workspace = model.representation_model._workspace

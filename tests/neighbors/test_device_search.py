@@ -282,6 +282,7 @@ def test_shapes_stay_while_atoms_move_and_nothing_waits(skin: float, is_periodic
     assert counts.num_waits == 0
 
 
+@pytest.mark.slow
 def test_the_device_makes_its_list_again_only_when_an_atom_has_moved_far() -> None:
     padded, pos, box = Padded(skin=1.0), gas(50, 9.0), 9 * torch.eye(3).double()[None]
     made = []

@@ -507,6 +507,7 @@ def test_no_other_launcher_is_asked_for_the_place(bare):
     assert cluster_environment().creates_processes_externally
 
 
+@pytest.mark.slow
 def test_two_processes_train_under_a_slurm_job_of_one_task(bare, tmp_path):
     for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_LOCALID": "0",
                         "SLURM_JOB_NAME": "x"}.items():  # fmt: skip

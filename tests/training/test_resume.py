@@ -208,6 +208,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(moment, tmp_path, uni
     _assert_same(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_still_arrives(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     assert finish(start(_command(folder), fault=in_a_step)) == -signal.SIGKILL
