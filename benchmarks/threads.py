@@ -148,8 +148,8 @@ def main() -> None:
             call = tasks[task]
             call()  # loads modules with loops
             clock.watch()
-            found = measured(call, clock, args.threads, args.seconds)
-            lines += table(f"{name}, {args.system}, {task}", *found, args.threads)
+            one, several = measured(call, clock, args.threads, args.seconds)
+            lines += table(f"{name}, {args.system}, {task}", one, several, args.threads)
             print("\n".join(lines[lines.index(f"### {name}, {args.system}, {task}") :]), flush=True)
     if args.out is not None:
         about = about_this_run({})
