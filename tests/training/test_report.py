@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from toy_runs import finished_run, one_thread, rows, train_toy  # noqa: F401 (fixtures)
 
@@ -277,6 +278,31 @@ def test_energies_relative_to_elements_are_labelled_so(tmp_path, monkeypatch):
     assert draw_parity(tmp_path / "parity.png", evaluation, EV, relative=True)
     assert draw_parity(tmp_path / "parity.png", evaluation, EV)
     assert titles == ["Energy relative to elements", "Energy"]
+
+
+def test_a_signal_that_comes_after_that_of_another_process_is_the_first_here(caplog):
+    """Clusters send one to every process; the later ones would else end theirs at once, in the middle of saving."""
+    from torchmdnet.training.callbacks import PoliteStop
+
+    asked = []
+
+    def reduce(number, reduce_op):
+        asked.append((int(number), reduce_op))
+        return torch.tensor(15 + 1000 * 2)  # process 1 has received SIGTERM
+
+    strategy = SimpleNamespace(root_device="cpu", reduce=reduce)
+    trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=strategy)
+    polite = PoliteStop(None)
+    assert polite._is_asked(trainer)
+    assert polite._is_asked(trainer)
+    assert (polite.signal, polite.signal_elsewhere) == (None, 15)
+    assert caplog.text.count("Process 1 received SIGTERM: all stop at this step.") == 1
+    polite._note(15, None)  # does not raise
+    assert polite.signal == 15
+    assert polite._is_asked(trainer)
+    assert asked == [(0, "max"), (0, "max"), (1015, "max")]
+    with pytest.raises(KeyboardInterrupt):
+        polite._note(15, None)
 
 
 def test_a_signal_while_loops_compile_ends_at_once(monkeypatch):

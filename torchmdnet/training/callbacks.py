@@ -383,6 +383,8 @@ class PoliteStop(Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.signal: int | None = None
+        #: That another process received; one that comes here later is the first here.
+        self.signal_elsewhere: int | None = None
         self.listens = False
         self.is_validating = False
 
@@ -450,10 +452,9 @@ class PoliteStop(Callback):
         if trainer.world_size == 1:
             return self.signal is not None
         asked = 0 if self.signal is None else self.signal + _SIGNALS * (1 + trainer.global_rank)
-        highest = torch.tensor(asked, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        highest = trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max")
         who, number = divmod(int(highest), _SIGNALS)
-        if number and self.signal is None:
-            self.signal = number
+        if number and self.signal is None and self.signal_elsewhere is None:
+            self.signal_elsewhere = number
             log.warning("Process %d received %s: all stop at this step.", who - 1, signal.Signals(number).name)
         return number > 0

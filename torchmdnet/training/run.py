@@ -328,10 +328,6 @@ _LOCAL_OPTIONS = frozenset(
 )
 
 
-#: How a difference of the data is told.
-_DATA = "data (the content of dataset_root or other files, or their order; digest)"
-
-
 def _shared_facts(args: Namespace, data: DataModule, world: World) -> dict[str, Any]:
     """What the processes of a run have to agree on: settings, data and versions."""
     if world.devices * world.num_nodes == 1:
@@ -341,7 +337,7 @@ def _shared_facts(args: Namespace, data: DataModule, world: World) -> dict[str, 
         **{key: value for key, value in sorted(vars(args).items()) if key not in _LOCAL_OPTIONS},
         "version of torchmdnet": __version__,
         "version of PyTorch": torch.__version__.partition("+")[0],
-        _DATA: data_digest(data.dataset, parts),
+        "data (the content of dataset_root or other files, or their order; digest)": data_digest(data.dataset, parts),
     }
 
 
@@ -403,7 +399,7 @@ def _fit(
         with polite.listening():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, **options)
     except StopRequested:
-        number = polite.signal or signal.SIGTERM
+        number = polite.signal or polite.signal_elsewhere or signal.SIGTERM
         if trainer.is_global_zero:
             log.warning("Stopped. Continue with: %s", command(checkpoints.last_path))
             if trainer.num_nodes > 1:
