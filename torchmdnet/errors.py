@@ -46,11 +46,12 @@ class WriteError(OSError):
     Args:
         message: What happened.
         number: The ``errno`` behind it, if it is known.
+        reason: The part of the message that says why.
     """
 
-    def __init__(self, message: str, number: int | None = None) -> None:
+    def __init__(self, message: str, number: int | None = None, reason: str = "") -> None:
         super().__init__(message)
-        self.errno = number
+        self.errno, self.reason = number, reason
 
 
 class DivergenceError(ResultError):

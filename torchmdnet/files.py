@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "private_temporary_folder",
     "reader_may_end",
+    "unwritten",
     "write_json",
 ]
 
@@ -127,11 +128,22 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
         if number is None:
             raise
         reason = os.strerror(number) if number else str(error).strip().splitlines()[0]
-        left = "The file that was there is unchanged." if path.exists() else "Nothing is left of it."
-        raise WriteError(f"{path} could not be written: {reason}. {left}", number or None) from error
+        raise unwritten(path, reason, number or None) from error
     finally:
         with suppress(OSError):  # of a folder that went or is read-only
             draft.unlink(missing_ok=True)
+
+
+def unwritten(path: Path, reason: str, number: int | None = None) -> WriteError:
+    """The error for a file that could not take its place.
+
+    Args:
+        path: The file.
+        reason: Why.
+        number: The ``errno`` behind it, if it is known.
+    """
+    left = "The file that was there is unchanged." if path.exists() else "Nothing is left of it."
+    return WriteError(f"{path} could not be written: {reason}. {left}", number, reason)
 
 
 def plain(value: Any) -> Any:

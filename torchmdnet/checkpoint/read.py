@@ -114,17 +114,24 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     return dict(content)
 
 
-def _check_records(path: Path, *, offers: bool = True) -> None:
+def _check_records(path: Path) -> None:
     """Compare every record of a zip archive with its checksum: PyTorch itself would load altered weights.
 
     Raises:
         CheckpointError: If the file is neither an archive nor a pickle; if a record was altered, or the archive cannot
             be walked; the message names the record.
     """
+    flaw = _flaw_of(path)
+    if flaw is not None:
+        raise _damaged(path, flaw)
+
+
+def _flaw_of(path: Path) -> str | None:
+    """What is damaged in a file, None for nothing; files that are no model files are refused."""
     with path.open("rb") as file:
         start = file.read(4)
     if start[:1] == b"\x80":
-        return  # a pickle: files of PyTorch before 1.6 carry no checksums
+        return None  # a pickle: files of PyTorch before 1.6 carry no checksums
     if not b"PK\x03\x04".startswith(start):
         raise _no_model_file(path)
     try:
@@ -132,15 +139,15 @@ def _check_records(path: Path, *, offers: bool = True) -> None:
             record = archive.testzip()
             entries = archive.infolist()
     except Exception as error:  # damaged headers raise many kinds
-        raise _damaged(path, _first_line(error) if _has_end(path) else "its end is missing", offers=offers) from error
+        return _first_line(error) if _has_end(path) else "its end is missing"
     if record is not None:
-        raise _damaged(path, f"the record {_short(record)} does not match its checksum", offers=offers)
+        return f"the record {_short(record)} does not match its checksum"
     for entry in entries:
         if entry.external_attr & _FOLDER or entry.is_dir():  # of which PyTorch reads no byte into the memory it returns
-            raise _damaged(path, f"the record {_short(entry.filename)} is marked as a folder", offers=offers)
-    is_ours = any(entry.filename.endswith("data.pkl") for entry in entries)
-    if not is_ours:
+            return f"the record {_short(entry.filename)} is marked as a folder"
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
         raise _no_model_file(path)
+    return None
 
 
 def _short(record: str) -> str:
@@ -161,9 +168,9 @@ def _no_model_file(path: Path) -> CheckpointError:
     )
 
 
-def _damaged(path: Path, reason: str, *, offers: bool = True) -> CheckpointError:
+def _damaged(path: Path, reason: str) -> CheckpointError:
     """The error for a file whose bytes are wrong; it offers the checkpoints beside it, newest first."""
-    beside = [other for other in path.parent.glob("*.ckpt") if offers and other != path]
+    beside = [other for other in path.parent.glob("*.ckpt") if other != path]
     newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)
     whole = [*itertools.islice((other.name for other in newest if _is_whole(other)), 3)]
     others = f" Undamaged checkpoints in its folder, newest first: {', '.join(whole)}." if whole else ""
@@ -172,10 +179,9 @@ def _damaged(path: Path, reason: str, *, offers: bool = True) -> CheckpointError
 
 def _is_whole(path: Path) -> bool:
     try:
-        _check_records(path, offers=False)
+        return _flaw_of(path) is None
     except (CheckpointError, OSError):
         return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import CheckpointError, ConfigError, WriteError
-from torchmdnet.files import check_target
+from torchmdnet.files import check_target, unwritten
 
 if TYPE_CHECKING:
     from torchmdnet.ensemble import Ensemble
@@ -125,9 +125,8 @@ def convert(
     except OSError as error:
         if draft.name not in str(error):
             raise
-        reason = os.strerror(error.errno) if error.errno else str(error).rpartition("written: ")[2].partition(". ")[0]
-        left = "The file that was there is unchanged." if target.exists() else "Nothing is left of it."
-        raise WriteError(f"{target} could not be written: {reason}. {left}", error.errno) from error
+        reason = error.reason if isinstance(error, WriteError) else error.strerror or str(error)
+        raise unwritten(target, reason, error.errno) from error
     finally:
         draft.unlink(missing_ok=True)
     return deviation
