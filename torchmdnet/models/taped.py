@@ -18,7 +18,6 @@ from torch.autograd import Function
 from torchmdnet.graph import Graph, in_pairs
 from torchmdnet.models.base import Features, Pullback, Representation
 from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.filters import Radial, RadialFunction
 from torchmdnet.nn.filters import Tables as StoredTables
 from torchmdnet.nn.spline import Spline
@@ -28,7 +27,6 @@ from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.workspace import Buffer, Workspace
 from torchmdnet.tape.geometry import Geometry
 from torchmdnet.tape.replay import SMALL, Recording, Recordings
-from torchmdnet.tape.steps import Concatenate, Message, Plain, linear
 from torchmdnet.tape.tape import Definitions, Tables, Tape, unhooked
 from torchmdnet.tracing import device_kind
 from torchmdnet.typing import AtomFeatures
@@ -225,14 +223,6 @@ class TapedRepresentation(Representation):
         """What atoms start from: the embedding of their element and, if there is one, that of their system, (N, F)."""
         x, of_systems = self.embedding(graph.z), self.system_features(graph)
         return x if of_systems is None else x + of_systems.index_select(0, graph.batch)
-
-    def with_neighbors(
-        self, tape: Any, x: Any, around: NeighborEmbedding, function: RadialFunction, graph: Graph
-    ) -> Any:
-        """Mix the elements around each atom into its first features, see :class:`NeighborEmbedding`."""
-        elements = tape(Plain(lambda: around.embedding(graph.z), around.embedding))  # (N, F)
-        near = tape(Message(function, without_loops=True), elements)
-        return tape(linear(around.combine), tape(Concatenate(), x, near))
 
     @property
     def _of_radial(self) -> tuple[nn.Module, CosineCutoff, list[RadialFunction]]:

@@ -104,9 +104,9 @@ class TorchMD_ET(TransformerRepresentation):
 
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        x, layers = self.embedded(tape, graph)  # (N, F)
+        x = self.embedded(tape, graph)  # (N, F)
         v = None  # zero
-        for layer, function in layers:
+        for layer, function in self.layers_with_functions:
             x, v = self.refine(tape, layer, function, x, v)
         if v is None:
             v = tape(Plain(lambda: self.embedding.weight.new_zeros(graph.num_atoms, 3, self.hidden_channels)))

@@ -10,18 +10,15 @@ from torch import Tensor, nn
 from torchmdnet.errors import ConfigError, did_you_mean
 from torchmdnet.graph import Graph
 from torchmdnet.models.base import Features
-from torchmdnet.models.taped import TapedRepresentation
+from torchmdnet.models.embedded import EmbeddedRepresentation
 from torchmdnet.nn.activation import make_activation
-from torchmdnet.nn.cutoff import CosineCutoff
-from torchmdnet.nn.embedding import NeighborEmbedding
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import reset_all, xavier_all
-from torchmdnet.nn.radial import make_radial_basis
 from torchmdnet.nn.system_embedding import make_system_embedding
 from torchmdnet.ops import kernels
 from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.scatter import scatter
-from torchmdnet.tape.steps import Add, Message, Plain, activation, linear
+from torchmdnet.tape.steps import Add, Message, activation, linear
 from torchmdnet.tape.tape import Definitions, Step
 from torchmdnet.typing import PairFeatures
 
@@ -31,7 +28,7 @@ Aggregation = Literal["add", "mean", "max", "average", "maximum"]
 AGGREGATIONS = ("add", "mean", "max", "average", "maximum")
 
 
-class TorchMD_GN(TapedRepresentation):
+class TorchMD_GN(EmbeddedRepresentation):
     r"""Graph network (TorchMD, Doerr et al., JCTC 2021; after SchNet, Schütt et al., NeurIPS 2017).
 
     Atoms start from an embedding of their element, optionally mixed with those around it, and are refined by
@@ -85,36 +82,29 @@ class TorchMD_GN(TapedRepresentation):
         system_embedding: str = "none",
     ) -> None:
         super().__init__(
+            hidden_channels=hidden_channels,
+            num_layers=num_layers,
+            num_rbf=num_rbf,
+            rbf_type=rbf_type,
+            trainable_rbf=trainable_rbf,
+            activation=activation,
+            neighbor_embedding=neighbor_embedding,
             cutoff_lower=cutoff_lower,
             cutoff_upper=cutoff_upper,
             max_z=max_z,
+            max_num_neighbors=max_num_neighbors,
             loop=False,
             box_vecs=box_vecs,
-            max_num_neighbors=max_num_neighbors,
+            dtype=dtype,
+            basis_dtype=dtype,
         )
         if aggr not in AGGREGATIONS:
             raise ConfigError(
                 f"aggr: {aggr!r} is not available.{did_you_mean(aggr, AGGREGATIONS)} "
                 f"Choose from {', '.join(AGGREGATIONS)}."
             )
-        self.hidden_channels = hidden_channels
         self.num_filters = num_filters
-        self.num_layers = num_layers
-        self.num_rbf = num_rbf
-        self.rbf_type = rbf_type
-        self.trainable_rbf = trainable_rbf
-        self.activation = activation
         self.aggr = aggr
-        self.embedding = nn.Embedding(max_z, hidden_channels, dtype=dtype)
-        self.distance_expansion = make_radial_basis(
-            rbf_type, cutoff_lower, cutoff_upper, num_rbf, trainable_rbf, dtype=dtype
-        )
-        self.envelope = CosineCutoff(cutoff_lower, cutoff_upper)
-        self.neighbor_embedding = (
-            NeighborEmbedding(hidden_channels, num_rbf, cutoff_lower, cutoff_upper, max_z, dtype)
-            if neighbor_embedding
-            else None
-        )
         self.interactions = nn.ModuleList(
             InteractionBlock(
                 hidden_channels=hidden_channels,
@@ -130,17 +120,13 @@ class TorchMD_GN(TapedRepresentation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        reset_all(self.embedding, self.distance_expansion)
-        if self.neighbor_embedding is not None:
-            self.neighbor_embedding.reset_parameters()
-        reset_all(*self.interactions, self.system_embedding)
+        super().reset_parameters()
+        reset_all(self.system_embedding)
 
     @property
-    def radial_functions(self) -> list[RadialFunction]:
-        """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        functions = [RadialFunction(block.conv, "radial") for block in self.interactions]  # type: ignore[arg-type]
-        around = self.neighbor_embedding
-        return functions if around is None else [*functions, RadialFunction(around, "radial")]
+    def layers_with_functions(self) -> list[tuple[Any, RadialFunction]]:
+        """See :class:`torchmdnet.models.embedded.EmbeddedRepresentation`."""
+        return [(block, RadialFunction(block.conv, "radial")) for block in cast(Any, self.interactions)]
 
     def fits_loops(self, weight: Tensor) -> bool:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
@@ -149,11 +135,8 @@ class TorchMD_GN(TapedRepresentation):
 
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        functions, around = self.radial_functions, self.neighbor_embedding
-        x = tape(Plain(lambda: self.first_features(graph), self.embedding, self.system_embedding))  # (N, F)
-        if around is not None:
-            x = self.with_neighbors(tape, x, around, functions.pop(), graph)
-        for block, function in zip(cast(Any, self.interactions), functions, strict=True):
+        x = self.embedded(tape, graph)  # (N, F)
+        for block, function in self.layers_with_functions:
             conv = block.conv
             y = tape(linear(conv.lin1), x)  # (N, num_filters)
             y = tape(Message(function) if self.aggr == "add" else _Gather(function, self.aggr), y)

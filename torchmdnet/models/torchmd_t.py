@@ -98,8 +98,8 @@ class TorchMD_T(TransformerRepresentation):
 
     def program(self, tape: Any, graph: Graph) -> Features:
         """See :class:`torchmdnet.models.taped.TapedRepresentation`."""
-        x, layers = self.embedded(tape, graph)  # (N, F)
-        for layer, function in layers:
+        x = self.embedded(tape, graph)  # (N, F)
+        for layer, function in self.layers_with_functions:
             x = self.refine(tape, layer, function, x)
         return Features(tape(norm(self.out_norm), x))
 
