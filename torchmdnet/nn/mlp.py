@@ -14,7 +14,6 @@ from torchmdnet.nn.activation import make_activation
 from torchmdnet.nn.modules import is_plain
 from torchmdnet.ops import kernels
 from torchmdnet.ops.kernels import loops
-from torchmdnet.ops.kernels.work import lanes_of
 
 __all__ = ["MLP", "SiluLayers"]
 
@@ -79,10 +78,8 @@ class MLP(nn.Module):
 
 def _few(x: Tensor, linears: Sequence[Any]) -> bool:
     """Whether compiled loops take rows and layers, and are quicker than PyTorch."""
-    lanes = lanes_of(x.element_size())
     widths = [linear.in_features for linear in linears]
-    is_wide = all(width >= 2 * lanes and width % lanes == 0 for width in widths)
-    return is_wide and kernels.has_cpu_loops(x, *widths) and 0 < x.shape[0] <= loops.dense.FEW_ROWS
+    return kernels.has_cpu_loops(x, *widths) and loops.dense.takes(x.shape[0], x.element_size(), *widths)
 
 
 def _value_and_slope_of_few(x: Tensor, linears: Sequence[Any]) -> tuple[Tensor, Tensor]:

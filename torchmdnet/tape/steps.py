@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchmdnet.nn.filters import RadialFunction
 from torchmdnet.nn.modules import is_plain, layer_norm
 from torchmdnet.ops.kernels import loops
-from torchmdnet.ops.kernels.work import lanes_of
 from torchmdnet.ops.messages import RadialPoints, gather_weight_sum
 from torchmdnet.ops.workspace import Buffer
 from torchmdnet.tape.tape import Definitions, Run, Step, Tables, unhooked
@@ -107,9 +106,7 @@ class _Dense(Step):
     def fits_loops(self, run: Run, x: Buffer) -> bool:
         """Whether loops take the rows of x."""
         *sizes, width = x.shape
-        lanes = lanes_of(x.array.itemsize)
-        is_small = 0 < math.prod(sizes) <= loops.dense.FEW_ROWS and not run.tape.keeps
-        return is_small and width % lanes == 0 and width >= 2 * lanes
+        return not run.tape.keeps and loops.dense.takes(math.prod(sizes), x.array.itemsize, width)
 
 
 class Linear(_Dense):

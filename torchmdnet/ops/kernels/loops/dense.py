@@ -37,11 +37,18 @@ from torchmdnet.ops.kernels.simd import (
     store,
     total,
 )
+from torchmdnet.ops.kernels.work import lanes_of
 
-__all__ = ["FEW_ROWS", "add", "layer_norm", "layer_norm_backward", "linear", "linear_backward"]
+__all__ = ["FEW_ROWS", "add", "layer_norm", "layer_norm_backward", "linear", "linear_backward", "takes"]
 
 #: Rows up to which these loops are quicker than the functions of PyTorch.
 FEW_ROWS = 64
+
+
+def takes(rows: int, itemsize: int, *widths: int) -> bool:
+    """Whether these loops take rows of all widths, and are quicker than the functions of PyTorch."""
+    lanes = lanes_of(itemsize)
+    return 0 < rows <= FEW_ROWS and all(width >= 2 * lanes and width % lanes == 0 for width in widths)
 
 
 @spliced
