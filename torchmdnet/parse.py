@@ -131,8 +131,6 @@ class Loader(yaml.SafeLoader):
                 )
                 raise ConstructorError(None, None, problem, node.start_mark)
             return super().construct_object(node, deep)
-        except ConstructorError:
-            raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             text = node.value if isinstance(node, yaml.ScalarNode) else ""
             problem = f"{shortened(text)} is not {_KINDS.get(node.tag, node.tag)}; quotes make it text"

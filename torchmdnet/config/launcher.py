@@ -48,11 +48,15 @@ def check_numbers() -> None:
     """
     for name in _NUMBERS:
         text = os.environ.get(name)
-        if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        if text is not None and not _is_count(text):
             raise ConfigError(
                 f"{name}: {text!r} in the environment is no whole number of 0 or more. Set it to one, as srun and "
                 f"torchrun do, or remove it (unset {name}) for a run of one process."
             )
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def check_environment() -> None:
@@ -88,7 +92,7 @@ def rendezvous_seconds() -> float:
 
 
 def _check_port(port: str) -> None:
-    if not (port.isascii() and port.isdecimal() and len(port) < 10 and 0 < int(port) < 65536):
+    if not (_is_count(port) and 0 < int(port) < 65536):
         raise ConfigError(
             f"MASTER_PORT: {port!r} in the environment is no port. Give a number from 1 to 65535 that is free on node "
             "0, the same on every node."

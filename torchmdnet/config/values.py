@@ -272,12 +272,13 @@ def _check_box(rows: list[list[float]]) -> list[list[float]]:
     vectors = [row for row in rows if any(row)]
     lengths = [math.hypot(*row) for row in vectors]
     (a, b, c) = rows
-    volume = abs(sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3)))
+    faces = [_cross(b, c), _cross(c, a), _cross(a, b)]
+    volume = abs(sum(x * y for x, y in zip(a, faces[0], strict=True)))
     if len(vectors) == 3 and volume < 1e-6 * math.prod(lengths):
         raise ValueError("its three vectors lie in a plane")
-    low = volume / max(math.hypot(*_cross(a, b)), math.hypot(*_cross(b, c)), math.hypot(*_cross(c, a)), 1e-300)
-    if min(lengths, default=LOWEST) < LOWEST or (len(vectors) == 3 and low < LOWEST):
-        raise ValueError(f"its opposite faces are {min(low, *lengths) if volume else min(lengths):.3g} Å apart")
+    heights = [volume / math.hypot(*face) for face in faces] if len(vectors) == 3 else lengths
+    if min(heights, default=LOWEST) < LOWEST:
+        raise ValueError(f"its opposite faces are {min(heights):.3g} Å apart")
     return rows
 
 

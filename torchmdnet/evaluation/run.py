@@ -108,17 +108,22 @@ class Request:
             for name, each in targets.items()
             if each.label in there and all(name in model.properties for model in models)
         }
+        tensors = references.frames.gather(references.rows)
         for model in models:
-            for told in unseen(model, references):
+            for told in unseen(model, tensors):
                 if not self.allow_unseen:
                     raise ConfigError(f"{references.name}: {told} Pass --allow-unseen to go on all the same.")
                 log.warning("%s: %s", model.name, told)
         return models, references, labels
 
 
-def unseen(model: Model, references: References) -> list[str]:
-    """Sentences about elements, charges and spins that a model was not trained on, as far as its file says."""
-    tensors = references.frames.gather(references.rows)
+def unseen(model: Model, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Sentences about elements, charges and spins that a model was not trained on, as far as its file says.
+
+    Args:
+        model: The model.
+        tensors: Of the structures: ``z`` (N,), and ``q`` and ``s`` (S,) where they are stated.
+    """
     told = [unseen_elements(model.network, tensors["z"])]
     states: tuple[tuple[Literal["charge", "spin"], str], ...] = (("charge", "q"), ("spin", "s"))
     for option, key in states:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 subject = request.subject(atoms)
                 rows = request.measure_all(subject, steps, name)
                 found.append({"name": name, "atoms": atoms, "rows": rows, "growth": [], "stopped": None})
-            for entry in found if request.replicate else ():
+            for entry in found:
                 entry["growth"], entry["stopped"] = request.measure_growth(entry["atoms"], steps, entry["name"])
     notes = _notes(found)
     if args.json:
