@@ -8,7 +8,7 @@ import pytest
 import torch
 from daily import daily
 from torch import nn
-from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
+from toy_runs import die_at, finish, in_slow_motion, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet import load_model
 from torchmdnet.checkpoint import read_checkpoint
@@ -191,41 +191,17 @@ def _assert_same(folder, expected):
         assert str(ours["optimizer_states"]) == str(theirs["optimizer_states"])
 
 
-def _at(count, owner, name):
-    method, calls = getattr(owner, name), []
-
-    def dies(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == count:
-            kill_me()
-        return method(*args, **kwargs)
-
-    setattr(owner, name, dies)
-
-
 def in_a_step():
-    _at(13, LNNP, "training_step")
+    die_at(13, LNNP, "training_step")
 
 
 def in_validation():
     """While the model holds the average."""
-    _at(5, LNNP, "validation_step")
+    die_at(5, LNNP, "validation_step")
 
 
 def while_a_checkpoint_is_written():
-    _at(3, SafeCheckpointIO, "save_checkpoint")
-
-
-def in_slow_motion():
-    from toy_data import Toy
-
-    batch = Toy.batch
-
-    def slow(self, indices):
-        time.sleep(0.1)
-        return batch(self, indices)
-
-    Toy.batch = slow
+    die_at(3, SafeCheckpointIO, "save_checkpoint")
 
 
 @pytest.mark.parametrize("moment", daily([in_a_step, in_validation, while_a_checkpoint_is_written], in_validation))

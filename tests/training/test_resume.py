@@ -14,7 +14,7 @@ import torch
 from conftest import shared
 from daily import daily, rarely
 from toy_data import Toy
-from toy_runs import finish, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
+from toy_runs import die_at, finish, in_slow_motion, kill_me, one_thread, rows, settings, start, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.checkpoint import read_checkpoint
 from torchmdnet.config.command_line import resolve
@@ -73,25 +73,12 @@ def _assert_same(folder, expected):
 # ------------------------------------------------------------------------------------------------ killed
 
 
-def _at(count, owner, name):
-    """Die at the ``count``-th call of a method."""
-    method, calls = getattr(owner, name), []
-
-    def dies(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == count:
-            kill_me()
-        return method(*args, **kwargs)
-
-    setattr(owner, name, dies)
-
-
 def in_a_step():
-    _at(13, LNNP, "training_step")
+    die_at(13, LNNP, "training_step")
 
 
 def in_validation():
-    _at(4, LNNP, "validation_step")
+    die_at(4, LNNP, "validation_step")
 
 
 def while_a_checkpoint_is_written():
@@ -111,19 +98,19 @@ def while_a_checkpoint_is_written():
 def between_the_best_and_the_last_checkpoint():
     from torchmdnet.training import callbacks
 
-    _at(2, callbacks, "copy_file")
+    die_at(2, callbacks, "copy_file")
 
 
 def after_the_epoch_is_logged():
-    _at(2, SafeCheckpointIO, "save_checkpoint")
+    die_at(2, SafeCheckpointIO, "save_checkpoint")
 
 
 def before_the_final_test():
-    _at(1, run, "load_best")
+    die_at(1, run, "load_best")
 
 
 def before_the_report():
-    _at(1, run, "write_all")
+    die_at(1, run, "write_all")
 
 
 def while_the_division_is_written():
@@ -140,7 +127,7 @@ def while_the_division_is_written():
 def between_the_tables_and_the_last_checkpoint():
     from torchmdnet.training import callbacks
 
-    _at(3, callbacks.Checkpoints, "_save")
+    die_at(3, callbacks.Checkpoints, "_save")
 
 
 def between_the_last_checkpoint_and_what_follows():
@@ -242,16 +229,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_tables_of_one_that_was_not
 
 
 # ------------------------------------------------------------------------------------------------ stopped
-
-
-def in_slow_motion():
-    batch = Toy.batch
-
-    def slow(self, indices):
-        time.sleep(0.1)
-        return batch(self, indices)
-
-    Toy.batch = slow
 
 
 @pytest.mark.parametrize("number", daily([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))

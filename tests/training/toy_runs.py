@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,3 +117,29 @@ def _program(flags, environment, fault):
 def kill_me():
     """End this process as the system does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(count, owner, name):
+    """Die at the ``count``-th call of a method."""
+    method, calls = getattr(owner, name), []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            kill_me()
+        return method(*args, **kwargs)
+
+    setattr(owner, name, dies)
+
+
+def in_slow_motion():
+    """Let a batch take long enough for a signal to arrive in the middle of an epoch."""
+    from toy_data import Toy
+
+    batch = Toy.batch
+
+    def slow(self, indices):
+        time.sleep(0.1)
+        return batch(self, indices)
+
+    Toy.batch = slow
