@@ -1,8 +1,10 @@
 """Switches in the environment are on or off, and nothing else."""
 
+import re
 import runpy
 
 import pytest
+from conftest import REPOSITORY
 
 from torchmdnet import switches
 from torchmdnet.errors import ConfigError
@@ -47,3 +49,9 @@ def test_loops_are_checked_where_the_switch_is_on(text, expected, monkeypatch):
 
     monkeypatch.setenv("TORCHMDNET_CHECK_LOOPS", text)
     assert runpy.run_path(work.__file__)["CHECKS"] is expected
+
+
+def test_the_page_lists_every_switch_as_it_is_without_it():
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(TORCHMDNET_\w+)` \| (on|off) \|", page, re.MULTILINE))
+    assert {name: word == "on" for name, word in rows.items()} == switches.SWITCHES
