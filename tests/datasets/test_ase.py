@@ -686,6 +686,18 @@ def test_atoms_on_top_of_each_other_are_reported(tmp_path, caplog, kind):
     assert re.search(r"frame 0: atoms [012] and 2 are 0\.050 Å apart", caplog.text)
 
 
+def test_what_no_model_takes_is_refused_with_its_frame(tmp_path):
+    near = Atoms("H2O", [[0, 0, 0], [1, 0, 0], [1, 0, 1e-6]])
+    flat = Atoms("H", [[0, 0, 0]], cell=[5, 5, 1e-3], pbc=True)
+    for atoms, told in (
+        (near, r"frame 0: atoms 1 and 2 are 1e-06 Å apart"),
+        (flat, r"frame 0: pbc is .* does not span"),
+    ):
+        atoms.info["energy"] = 0.0
+        with pytest.raises(DataError, match=told):
+            ASE(write(tmp_path / "a.extxyz", atoms))
+
+
 def test_ordinary_molecules_and_crystals_do_not_overlap(tmp_path, frames, caplog):
     rng = np.random.default_rng(0)
     crystals = [labelled(bulk("Cu"), rng), labelled(fcc111("Cu", (2, 2, 2), vacuum=5), rng)]

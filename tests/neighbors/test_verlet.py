@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from test_neighbors import CELLS, as_counter
 from torch import Tensor
 
+from torchmdnet.errors import DataError
 from torchmdnet.neighbors import VerletList, pairs_within
 
 CUTOFF, SKIN = 3.3, 0.6
@@ -55,6 +58,20 @@ def test_a_list_lasts_until_an_atom_has_moved_by_half_the_skin() -> None:
     for distance, searches in zip((0.0, 0.0, 0.2, 0.29, 0.31, 0.35), expected, strict=True):
         expect_fresh_pairs(known, moved(pos, distance), batch, box, 1)
         assert known.num_searches == searches
+
+
+@pytest.mark.parametrize("row", [[7.0, 0, 0], [0, 0, math.nan], [0, 1e-9, 0]])
+def test_a_box_that_collapses_is_refused_as_in_a_fresh_search(row: list[float]) -> None:
+    pos, batch, box = torch.tensor(GAS), torch.zeros(60, dtype=torch.long), 7 * torch.eye(3).double()[None]
+    known = VerletList(SKIN)
+    known(pos, batch, box, 1, CUTOFF)
+    flat = box.clone()
+    flat[0, 1] = torch.tensor(row, dtype=torch.float64)
+    with pytest.raises(DataError) as fresh:
+        pairs_within(pos, batch, flat, 1, CUTOFF)
+    with pytest.raises(DataError) as found:
+        known(pos, batch, flat, 1, CUTOFF)
+    assert str(found.value) == str(fresh.value)
 
 
 def test_a_jump_of_one_atom_is_noticed() -> None:

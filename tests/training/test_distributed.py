@@ -181,6 +181,7 @@ def test_a_node_that_is_left_alone_gives_up_and_says_for_whom_it_waited(rank, ro
     assert time.monotonic() - began < 50
     said = (tmp_path / "said").read_text()
     assert f"Process {rank} of 2 {role}" in said
+    assert ("nothing listens there: process 0 has not started" in said) == (rank == 1)
     assert "MASTER_PORT" in said
     assert "Traceback" not in said
 

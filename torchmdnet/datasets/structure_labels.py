@@ -58,6 +58,8 @@ _WEIGHT_FIELDS = {
     "stress": "stress_weight",
 }
 OVERLAP = 0.1  # Å; two nuclei this close are a mistake in the file
+CLOSEST = 1e-4  # Å; closer ones that are not at the same place have no direction between them
+FLATTEST = 1e-2  # of the file's unit of length; a periodic cell thinner than this is a mistake
 
 
 class Source(NamedTuple):
@@ -608,9 +610,14 @@ class StructureReader:
     def _look_for_overlaps(self, pos: np.ndarray, box: np.ndarray, where: str) -> None:
         pair = _overlap(pos, box)
         if pair is not None:
+            i, j, distance = pair
+            if 0 < distance < CLOSEST:
+                raise DataError(
+                    f"{where}: atoms {i} and {j} are {distance:.2g} Å apart, so there is no meaningful direction "
+                    "between them. Remove one of them, or the frame."
+                )
             self.overlaps += 1
             if self.overlaps <= 5:
-                i, j, distance = pair
                 self.warnings.append(f"{where}: atoms {i} and {j} are {distance:.3f} Å apart.")
 
     def _tell_spins(self, spins: _SpinReadings) -> None:
@@ -808,7 +815,7 @@ def _box(atoms: Atoms, where: str) -> np.ndarray:
         )
     periodic = np.asarray(atoms.pbc, dtype=bool)
     rows = cell[periodic]
-    if len(rows) and np.linalg.svd(rows, compute_uv=False).min() < 1e-3:
+    if len(rows) and np.linalg.svd(rows, compute_uv=False).min() < FLATTEST:
         raise DataError(
             f"{where}: pbc is {periodic.tolist()}, but the cell {cell.tolist()} does not span these directions."
         )

@@ -132,7 +132,7 @@ class _Known:
 def _deformation(now: np.ndarray, then: np.ndarray) -> tuple[np.ndarray, float]:
     """The inverse of the deformation F of boxes, (1 or S, 3, 3), and the smallest singular value of F.
 
-    The latter is 0 where a direction was opened or closed.
+    The latter is 0 where a direction was opened or closed, or a box spans no volume any more.
     """
     is_open = [(box == 0).all(axis=-1) for box in (now, then)]
     if not np.array_equal(*is_open):
@@ -141,6 +141,10 @@ def _deformation(now: np.ndarray, then: np.ndarray) -> tuple[np.ndarray, float]:
         completed(torch.from_numpy(box).double(), torch.from_numpy(rows)).numpy()
         for box, rows in zip((now, then), is_open, strict=True)
     ]
+    with np.errstate(invalid="ignore"):
+        volumes = np.linalg.det(full)
+    if not (np.isfinite(volumes) & (volumes != 0)).all():
+        return now, 0.0
     back = np.linalg.solve(*full)
     return back, 1 / float(np.linalg.norm(back, 2, axis=(1, 2)).max())
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -260,6 +261,8 @@ class BoundedDDPStrategy(DDPStrategy):
 
         def connect(serve: bool) -> Any:
             wait = timedelta(seconds=max(0.5, until - time.monotonic()))
+            if not serve:
+                _find_listener(str(address), int(port), until)
             store = TCPStore(address, port, None, serve, wait, wait_for_workers=False)
             store.set_timeout(wait)
             return PrefixStore(prefix, store)
@@ -320,6 +323,7 @@ class BoundedDDPStrategy(DDPStrategy):
 
 #: What may be wrong where an answer does not come.
 _NO_RUN = "something answers there, but it is no run of torchmd-train"
+_NOBODY = "nothing listens there: process 0 has not started, or has ended"
 _NO_ANSWER = "it has stopped, or ended, while the processes were meeting"
 
 #: What libraries say of a port or an address, and what to say of it.
@@ -420,6 +424,24 @@ def _bounded(call: Callable[[], _T], until: float, told: str) -> _T:
     return value
 
 
+def _find_listener(address: str, port: int, until: float) -> None:
+    """Wait until something listens, for a store that finds nothing can end the process when it gives up.
+
+    Raises:
+        TimeoutError: If nothing does by then; the reason is what the system says of the last attempt.
+    """
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=max(0.5, until - time.monotonic())).close()
+            return
+        except socket.gaierror:
+            raise
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise TimeoutError(_NOBODY) from error
+            time.sleep(0.1)
+
+
 # --------------------------------------------------------------------------------------------------- lost peers
 
 
@@ -477,7 +499,7 @@ def _is_connection_error(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """What went wrong, in brackets, where that is known here; the library's own words are in the traceback alone."""
     text = str(error)
-    if text in (_NO_RUN, _NO_ANSWER):
+    if text in (_NO_RUN, _NOBODY, _NO_ANSWER):
         return f" ({text})"
     known = (word for sign, word in _REASONS.items() if sign in text.lower())
     return f" ({word})" if (word := next(known, "")) else ""
