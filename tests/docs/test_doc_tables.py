@@ -96,8 +96,8 @@ def test_the_recipe_is_the_same_wherever_it_is_shown(tmp_path, monkeypatch):
 
 #: What the recipe says of training; the size of the network and the number of epochs go with the data.
 TRAINING = (
-    "y_loss_per_atom", "y_weight", "neg_dy_weight", "batch_size", "lr", "lr_warmup_steps", "lr_patience", "lr_factor",
-    "gradient_clipping", "early_stopping_patience",
+    "y_loss_per_atom", "y_weight", "neg_dy_weight", "batch_size", "lr", "lr_warmup_steps", "lr_schedule",
+    "model_ema_decay", "weight_decay", "weight_decay_on", "gradient_clipping",
 )  # fmt: skip
 
 
