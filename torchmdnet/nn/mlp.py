@@ -85,25 +85,22 @@ def _few(x: Tensor, linears: Sequence[Any]) -> bool:
 def _value_and_slope_of_few(x: Tensor, linears: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """:meth:`MLP.value_and_slope` in compiled loops."""
     num, dense = x.shape[0], loops.dense
-    out, before = x.detach().contiguous(), []
-    y = out.numpy()
-    weights = [linear.weight.detach().numpy() for linear in linears]
-    none = np.zeros(max(map(len, weights)), y.dtype)
-    for linear, weight in zip(linears, weights, strict=True):
-        if before:
-            silu, y = y, np.empty_like(y)
-            loops.activation.silu(20 * y.size, silu, none[: y.shape[1]], y)
-        out = torch.empty(num, len(weight), dtype=x.dtype)
-        dense.linear(y.size * len(weight), y, weight, linear.bias.detach().numpy(), out.numpy())
-        y = out.numpy()
-        before.append(y)
-    grad = np.repeat(weights[-1], num, axis=0)
-    for weight, x_of in zip(weights[-2::-1], before[-2::-1], strict=True):
-        of_silu = np.empty_like(grad)
-        loops.activation.silu_backward(20 * grad.size, x_of, none[: grad.shape[1]], grad, of_silu)
-        grad = torch.empty(num, weight.shape[1], dtype=x.dtype).numpy()
-        dense.linear_backward(grad.size * len(weight), of_silu, weight, grad)
-    return out, torch.from_numpy(grad)
+    y, before = x.detach().contiguous().numpy(), []
+    *hidden, (last, shift) = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linears]
+    none = np.zeros(max(len(weight) for weight, _ in hidden), y.dtype)
+    for weight, bias in hidden:
+        made = np.empty((num, len(weight)), y.dtype)
+        dense.linear(y.size * len(weight), y, np.ascontiguousarray(weight.T), bias, made)
+        before.append(made)
+        y = np.empty_like(made)
+        loops.activation.silu(20 * y.size, made, none[: y.shape[1]], y)
+    out, grad = y @ last.T + shift, np.repeat(last, num, axis=0)
+    for (weight, _), made in zip(hidden[::-1], before[::-1], strict=True):
+        of_silu, below = np.empty_like(grad), np.empty((num, weight.shape[1]), grad.dtype)
+        loops.activation.silu_backward(20 * grad.size, made, none[: grad.shape[1]], grad, of_silu)
+        dense.linear(below.size * len(weight), of_silu, weight, none[:0], below)
+        grad = below
+    return torch.from_numpy(out), torch.from_numpy(grad)
 
 
 class SiluLayers:

@@ -178,7 +178,7 @@ def _(step: Plain, tape: DeviceTape, *inputs: Tensor) -> tuple[Tensor, Backward]
 
 @passes.register
 def _(step: Linear, tape: DeviceTape, *inputs: Tensor) -> tuple[Tensor, Backward]:
-    weight, bias = step.module.weight, step.module.bias
+    weight, bias = step.layer.weight, step.layer.bias
     return F.linear(inputs[0], weight, bias), lambda grad: (grad @ weight,)
 
 

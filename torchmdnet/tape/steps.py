@@ -112,26 +112,30 @@ class _Dense(Step):
 class Linear(_Dense):
     """y = W x + b over the last axis."""
 
-    def __init__(self, module: nn.Linear) -> None:
-        self.module = module
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
-        return self.module(inputs[0])
+        return self.layer(inputs[0])
 
     def weights(self, run: Run) -> tuple[Tensor, Tensor | None]:
         """W and b, or what is made of others; see :meth:`Tables.made`."""
-        return self.module.weight, self.module.bias
+        return self.layer.weight, self.layer.bias
+
+    def fits_loops(self, run: Run, x: Buffer) -> bool:
+        """See :class:`_Dense`."""
+        rows = math.prod(x.shape[:-1])
+        return not run.tape.keeps and loops.dense.takes(rows, x.array.itemsize, *self.weights(run)[0].shape)
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (x,) = inputs
         run.weight, run.bias = self.weights(run)
         run.is_few = self.fits_loops(run, x)
         if run.is_few:
-            (*sizes, _), run.matrix = x.shape, _array(run.weight)
-            out = run.tape.empty(*sizes, len(run.matrix))
-            bias = np.zeros(len(run.matrix), run.matrix.dtype) if run.bias is None else _array(run.bias)
-            arrays = _flat(x), run.matrix, bias, _flat(out)
-            loops.dense.linear(x.array.size * len(bias), *arrays)
+            matrix = np.ascontiguousarray(_array(run.weight).T)  # not kept: any weight may have changed since
+            out = run.tape.empty(*x.shape[:-1], matrix.shape[1])
+            bias = matrix[0, :0] if run.bias is None else _array(run.bias)
+            loops.dense.linear(x.array.size * matrix.shape[1], _flat(x), matrix, bias, _flat(out))
             return out
         if run.tape.keeps:
             run.x = x
@@ -139,9 +143,9 @@ class Linear(_Dense):
 
     def backward(self, run: Run, *grads: Buffer) -> tuple[Buffer]:
         if run.is_few:
-            out = run.tape.empty(*grads[0].shape[:-1], run.matrix.shape[1])
-            arrays = _flat(grads[0]), run.matrix, _flat(out)
-            loops.dense.linear_backward(out.array.size * len(run.matrix), *arrays)
+            matrix = _array(run.weight)
+            out = run.tape.empty(*grads[0].shape[:-1], matrix.shape[1])
+            loops.dense.linear(out.array.size * len(matrix), _flat(grads[0]), matrix, matrix[0, :0], _flat(out))
             return (out,)
         return (Buffer(grads[0].tensor @ run.weight),)
 
