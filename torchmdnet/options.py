@@ -197,7 +197,7 @@ _GROUPS: dict[str, Sequence[Option]] = {
                "torch.compile. Takes minutes at the start, and on the CPU a C++ compiler.", established=False,
                read_by="training"),
         Option("log_dir", "path", None,
-               "Folder for everything the run writes. None makes a new folder, runs/<dataset>-<model>-<date>-<time>.",
+               "Folder for everything the run writes. None (null) makes runs/<dataset>-<model>-<date>-<time>.",
                short="-l", read_by="data"),
         Option("redirect", "bool", False, "Also write what appears on the terminal to log_dir/log."),
         Option("overwrite", "bool", False,

@@ -302,6 +302,10 @@ def continued(
         return status in (0, INTERRUPTED)
 
 
+#: Words for no value, with which a run makes a folder of its own.
+NOTHING = ("None", "none", "null", "~")
+
+
 def named(name: str) -> bool:
     """A run in a folder of some name, which then goes on there."""
     with place():
@@ -313,8 +317,9 @@ def named(name: str) -> bool:
         words = [f"--{key.replace('_', '-')}={value}" for key, value in {**TRAINING, "log_dir": name}.items()]
         if train(words) != 0:
             raise targets.Wrong(f"log_dir {name!r} is refused")
-        _finished(Path(name))
-        if train([f"--load-model={os.path.join(name, 'last.ckpt')}", "--num-epochs=2"]) != 0:
+        (made,) = Path("runs").iterdir() if name in NOTHING else [name]
+        _finished(Path(made))
+        if train([f"--load-model={os.path.join(made, 'last.ckpt')}", "--num-epochs=2"]) != 0:
             raise targets.Wrong(f"a run in {name!r} does not continue")
         return True
 

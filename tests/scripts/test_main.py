@@ -168,6 +168,14 @@ def test_existing_files_are_kept_unless_told(checkpoint, tmp_path: Path, capsys)
     assert torch.equal(energy_of(tmp_path / "there.safetensors"), energy_of(checkpoint))
 
 
+def test_a_file_does_not_replace_the_one_it_is_made_of(checkpoint, capsys) -> None:
+    before = Path(checkpoint).read_bytes()
+    status, message = refused(capsys, "convert", checkpoint, checkpoint, "--overwrite")
+    assert status == 2
+    assert "is the file that is read" in message
+    assert Path(checkpoint).read_bytes() == before
+
+
 def test_a_conversion_that_would_change_numbers_is_not_left_there(
     checkpoint, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -229,9 +229,10 @@ class Representation(nn.Module):
             return
         for number in (int(z.min()), int(z.max())):
             if not 0 <= number < self.max_z:
-                name = SYMBOLS[number] if 0 < number < len(SYMBOLS) else "not an element"
+                if not 0 < number < len(SYMBOLS):
+                    raise ValueError(f"z holds {number}, which is not an element (1 to {len(SYMBOLS) - 1}).")
                 raise ValueError(
-                    f"z holds {number} ({name}), but the embedding of this model ends at {self.max_z - 1} "
+                    f"z holds {number} ({SYMBOLS[number]}), but the embedding of this model ends at {self.max_z - 1} "
                     f"(max_z={self.max_z}). Train with a larger max_z."
                 )
 

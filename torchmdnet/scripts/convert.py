@@ -104,6 +104,9 @@ def convert(
     from torchmdnet.checkpoint import load_model, save_model
 
     target = check_target(new, "new")
+    read = [old] if isinstance(old, (str, Path)) else old
+    if target.exists() and any(Path(path).exists() and target.samefile(path) for path in read):
+        raise ConfigError(f"{target} is the file that is read; the new one may hold less. Choose another name.")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists. Pass --overwrite to replace it, or choose another name.")
     if not target.parent.is_dir():
