@@ -28,8 +28,11 @@ class Fault(NamedTuple):
 FAULTS: dict[str, list[Fault]] = {
     "Numbers": [
         Fault(
-            "positions, charges, boxes that are not finite, or atoms that all but coincide",
-            "refused with the atom or system; where values are not looked at, that system alone is NaN",
+            "positions, charges, boxes that are not finite, or atoms that all but coincide (at the very same place "
+            "they do not see each other: a warning of `torchmd-train` and `eval`, refused by `md`, `relax`, `vib`, "
+            "`scan`, `label`)",
+            "refused with the atom or system, in data files with the frame; where values are not looked at, that "
+            "system alone is NaN",
             {
                 "test_unsound.py": [
                     "test_positions_that_are_not_finite_are_refused_by_atom",
