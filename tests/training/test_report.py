@@ -14,7 +14,7 @@ from rich.console import Console
 from toy_runs import finished_run, one_thread, rows, train_toy  # noqa: F401 (fixtures)
 
 from torchmdnet.page import MANY_POINTS
-from torchmdnet.training import report, run, terminal
+from torchmdnet.training import plots, report, run, terminal
 from torchmdnet.training.evaluate import Baseline, Evaluation
 from torchmdnet.training.metrics import Errors
 from torchmdnet.training.plots import draw_learning_curves, draw_parity
@@ -100,6 +100,16 @@ def test_parity_of_one_term_has_one_panel_and_of_none_no_file(tmp_path):
 def test_learning_curves_are_drawn_of_any_history(tmp_path, rows):
     draw_learning_curves(tmp_path / "curves.png", rows, [], "mse_loss", EV)
     assert _png_size(tmp_path / "curves.png")[0] > 300
+
+
+@pytest.mark.parametrize(("last", "scale"), [(1e-5, "log"), (1e-11, "linear")], ids=["plateau", "planned"])
+def test_a_rate_that_falls_to_nothing_is_drawn_linearly(last, scale, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    rows = [{"epoch": str(n), "lr": str(lr), "val_total_mse_loss": "1"} for n, lr in enumerate((1e-3, 5e-4, last))]
+    draw_learning_curves(tmp_path / "curves.png", rows, [], "mse_loss", EV)
+    assert drawn[0].axes[1].get_title() == "Learning rate"
+    assert drawn[0].axes[1].get_yscale() == scale
 
 
 # ------------------------------------------------------------------------------------------------ report.html

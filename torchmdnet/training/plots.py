@@ -72,7 +72,7 @@ def draw_learning_curves(
         axes[-1].set_title("Learning rate")
         for axis in axes:
             axis.set_xlabel("epoch")
-            _log_scale(axis)
+            _set_scale(axis, most=1e4 if axis is axes[-1] else math.inf)  # a planned rate falls to nothing
             if best_epoch is not None:
                 axis.axvline(best_epoch, color=ORANGE, linewidth=1, linestyle=":", label="best epoch")
         if axes[0].get_legend_handles_labels()[0]:
@@ -97,12 +97,12 @@ def _line(axis: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, label
         axis.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=label or None)
 
 
-def _log_scale(axis: Axes) -> None:
-    """Show values that span more than half a decade by their logarithm."""
+def _set_scale(axis: Axes, most: float) -> None:
+    """Show values by their logarithm whose largest is more than 3, and less than ``most``, times the smallest."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.zeros(0)])
-    if len(values) and values.min() > 0 and values.max() > 3 * values.min():
+    if len(values) and values.min() > 0 and 3 < values.max() / values.min() < most:
         axis.set_yscale("log")
         decades = np.log10(values.max() / values.min())
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
