@@ -11,7 +11,7 @@ import select
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,7 @@ __all__ = [
     "draft_of",
     "ensure_home",
     "expanded",
+    "is_one_of",
     "not_a_file",
     "plain",
     "private_temporary_folder",
@@ -132,6 +133,11 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of a folder that went or is read-only
             draft.unlink(missing_ok=True)
+
+
+def is_one_of(target: Path, paths: Iterable[str | os.PathLike[str]]) -> bool:
+    """Whether a file that is about to be written is one of those that are read, under whatever name."""
+    return target.exists() and any(os.path.exists(path) and target.samefile(path) for path in paths)
 
 
 def unwritten(path: Path, reason: str, number: int | None = None) -> WriteError:

@@ -23,6 +23,8 @@ import psutil
 import targets
 import yaml
 
+from torchmdnet.config.values import NONE_WORDS
+
 #: Seconds of the processor after which a program gets SIGINT, and its status then.
 ENOUGH, INTERRUPTED = 15, 130
 #: What stands for memory that could not be had, where the package has to say how much is needed.
@@ -302,10 +304,6 @@ def continued(
         return status in (0, INTERRUPTED)
 
 
-#: Words for no value, with which a run makes a folder of its own.
-NOTHING = ("None", "none", "null", "~")
-
-
 def named(name: str) -> bool:
     """A run in a folder of some name, which then goes on there."""
     with place():
@@ -317,7 +315,7 @@ def named(name: str) -> bool:
         words = [f"--{key.replace('_', '-')}={value}" for key, value in {**TRAINING, "log_dir": name}.items()]
         if train(words) != 0:
             raise targets.Wrong(f"log_dir {name!r} is refused")
-        (made,) = Path("runs").iterdir() if name in NOTHING else [name]
+        (made,) = Path("runs").iterdir() if name in NONE_WORDS else [name]
         _finished(Path(made))
         if train([f"--load-model={os.path.join(made, 'last.ckpt')}", "--num-epochs=2"]) != 0:
             raise targets.Wrong(f"a run in {name!r} does not continue")

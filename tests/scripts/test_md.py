@@ -99,19 +99,15 @@ main(sys.argv[1:])
 """
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen:
+def killed_after(folder: Path, rows: int, *words: str) -> bool:
+    """Run the command in another process and kill it when its log has as many rows; whether it was still running."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, "md", *words, "-o", str(folder)],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def killed_after(folder: Path, rows: int, *words: str) -> bool:
-    """Run the command in another process and kill it when its log has as many rows; whether it was still running."""
-    process = started(folder, *words)
     log, deadline = folder / "log.csv", time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if log.exists() and log.read_bytes().count(b"\n") > rows:
@@ -126,8 +122,8 @@ def killed_after(folder: Path, rows: int, *words: str) -> bool:
 def test_a_simulation_that_was_killed_gives_the_same_files(model, ethanol, tmp_path) -> None:
     words = [model, ethanol, "-e", "bussi", "--steps", "200", "--interval", "1", "--log-interval", "1"]
     assert killed_after(tmp_path / "killed", 40, *words)
-    assert started(tmp_path / "killed", "--resume").wait(120) == 0
-    assert started(tmp_path / "whole", *words).wait(120) == 0
+    md("--resume", "-o", tmp_path / "killed")
+    md(*words, "-o", tmp_path / "whole")
     expect_same_files(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -141,8 +137,8 @@ def test_a_simulation_that_was_killed_many_times_gives_the_same_files(model, sil
     for _ in range(6):
         rows += int(rng.integers(1, 40))
         assert killed_after(tmp_path / "killed", rows, "--resume")
-    assert started(tmp_path / "killed", "--resume").wait(120) == 0
-    assert started(tmp_path / "whole", *words).wait(120) == 0
+    md("--resume", "-o", tmp_path / "killed")
+    md(*words, "-o", tmp_path / "whole")
     expect_same_files(tmp_path / "killed", tmp_path / "whole")
 
 

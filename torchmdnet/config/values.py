@@ -24,9 +24,10 @@ from torchmdnet.parse import check_plain, parse_yaml
 from torchmdnet.priors import PRIORS, named_priors
 from torchmdnet.text import shortened
 
-__all__ = ["as_truth", "coerce", "number", "with_truths"]
+__all__ = ["NONE_WORDS", "as_truth", "coerce", "number", "with_truths"]
 
-_NONE_WORDS = ("None", "none", "null", "~")
+#: Words for no value, where an option takes none.
+NONE_WORDS = ("None", "none", "null", "~")
 
 
 def number(text: Any) -> int | float | None:
@@ -37,7 +38,7 @@ def number(text: Any) -> int | float | None:
     Raises:
         ValueError: The text is no finite number.
     """
-    if text is None or text in _NONE_WORDS:
+    if text is None or text in NONE_WORDS:
         return None
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         return text
@@ -347,7 +348,7 @@ def coerce(key: str, value: Any, source: str) -> Any:
     option = OPTIONS[key]
     check_plain(value, f"{source}: {key}")
     word = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if value is None or (isinstance(word, str) and option.takes_none and word in _NONE_WORDS):
+    if value is None or (isinstance(word, str) and option.takes_none and word in NONE_WORDS):
         if option.takes_none:
             return None
         raise ConfigError(

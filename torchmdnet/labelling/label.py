@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchmdnet.errors import ConfigError, DataError
-from torchmdnet.files import check_target
+from torchmdnet.files import check_target, is_one_of
 from torchmdnet.labelling.journal import Journal
 from torchmdnet.labelling.methods import PROPERTIES, Method, charge_and_unpaired
 from torchmdnet.labelling.output import writer_for
@@ -146,7 +146,7 @@ def open_journal(output: Path, header: dict[str, Any], files: Sequence[Path]) ->
         ConfigError: If the output is one of the files read, or somebody else's.
         DataError: If the journal belongs to other settings.
     """
-    if output.exists() and any(output.samefile(path) for path in files):
+    if is_one_of(output, files):
         raise ConfigError(f"output: {output} is one of the files to read. Choose another name.")
     path = journal_of(output)
     if output.exists() and not path.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchmdnet.errors import CheckpointError, ConfigError, WriteError
-from torchmdnet.files import check_target, unwritten
+from torchmdnet.files import check_target, is_one_of, unwritten
 
 if TYPE_CHECKING:
     from torchmdnet.ensemble import Ensemble
@@ -104,8 +104,7 @@ def convert(
     from torchmdnet.checkpoint import load_model, save_model
 
     target = check_target(new, "new")
-    read = [old] if isinstance(old, (str, Path)) else old
-    if target.exists() and any(Path(path).exists() and target.samefile(path) for path in read):
+    if is_one_of(target, [old] if isinstance(old, (str, Path)) else old):
         raise ConfigError(f"{target} is the file that is read; the new one may hold less. Choose another name.")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists. Pass --overwrite to replace it, or choose another name.")

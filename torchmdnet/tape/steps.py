@@ -103,10 +103,10 @@ class _Dense(Step):
         """See :class:`torchmdnet.tape.tape.Step`."""
         return self.fits_loops(run, inputs[0])
 
-    def fits_loops(self, run: Run, x: Buffer) -> bool:
-        """Whether loops take the rows of x."""
+    def fits_loops(self, run: Run, x: Buffer, *widths: int) -> bool:
+        """Whether loops take the rows of x, and rows of other widths."""
         *sizes, width = x.shape
-        return not run.tape.keeps and loops.dense.takes(math.prod(sizes), x.array.itemsize, width)
+        return not run.tape.keeps and loops.dense.takes(math.prod(sizes), x.array.itemsize, width, *widths)
 
 
 class Linear(_Dense):
@@ -122,10 +122,9 @@ class Linear(_Dense):
         """W and b, or what is made of others; see :meth:`Tables.made`."""
         return self.layer.weight, self.layer.bias
 
-    def fits_loops(self, run: Run, x: Buffer) -> bool:
+    def fits_loops(self, run: Run, x: Buffer, *widths: int) -> bool:
         """See :class:`_Dense`."""
-        rows = math.prod(x.shape[:-1])
-        return not run.tape.keeps and loops.dense.takes(rows, x.array.itemsize, *self.weights(run)[0].shape)
+        return super().fits_loops(run, x, len(self.weights(run)[0]), *widths)
 
     def value(self, run: Run, *inputs: Buffer) -> Buffer:
         (x,) = inputs
@@ -222,9 +221,9 @@ class LayerNorm(_Dense):
     def __init__(self, module: nn.LayerNorm) -> None:
         self.module = module
 
-    def fits_loops(self, run: Run, x: Buffer) -> bool:
+    def fits_loops(self, run: Run, x: Buffer, *widths: int) -> bool:
         """See :class:`_Dense`."""
-        return self.module.bias is not None and super().fits_loops(run, x)
+        return self.module.bias is not None and super().fits_loops(run, x, *widths)
 
     def definition(self, at: Definitions, *inputs: Tensor) -> Tensor:
         return layer_norm(self.module, inputs[0])
